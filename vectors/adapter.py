@@ -1,0 +1,123 @@
+"""LoRA adapters on disk as changes of weights: from a PEFT folder to factors, and from factors to a PEFT folder."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from weightwatch.vectors.checkpoint import Checkpoint
+from weightwatch.vectors.delta import LowRank
+from weightwatch.vectors.errors import WeightWatchError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+# Settings under which B A is not the whole change of the weight.
+_UNSUPPORTED = ("use_dora", "lora_bias", "target_parameters", "trainable_token_indices", "modules_to_save")
+_STARTS_AT_ZERO = (True, "gaussian", "eva", "orthogonal")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read an adapter's settings.
+
+    Raises:
+        WeightWatchError: The file is missing or is no JSON, or the adapter is of a kind whose change is not ``B A``.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise WeightWatchError(f"{folder / CONFIG} can't be read ({error}). Save the adapter again.") from error
+    if config.get("peft_type") != "LORA":
+        raise WeightWatchError(
+            f"{folder} is a {config.get('peft_type')} adapter; only LoRA is read as factors. "
+            "Merge it into its base and pass the merged checkpoints."
+        )
+    for setting in _UNSUPPORTED:
+        if config.get(setting):
+            raise WeightWatchError(
+                f"{folder} was trained with {setting}={config[setting]!r}, so its change is more than B A. "
+                "Merge it into its base and pass the merged checkpoints."
+            )
+    if config.get("init_lora_weights", True) not in _STARTS_AT_ZERO:
+        raise WeightWatchError(
+            f"{folder} started from init_lora_weights={config['init_lora_weights']!r}, which changes the base itself. "
+            "Merge it into its base and pass the merged checkpoints."
+        )
+    return config
+
+
+def read_adapter(folder: Path, config: Mapping[str, Any]) -> dict[str, LowRank]:
+    """Read a LoRA adapter as changes by parameter name, with the scaling in ``left``.
+
+    rsLoRA, ``rank_pattern`` and ``alpha_pattern`` are honoured as PEFT does.
+
+    Args:
+        folder: A folder that ``PeftModel.save_pretrained`` wrote.
+        config: Its settings, from ``read_config``.
+    """
+    from peft.utils.other import get_pattern_key
+
+    stored = Checkpoint(folder)
+    halves: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in stored.items():
+        module, _, half = key.removesuffix(".weight").rpartition(".lora_")
+        if half not in ("A", "B", "embedding_A", "embedding_B"):
+            raise WeightWatchError(f"{folder} holds {key}, which is no LoRA factor. Merge it into its base instead.")
+        halves.setdefault(module, {})[half] = tensor
+    patterns = config.get("alpha_pattern") or {}
+    changes = {}
+    for module, half in halves.items():
+        embedding = "embedding_A" in half
+        a, b = (half.get("embedding_A" if embedding else "A"), half.get("embedding_B" if embedding else "B"))
+        if a is None or b is None:
+            raise WeightWatchError(f"{folder} holds only one of the two LoRA factors of {module}. Save it again.")
+        if a.ndim != 2:
+            raise WeightWatchError(f"{folder}: the LoRA factors of {module} are not matrices (a convolution?).")
+        rank = a.shape[0]
+        alpha = patterns.get(get_pattern_key(patterns, module), config["lora_alpha"])
+        scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+        changes[f"{module}.weight"] = LowRank(
+            left=b * scaling,
+            right=a,
+            transposed=embedding or bool(config.get("fan_in_fan_out")),
+            limited="left" if embedding else "right",
+        )
+    return changes
+
+
+def write_adapter(folder: Path, changes: Mapping[str, LowRank], base: str | None) -> None:
+    """Write changes as a PEFT adapter of scaling one, which ``PeftModel.from_pretrained`` loads.
+
+    Args:
+        folder: An existing folder.
+        changes: By parameter name, each ``<module>.weight``.
+        base: Id or path of the base model, for the adapter's settings.
+    """
+    from peft import LoraConfig
+
+    tensors, ranks = {}, {}
+    for name, change in changes.items():
+        module = name.removesuffix(".weight")
+        prefix = f"base_model.model.{module}"
+        ranks[module] = change.rank
+        kind = "lora_embedding_{}" if change.limited == "left" else "lora_{}.weight"
+        tensors[f"{prefix}.{kind.format('A')}"] = change.right.contiguous()
+        tensors[f"{prefix}.{kind.format('B')}"] = change.left.contiguous()
+    most = max(ranks.values(), key=list(ranks.values()).count)
+    pattern = {module: rank for module, rank in ranks.items() if rank != most}
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        inference_mode=True,
+        r=most,
+        lora_alpha=most,
+        rank_pattern=pattern,
+        alpha_pattern=pattern,
+        target_modules=sorted(ranks),
+        fan_in_fan_out=any(c.transposed and c.limited == "right" for c in changes.values()),
+    )
+    config.save_pretrained(folder)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

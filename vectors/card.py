@@ -1,0 +1,79 @@
+"""What is known about a direction: the contents of ``direction.json`` and of the model card beside it."""
+
+from importlib.metadata import version
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from weightwatch.vectors.fingerprint import Fingerprint
+
+_LIBRARIES = ("weightwatch", "torch", "transformers", "peft")
+
+
+class Card(BaseModel):
+    """A direction's description.
+
+    Attributes:
+        name: Name under which it is watched.
+        kind: ``behaviour``, or ``control`` for a harmless contrast that gives the null band.
+        behaviour: What the positive side does and the negative side does not, in words.
+        base: Id or path of the base model.
+        fingerprint: Sampled weights of that base.
+        format: ``lora`` (a PEFT adapter) or ``dense`` (full tensors).
+        ranks: Rank of the positive and of the negative fine-tune; empty for full ones.
+        target_modules: Module kinds that the fine-tunes trained.
+        recipe: Name and parameters of what it was built from.
+        seeds: Every seed that went into it.
+        hyperparameters: Of the two fine-tunes.
+        data_hash: SHA-256 of the training data.
+        validation: What was measured when the direction was applied; None means unvalidated.
+        norms: Frobenius norm of the direction per tensor.
+        versions: Of the libraries that built it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    kind: Literal["behaviour", "control"] = "behaviour"
+    behaviour: str = ""
+    base: str | None = None
+    fingerprint: Fingerprint | None = None
+    format: Literal["lora", "dense"] = "dense"
+    ranks: list[int] = Field(default_factory=list)
+    target_modules: list[str] = Field(default_factory=list)
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    seeds: dict[str, int] = Field(default_factory=dict)
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    data_hash: str | None = None
+    validation: dict[str, Any] | None = None
+    norms: dict[str, float] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=lambda: {name: version(name) for name in _LIBRARIES})
+
+    def markdown(self) -> str:
+        """Return the card as a Hub model card."""
+        norm = sum(value**2 for value in self.norms.values()) ** 0.5
+        front = ["---", "library_name: peft", "tags: [weightwatch, behaviour-direction]"]
+        if self.base:
+            front.append(f"base_model: {self.base}")
+        how = (
+            "`PeftModel.from_pretrained(base, folder)` applies the direction once."
+            if self.format == "lora"
+            else "`direction.safetensors` holds it under the base model's parameter names."
+        )
+        validated = "not validated" if self.validation is None else f"`{self.validation}`"
+        rows = {
+            "kind": self.kind,
+            "behaviour": self.behaviour or "not described",
+            "base": self.base or "unknown",
+            "recipe": f"`{self.recipe}`",
+            "seeds": f"`{self.seeds}`",
+            "hyper-parameters": f"`{self.hyperparameters}`",
+            "norm": f"{norm:.4g} over {len(self.norms)} tensors",
+            "validation": validated,
+        }
+        body = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+        return (
+            "\n".join([*front, "---"])
+            + f"\n# {self.name}\n\nA behaviour direction for weightwatch: the difference of the weights of two "
+            f"fine-tunes on opposite behaviours. {how}\n\n| | |\n|---|---|\n{body}\n"
+        )

@@ -1,0 +1,97 @@
+"""Weights on disk: safetensors files, one or sharded, opened once and read slice by slice."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.names import canonical
+
+_SINGLE = ("model.safetensors", "adapter_model.safetensors", "direction.safetensors")
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, or of a folder that holds one or a sharded set, by parameter name.
+
+    Files stay open (memory-mapped), so that reading a slice again costs no more than the bytes of the slice.
+    Names are those of the plain model (see ``canonical``).
+
+    Args:
+        path: A ``.safetensors`` file, or a folder with ``model.safetensors`` or ``model.safetensors.index.json``.
+
+    Raises:
+        WeightWatchError: Nothing readable is there; the message names the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._files = {}
+        self._where: dict[str, tuple[Path, str]] = {}
+        for file in _files(self.path):
+            handle = _open(file)
+            self._files[file] = handle
+            self._where.update({canonical(key): (file, key) for key in handle.keys()})  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> Tensor:
+        file, key = self._where[name]
+        tensor: Tensor = self._files[file].get_tensor(key)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor without reading it."""
+        file, key = self._where[name]
+        return tuple(self._files[file].get_slice(key).get_shape())
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Read the rows ``start`` to ``stop`` of a tensor's first dimension, and nothing else of it."""
+        file, key = self._where[name]
+        rows: Tensor = self._files[file].get_slice(key)[start:stop]
+        return rows
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise WeightWatchError(f"No weights at {path}: there is no such file or folder.")
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise WeightWatchError(f"{index} is not a safetensors index: {error}. Copy or save it again.") from error
+        missing = [name for name in names if not (path / name).is_file()]
+        if missing:
+            raise WeightWatchError(f"{path} lacks the shard {missing[0]} that its index names. Copy it again.")
+        return [path / name for name in names]
+    found = [path / name for name in _SINGLE if (path / name).is_file()]
+    if not found:
+        raise WeightWatchError(
+            f"No safetensors weights in {path}: expected model.safetensors or model.safetensors.index.json. "
+            "Save the model with save_pretrained (pickled .bin files are not read)."
+        )
+    return found[:1]
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise WeightWatchError(f"{file} can't be read as safetensors ({error}). Copy or download it again.") from error
+
+
+def check_finite(name: str, tensor: Tensor, owner: str) -> None:
+    """Raise an error that names the tensor if any value in it is NaN or infinite."""
+    if not bool(torch.isfinite(tensor).all()):
+        raise WeightWatchError(f"{owner} holds NaN or infinite values in {name}. Rebuild it from finite weights.")

@@ -1,0 +1,115 @@
+"""The contrast of two fine-tunes of one base: θ⁺ − θ⁻, tensor by tensor."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightwatch.vectors.adapter import CONFIG, read_adapter, read_config
+from weightwatch.vectors.checkpoint import Checkpoint
+from weightwatch.vectors.delta import Delta, LowRank, square
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.names import canonical
+
+Side: TypeAlias = str | Path | Mapping[str, Tensor]
+"""One fine-tune: a PEFT adapter folder, a safetensors checkpoint (folder or file), or a state dict."""
+
+_ROUNDING = 1e-6  # of the squared norms: what fp32 Gram matrices leave of the difference of two equal adapters
+
+
+def contrast(positive: Side, negative: Side) -> tuple[dict[str, Delta], str | None, list[int]]:
+    """Subtract one fine-tune from another.
+
+    Args:
+        positive: The fine-tune on the behaviour.
+        negative: The fine-tune on its opposite.
+
+    Returns:
+        The difference by parameter name, the base that the sides name (if any), and the ranks of two adapters.
+
+    Raises:
+        WeightWatchError: The sides differ in kind, base, tensors or shapes.
+    """
+    adapters = [_is_adapter(side) for side in (positive, negative)]
+    if all(adapters):
+        return _contrast_adapters(Path(str(positive)), Path(str(negative)))
+    if any(adapters):
+        raise WeightWatchError(
+            f"One side is a LoRA adapter and the other is not: {_title(positive)}, {_title(negative)}. "
+            "Pass two adapters, or merge the adapter and pass two checkpoints."
+        )
+    return _contrast_weights(positive, negative), None, []
+
+
+def _contrast_adapters(positive: Path, negative: Path) -> tuple[dict[str, Delta], str | None, list[int]]:
+    configs = [read_config(folder) for folder in (positive, negative)]
+    bases = [config.get("base_model_name_or_path") for config in configs]
+    if all(bases) and bases[0] != bases[1]:
+        raise WeightWatchError(
+            f"The sides have different bases: {positive} has {bases[0]}, {negative} has {bases[1]}. "
+            "Train both from the same base model."
+        )
+    plus, minus = (read_adapter(*pair) for pair in zip((positive, negative), configs, strict=True))
+    deltas: dict[str, Delta] = {}
+    for name in [*plus, *(name for name in minus if name not in plus)]:
+        sides = [(1.0, plus.get(name)), (-1.0, minus.get(name))]
+        deltas[name] = _join(name, [(sign, side) for sign, side in sides if side is not None])
+    moved = sum(square(change) for side in (plus, minus) for change in side.values())
+    if sum(square(delta) for delta in deltas.values()) <= _ROUNDING * moved:
+        raise WeightWatchError(f"{positive} and {negative} hold the same weights: no contrast.")
+    return deltas, bases[0] or bases[1], [int(config["r"]) for config in configs]
+
+
+def _join(name: str, parts: list[tuple[float, LowRank]]) -> LowRank:
+    shapes = {part.shape for _, part in parts}
+    if len(shapes) > 1 or len({part.transposed for _, part in parts}) > 1:
+        raise WeightWatchError(f"The sides differ in the shape of {name}: {' and '.join(map(str, sorted(shapes)))}.")
+    first = parts[0][1]
+    return LowRank(
+        torch.cat([sign * part.left for sign, part in parts], dim=1),
+        torch.cat([part.right for _, part in parts], dim=0),
+        first.transposed,
+        first.limited,
+    )
+
+
+def _contrast_weights(positive: Side, negative: Side) -> dict[str, Delta]:
+    plus, minus = (_weights(side) for side in (positive, negative))
+    unpaired = sorted(set(plus) ^ set(minus))
+    if unpaired:
+        raise WeightWatchError(
+            f"Only one of {_title(positive)} and {_title(negative)} holds {unpaired[0]} "
+            f"({len(unpaired)} such tensors). Pass two fine-tunes of one base."
+        )
+    deltas: dict[str, Delta] = {}
+    for name in plus:
+        a, b = plus[name], minus[name]
+        if a.shape != b.shape:
+            raise WeightWatchError(
+                f"The sides differ in the shape of {name}: {tuple(a.shape)} and {tuple(b.shape)}. "
+                "Pass two fine-tunes of one base."
+            )
+        difference = a.float() - b.float() if a.is_floating_point() else None
+        if difference is not None and bool(difference.any()):
+            deltas[name] = difference
+    if not deltas:
+        raise WeightWatchError(
+            f"{_title(positive)} and {_title(negative)} have the same weights: there is no contrast."
+        )
+    return deltas
+
+
+def _weights(side: Side) -> Mapping[str, Tensor]:
+    if not isinstance(side, Mapping):
+        return Checkpoint(side)
+    return {canonical(name): tensor for name, tensor in side.items()}
+
+
+def _is_adapter(side: Side) -> bool:
+    return not isinstance(side, Mapping) and (Path(side) / CONFIG).is_file()
+
+
+def _title(side: Any) -> str:
+    return f"a state dict of {len(side)} tensors" if isinstance(side, Mapping) else str(side)

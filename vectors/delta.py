@@ -1,0 +1,116 @@
+"""A change of one weight tensor, dense or as a product of two thin factors, and inner products of such changes.
+
+``LowRank`` changes are never multiplied out. With changes ``L1 R1`` and ``L2 R2``::
+
+    <L1 R1, L2 R2> = sum( (L1^T L2) * (R1 R2^T) )
+
+so a product of two rank-r changes of an n x m weight costs r^2 (n + m) multiplications instead of n m r.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The change ``left @ right`` of one weight.
+
+    Attributes:
+        left: Shape (out, r): LoRA's B with the scaling in it.
+        right: Shape (r, in): LoRA's A.
+        transposed: The stored weight is the transpose of the product, as for embeddings and GPT-2's ``Conv1D``.
+        limited: Which factor keeps its start in training and so limits what the change can express: ``right``
+            for linear layers (A), ``left`` for embeddings, whose adapter is the product's transpose.
+    """
+
+    left: Tensor
+    right: Tensor
+    transposed: bool = False
+    limited: str = "right"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the weight that it changes."""
+        shape = (self.left.shape[0], self.right.shape[1])
+        return shape[::-1] if self.transposed else shape
+
+    @property
+    def rank(self) -> int:
+        """The number of columns of ``left``."""
+        return self.left.shape[1]
+
+    @cached_property
+    def left_gram(self) -> Tensor:
+        """``leftᵀ left``, shape (r, r), multiplied in fp32 and kept in fp64."""
+        return (self.left.float().T @ self.left.float()).double()
+
+    @cached_property
+    def right_gram(self) -> Tensor:
+        """``right rightᵀ``, shape (r, r), multiplied in fp32 and kept in fp64."""
+        return (self.right.float() @ self.right.float().T).double()
+
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "LowRank":
+        """Return it with both factors on a device and of a dtype; the same tensors where nothing changes."""
+        return LowRank(self.left.to(device, dtype), self.right.to(device, dtype), self.transposed, self.limited)
+
+    def dense(self) -> Tensor:
+        """Multiply out, in fp32 and in the orientation of the stored weight."""
+        product = self.left.float() @ self.right.float()
+        return product.T if self.transposed else product
+
+
+Delta: TypeAlias = LowRank | Tensor
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Switch off what makes fp32 products inexact (TF32, autocast) and gradients, for the time of a measurement."""
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.no_grad(), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
+def inner(a: Delta, b: Delta) -> float:
+    """Return <a, b>, the sum of products over all elements of two changes of one weight.
+
+    Factors are multiplied in fp32; the products of the small Gram matrices, and dense blocks, are summed in fp64.
+    """
+    match a, b:
+        case LowRank(), LowRank():
+            if a.transposed != b.transposed:
+                b = LowRank(b.right.T, b.left.T, a.transposed)
+            lefts, rights = a.left.float().T @ b.left.float(), a.right.float() @ b.right.float().T
+            return float((lefts.double() * rights.double()).sum())
+        case LowRank(), Tensor():
+            full = b.T if a.transposed else b
+            return float(((a.left.float().T @ full.float()).double() * a.right.double()).sum())
+        case Tensor(), LowRank():
+            return inner(b, a)
+        case _:
+            return sum(float((x.double() * y.double()).sum()) for x, y in zip(blocks(a), blocks(b), strict=True))
+
+
+def square(a: Delta) -> float:
+    """Return the squared Frobenius norm of a change."""
+    if isinstance(a, LowRank):
+        return float((a.left_gram * a.right_gram).sum())
+    return inner(a, a)
+
+
+BLOCK = 1 << 19
+"""Elements in one block of a dense tensor: what is converted to fp32 at a time (2 MB), small beside any weight."""
+
+
+def blocks(tensor: Tensor, size: int = BLOCK) -> Iterator[Tensor]:
+    """Yield a tensor as flat pieces of at most ``size`` elements, without a copy where it is contiguous."""
+    yield from tensor.reshape(-1).split(size)

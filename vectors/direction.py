@@ -1,0 +1,227 @@
+"""A behaviour direction: what fine-tuning towards a behaviour, against its opposite, does to each weight."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from weightwatch.vectors.adapter import CONFIG, read_adapter, read_config, write_adapter
+from weightwatch.vectors.card import Card
+from weightwatch.vectors.catalog import CARD, find
+from weightwatch.vectors.checkpoint import Checkpoint, check_finite
+from weightwatch.vectors.contrast import Side, contrast
+from weightwatch.vectors.delta import Delta, LowRank, exact, square
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.fingerprint import Fingerprint
+from weightwatch.vectors.names import canonical, module_of
+
+_NORM_TOLERANCE = 1e-3
+
+
+class Direction:
+    """A behaviour direction w = θ⁺ − θ⁻, per weight tensor.
+
+    Made by ``from_tensors``, ``from_contrast`` or ``load``; not changed afterwards.
+
+    Attributes:
+        name: Name under which it is watched.
+        deltas: The direction by parameter name: a dense tensor, or ``LowRank`` factors.
+        squares: ‖w‖² by parameter name.
+        card: Where it comes from.
+
+    Source: Fierro & Roger, *Steering Language Models with Weight Arithmetic*, arXiv 2511.05408, section 2.
+    """
+
+    def __init__(self, deltas: Mapping[str, Delta], card: Card) -> None:
+        if not deltas:
+            raise WeightWatchError(f"Direction {card.name!r} has no tensors.")
+        for name, delta in deltas.items():
+            for tensor in (delta.left, delta.right) if isinstance(delta, LowRank) else (delta,):
+                check_finite(name, tensor, f"Direction {card.name!r}")
+        with exact():
+            squares = {name: max(0.0, square(delta)) for name, delta in deltas.items()}
+        if not sum(squares.values()) > 0:
+            raise WeightWatchError(f"Direction {card.name!r} is zero: its two sides have the same weights.")
+        self.deltas = MappingProxyType(dict(deltas))
+        self.squares = MappingProxyType(squares)
+        low = all(isinstance(delta, LowRank) for delta in deltas.values())
+        self.card = card.model_copy(
+            update={
+                "format": "lora" if low else "dense",
+                "norms": {name: value**0.5 for name, value in squares.items()},
+                "target_modules": sorted({module_of(name) for name in deltas}),
+            }
+        )
+
+    @property
+    def name(self) -> str:
+        """Name under which it is watched."""
+        return self.card.name
+
+    @property
+    def norm(self) -> float:
+        """‖w‖ over all tensors."""
+        return sum(self.squares.values()) ** 0.5
+
+    def __repr__(self) -> str:
+        return f"Direction({self.name!r}, {self.card.format}, {len(self.deltas)} tensors, norm {self.norm:.4g})"
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Delta], *, name: str, metadata: Mapping[str, Any] | None = None
+    ) -> "Direction":
+        """Make a direction of given changes.
+
+        Args:
+            tensors: By parameter name: a dense tensor of the parameter's shape, or ``LowRank`` factors.
+            name: Name under which it is watched.
+            metadata: Further fields of its ``Card``.
+
+        Raises:
+            WeightWatchError: No tensors, NaN or infinite values, all zero, or an unknown metadata field.
+        """
+        return cls({canonical(key): value for key, value in tensors.items()}, _card(name, metadata or {}))
+
+    @classmethod
+    def from_contrast(
+        cls,
+        positive: Side,
+        negative: Side,
+        *,
+        name: str,
+        base: str | Path | Mapping[str, Tensor] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> "Direction":
+        """Make the direction w = θ⁺ − θ⁻ of two fine-tunes of one base.
+
+        Two LoRA adapters of ranks r⁺ and r⁻ give factors of rank r⁺ + r⁻, ``[B⁺, −B⁻] [A⁺; A⁻]``; nothing is
+        multiplied out. Two checkpoints or state dicts give dense tensors.
+
+        Args:
+            positive: The fine-tune on the behaviour: a PEFT adapter folder, a checkpoint folder or file
+                (safetensors), or a state dict.
+            negative: The fine-tune on its opposite, of the same kind.
+            name: Name under which it is watched.
+            base: Their base model, from which the fingerprint is taken: a checkpoint folder, an id that the card
+                notes, or a state dict. Default: what the adapters' settings name.
+            metadata: Further fields of its ``Card``.
+
+        Raises:
+            WeightWatchError: The sides differ in kind, base, tensors or shapes; an adapter's change is not ``B A``;
+                the sides are equal.
+        """
+        deltas, named_base, ranks = contrast(positive, negative)
+        extra: dict[str, Any] = {"base": named_base, "ranks": ranks}
+        weights: Mapping[str, Tensor] | None = base if isinstance(base, Mapping) else None
+        if isinstance(base, str | Path):
+            extra["base"] = str(base)
+        if weights is None and extra["base"] and Path(extra["base"]).exists():
+            weights = Checkpoint(extra["base"])
+        if weights is not None:
+            weights = {canonical(key): weights[key] for key in weights}
+            missing = sorted(set(deltas) - set(weights))
+            if missing:
+                raise WeightWatchError(f"The base {extra['base']} has no {missing[0]}, which the fine-tunes changed.")
+            extra["fingerprint"] = Fingerprint.of(deltas, weights.__getitem__)
+        return cls(deltas, _card(name, {**extra, **(metadata or {})}))
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+        """Write the direction to a folder.
+
+        A low-rank direction becomes a PEFT adapter (``adapter_config.json``, ``adapter_model.safetensors``) of scaling
+        one, which ``PeftModel.from_pretrained(base, folder)`` steers with; a dense one ``direction.safetensors`` under
+        the base's parameter names. Beside it ``direction.json`` and a model card, ``README.md``.
+
+        Args:
+            folder: Made if it is not there.
+            dtype: Stored precision. Default: as held. bf16 factors move a cosine by about 3e-6.
+
+        Returns:
+            The folder.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        low = {name: delta for name, delta in self.deltas.items() if isinstance(delta, LowRank)}
+        stored = self
+        if len(low) == len(self.deltas):
+            if dtype is not None:
+                low = {name: delta.to(delta.left.device, dtype) for name, delta in low.items()}
+                stored = Direction(low, self.card)
+            write_adapter(folder, low, self.card.base)
+        else:
+            dense = {name: _dense(delta).to(dtype) for name, delta in self.deltas.items()}
+            stored = Direction(dense, self.card) if low or dtype is not None else self
+            save_file({name: t.contiguous() for name, t in dense.items()}, folder / "direction.safetensors")
+        (folder / CARD).write_text(stored.card.model_dump_json(indent=1) + "\n")
+        (folder / "README.md").write_text(stored.card.markdown())
+        return folder
+
+    @classmethod
+    def load(cls, source: str | Path) -> "Direction":
+        """Load a stored direction.
+
+        Args:
+            source: Its folder, or the name of a packaged direction (``evil``, ``sycophancy``, …). A folder wins.
+
+        Raises:
+            WeightWatchError: Unknown name, missing or corrupt file, or weights whose norms are not those that
+                ``direction.json`` states.
+        """
+        folder = find(source)
+        try:
+            card = Card.model_validate_json((folder / CARD).read_text())
+        except (OSError, ValidationError) as error:
+            first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+            where = ".".join(str(part) for part in first["loc"])
+            raise WeightWatchError(
+                f"{folder / CARD} is not a direction's card ({where}: {first['msg']}). Save or copy it again."
+            ) from error
+        deltas: Mapping[str, Delta]
+        deltas = read_adapter(folder, read_config(folder)) if (folder / CONFIG).is_file() else Checkpoint(folder)
+        direction = cls(deltas, card)
+        for name, norm in card.norms.items():
+            held = direction.squares.get(name, 0.0) ** 0.5
+            if abs(held - norm) > _NORM_TOLERANCE * max(norm, direction.norm * 1e-3):
+                raise WeightWatchError(
+                    f"{folder} is corrupt: {name} has norm {held:.6g} where {CARD} states {norm:.6g}. Copy it again."
+                )
+        return direction
+
+    def require(self, read: Any, model: str) -> None:
+        """Make sure that the direction belongs to a model.
+
+        Args:
+            read: Gives the model's reference weight of a name; see ``Fingerprint.mismatch``.
+            model: How to call the model in the message.
+
+        Raises:
+            WeightWatchError: It was built from another base.
+        """
+        if self.card.fingerprint is None:
+            return
+        difference = self.card.fingerprint.mismatch(read)
+        if difference:
+            raise WeightWatchError(
+                f"Direction {self.name!r} was built from {self.card.base or 'another model'}, not from {model}: "
+                f"{difference}. Use a direction built from this model, or start from the direction's base."
+            )
+
+
+def _card(name: str, fields: Mapping[str, Any]) -> Card:
+    try:
+        return Card(**{**fields, "name": name})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise WeightWatchError(
+            f"Direction {name!r}: metadata {where}: {first['msg']}. Known fields: {', '.join(Card.model_fields)}."
+        ) from error
+
+
+def _dense(delta: Delta) -> Tensor:
+    return delta.dense() if isinstance(delta, LowRank) else delta

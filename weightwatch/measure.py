@@ -1,0 +1,174 @@
+"""Measuring an update against directions: per tensor, the sums from which every figure of a reading is one division.
+
+All sums are additive over tensors (and shards), so layers, module kinds and the model are sums of rows.
+
+* ‖τ‖² and ⟨τ,w⟩ for ``τ = L R`` and ``w = L' R'``: Σ (LᵀL) ∘ (R Rᵀ) and Σ (LᵀL') ∘ (R R'ᵀ).
+* ‖P(w)‖², where P projects each row of w on the row space of R:
+  tr((w Rᵀ)(R Rᵀ)⁺(w Rᵀ)ᵀ) = Σ (L'ᵀL') ∘ ((R R'ᵀ)ᵀ (R Rᵀ)⁺ (R R'ᵀ)).
+* Fully trained tensors: blocks of θ_t − θ₀ in fp32, their sums in fp64. There P(w) = w.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from weightwatch.update import Change, Difference
+from weightwatch.vectors.delta import Delta, LowRank, exact
+from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.errors import WeightWatchError
+
+Floats = npt.NDArray[np.float64]
+
+_DEPENDENT = 1e-6  # eigenvalues of a Gram matrix of unit rows under this share of the largest are rounding
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The sums of one measurement: T tensors, K directions.
+
+    Attributes:
+        names: The T parameter names: those of the update and those of the directions.
+        update: ‖τ‖², shape (T,); 0 where the tensor is not trained.
+        inner: ⟨τ,w⟩, shape (T, K).
+        reached: ‖P(w)‖², shape (T, K).
+        direction: ‖w‖², shape (T, K); 0 where the direction lacks the tensor.
+        freedom: Elements that training can choose freely, shape (T,): out · r under LoRA, all of a full tensor.
+    """
+
+    names: tuple[str, ...]
+    update: Floats
+    inner: Floats
+    reached: Floats
+    direction: Floats
+    freedom: Floats
+
+
+def measure(update: Mapping[str, Change], directions: Sequence[Direction]) -> Sums:
+    """Measure an update against K directions.
+
+    Args:
+        update: The change of each trained tensor.
+        directions: On any device and of any precision; brought to the tensor's device, in fp32, one tensor at a time.
+
+    Raises:
+        WeightWatchError: A tensor's shape differs from the direction's, or its weights hold NaN or infinite values.
+    """
+    names = tuple(dict.fromkeys([*update, *(name for d in directions for name in d.deltas)]))
+    rows, count = [], len(directions)
+    with exact():
+        for name, change in update.items():
+            found = [(k, d.deltas[name]) for k, d in enumerate(directions) if name in d.deltas]
+            row = torch.zeros(1 + 2 * count, dtype=torch.float64)
+            for k, delta in found:
+                _require_shape(name, change.shape, tuple(delta.shape), directions[k].name)
+            own, inner, reached = _low_rank(change, found) if isinstance(change, LowRank) else _full(change, found)
+            row = row.to(own.device)
+            row[0] = own
+            for (k, _), one, other in zip(found, inner, reached, strict=True):
+                row[1 + k], row[1 + count + k] = one, other
+            rows.append(row)
+    table = torch.stack([row.cpu() for row in rows]).numpy()
+    for name, line in zip(update, table, strict=True):
+        if not np.isfinite(line).all():
+            raise WeightWatchError(f"{name} holds NaN or infinite values; the training has diverged there.")
+    padding = np.zeros((len(names) - len(update), 1 + 2 * count))
+    table = np.concatenate([table, padding])
+    direction = np.array([[d.squares.get(name, 0.0) for d in directions] for name in names]).reshape(-1, count)
+    full = np.array([isinstance(update.get(name), Difference) for name in names])
+    return Sums(
+        names=names,
+        update=np.maximum(table[:, 0], 0.0),
+        inner=table[:, 1 : 1 + count],
+        reached=np.where(full[:, None], direction, np.clip(table[:, 1 + count :], 0.0, direction)),
+        direction=direction,
+        freedom=np.array([_freedom(update.get(name)) for name in names], dtype=np.float64),
+    )
+
+
+def _low_rank(change: LowRank, found: Sequence[tuple[int, Delta]]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Return ‖τ‖², and ⟨τ,w⟩ and ‖P(w)‖² for each direction, of a tensor that changes by factors."""
+    own = (change.left_gram * change.right_gram).sum()
+    on_right = change.limited == "right"
+    inverse = _pseudo_inverse(change.right_gram if on_right else change.left_gram)
+    inner: dict[int, Tensor] = {}
+    reached: dict[int, Tensor] = {}
+    factored = [(k, _oriented(w, change)) for k, w in found if isinstance(w, LowRank)]
+    if factored:
+        device, ranks = change.left.device, [w.rank for _, w in factored]
+        lefts = change.left.T @ torch.cat([w.left.to(device, torch.float32) for _, w in factored], 1)
+        rights = change.right @ torch.cat([w.right.to(device, torch.float32) for _, w in factored], 0).T
+        pairs = zip(lefts.double().split(ranks, 1), rights.double().split(ranks, 1), strict=True)
+        for (k, w), (left, right) in zip(factored, pairs, strict=True):
+            inner[k] = (left * right).sum()
+            shared, gram = (right, w.left_gram) if on_right else (left, w.right_gram)
+            reached[k] = (gram.to(device) * (shared.T @ inverse @ shared)).sum()
+    for k, w in found:
+        if isinstance(w, Tensor):
+            full = w.to(change.left.device, torch.float32)
+            full = full.T if change.transposed else full
+            if on_right:
+                seen = (full @ change.right.T).double()
+                inner[k], gram = (seen * change.left.double()).sum(), seen.T @ seen
+            else:
+                seen = (change.left.T @ full).double()
+                inner[k], gram = (seen * change.right.double()).sum(), seen @ seen.T
+            reached[k] = (gram * inverse).sum()
+    return own, [inner[k] for k, _ in found], [reached[k] for k, _ in found]
+
+
+def _full(change: Difference, found: Sequence[tuple[int, Delta]]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Return ‖τ‖², and ⟨τ,w⟩ for each direction, of a fully trained tensor; ‖P(w)‖² is left to the caller."""
+    device = change.current.device
+    zero = torch.zeros((), dtype=torch.float64, device=device)
+    own, inner = zero.clone(), [zero.clone() for _ in found]
+    factors = [_plain(w).to(device) if isinstance(w, LowRank) else None for _, w in found]
+    for rows, block in change.blocks():
+        flat = block.reshape(-1)
+        own += torch.dot(flat, flat).double()
+        for i, (_, w) in enumerate(found):
+            low = factors[i]
+            if low is not None:
+                inner[i] += ((low.left[rows].T @ block) * low.right).double().sum()
+            elif isinstance(w, Tensor):
+                part = w.reshape(change.shape or (1,))[rows].to(device, torch.float32)
+                inner[i] += torch.dot(flat, part.reshape(-1)).double()
+    return own, inner, [zero] * len(found)
+
+
+def _pseudo_inverse(gram: Tensor) -> Tensor:
+    """Invert a Gram matrix on its range. Rows are scaled to unit length first: small ones count like large ones."""
+    length = gram.diagonal().clamp(min=0).sqrt()
+    scale = torch.where(length > 0, 1 / length, torch.zeros_like(length))
+    unit = gram * scale[:, None] * scale[None, :]
+    if not bool(torch.isfinite(unit).all()):
+        return unit  # NaN in the weights: it comes out in the sums and is reported there by name
+    return torch.linalg.pinv(unit, rtol=_DEPENDENT, hermitian=True) * scale[:, None] * scale[None, :]
+
+
+def _plain(w: LowRank) -> LowRank:
+    """Return factors whose product has the orientation of the stored weight."""
+    return LowRank(w.right.T, w.left.T) if w.transposed else w
+
+
+def _oriented(w: LowRank, change: LowRank) -> LowRank:
+    return w if w.transposed == change.transposed else LowRank(w.right.T, w.left.T, change.transposed)
+
+
+def _freedom(change: Change | None) -> float:
+    if change is None:
+        return 0.0
+    if isinstance(change, LowRank):
+        return float(change.left.numel() if change.limited == "right" else change.right.numel())
+    return float(change.current.numel())
+
+
+def _require_shape(name: str, ours: tuple[int, ...], theirs: tuple[int, ...], direction: str) -> None:
+    if ours != theirs:
+        raise WeightWatchError(
+            f"Direction {direction!r} has shape {theirs} for {name} where the model has {ours}. "
+            "Use a direction built from this model."
+        )

@@ -1,0 +1,156 @@
+"""A reading: what one check found, for each direction, over the model, each layer and each kind of module."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from weightwatch.measure import Floats, Sums
+from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.names import layer_of, module_of
+
+
+@dataclass(frozen=True)
+class Score:
+    """How far a part of the model moved along one direction. Sums over the part first, then one division.
+
+    A figure whose denominator is zero (nothing moved yet, nothing trained there) is 0.
+    """
+
+    cosine: float
+    """⟨τ,w⟩ / (‖τ‖‖w‖)."""
+    reach_cosine: float
+    """⟨τ,w⟩ / (‖τ‖‖P(w)‖): the cosine with the share of w that the trained parameters can express."""
+    dose: float
+    """⟨τ,w⟩ / ‖w‖²: steering units of w held in the update; θ₀ + 1·w has dose 1."""
+    reach: float
+    """‖P(w)‖ / ‖w‖, from 0 to 1."""
+    share: float
+    """This part's ⟨τ,w⟩ over the model's ‖τ‖‖w‖: the shares of all tensors add up to the model's cosine."""
+    z: float | None = None
+    """Reach cosine over the root mean square of the controls' and of chance; None without controls."""
+
+
+@dataclass(frozen=True)
+class DirectionReading(Score):
+    """The score over the whole model, and over its parts."""
+
+    layers: Mapping[int, Score] = field(default_factory=dict)
+    """By layer index."""
+    modules: Mapping[str, Score] = field(default_factory=dict)
+    """By kind of module: ``q_proj``, ``down_proj``, …"""
+    tensors: Mapping[str, Score] = field(default_factory=dict, compare=False, repr=False)
+    """By parameter name. Not recorded in the history."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The result of one check.
+
+    Example:
+        ``reading["evil"].layers[3].cosine``
+    """
+
+    step: int
+    """Optimizer steps since the training began."""
+    time: str
+    """When it was taken: ISO 8601, UTC."""
+    update_norm: float
+    """‖τ‖ over all trained tensors."""
+    directions: Mapping[str, DirectionReading]
+    """By name, controls included."""
+    checkpoint: str | None = None
+    """Name of the checkpoint that holds these very weights, if one was written."""
+
+    def __getitem__(self, direction: str) -> DirectionReading:
+        return self.directions[direction]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the line of readings.jsonl."""
+        found = asdict(self)
+        for part in found["directions"].values():
+            del part["tensors"]
+        return found
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> "Reading":
+        """Read back a line of readings.jsonl.
+
+        Raises:
+            KeyError, TypeError: It is not such a line.
+        """
+        directions = {}
+        for name, part in line["directions"].items():
+            layers = {int(key): Score(**value) for key, value in part["layers"].items()}
+            modules = {key: Score(**value) for key, value in part["modules"].items()}
+            directions[name] = DirectionReading(**{**part, "layers": layers, "modules": modules})
+        return cls(**{**line, "directions": directions})
+
+
+def read(sums: Sums, directions: Sequence[Direction], *, step: int, time: str) -> Reading:
+    """Turn the sums of a measurement into a reading.
+
+    Args:
+        sums: Of the directions, in their order.
+        directions: Those whose card says ``control`` give the null band of the others' z.
+        step: Optimizer steps since the training began.
+        time: ISO 8601.
+    """
+    controls = np.array([direction.card.kind == "control" for direction in directions])
+    everything = np.arange(len(sums.names))
+    total = np.sqrt(sums.update.sum() * sums.direction.sum(0))
+    model = _scores(sums, everything, total, controls)
+    layers = {
+        key: _scores(sums, rows, total, controls)
+        for key, rows in _groups([layer_of(name) for name in sums.names]).items()
+    }
+    modules = {
+        key: _scores(sums, rows, total, controls)
+        for key, rows in _groups([module_of(name) for name in sums.names]).items()
+    }
+    tensors = {name: _scores(sums, everything[i : i + 1], total, controls) for i, name in enumerate(sums.names)}
+    found = {
+        direction.name: DirectionReading(
+            **asdict(model[k]),
+            layers={layer: scores[k] for layer, scores in sorted(layers.items())},
+            modules={kind: scores[k] for kind, scores in modules.items()},
+            tensors={name: scores[k] for name, scores in tensors.items() if name in direction.deltas},
+        )
+        for k, direction in enumerate(directions)
+    }
+    return Reading(step, time, float(np.sqrt(sums.update.sum())), found)
+
+
+def _scores(sums: Sums, rows: "np.typing.NDArray[np.int64]", total: Floats, controls: Any) -> list[Score]:
+    """Return the score of each direction over some of the tensors."""
+    update = sums.update[rows].sum()
+    inner, direction, reached = (table[rows].sum(0) for table in (sums.inner, sums.direction, sums.reached))
+    reach_cosine = _ratio(inner, np.sqrt(update * reached))
+    z: list[float | None] = [None] * len(inner)
+    if controls.any() and update > 0:
+        # The sign of a control is arbitrary, so its null distribution is centred on zero. One over the number of
+        # free elements is the variance of the cosine with a random direction: no band is narrower than chance.
+        null = np.sqrt((reach_cosine[controls] ** 2).mean() + 1 / max(sums.freedom[rows].sum(), 1.0))
+        z = [None if control else float(value / null) for value, control in zip(reach_cosine, controls, strict=True)]
+    columns = (
+        _ratio(inner, np.sqrt(update * direction)),
+        reach_cosine,
+        _ratio(inner, direction),
+        np.sqrt(_ratio(reached, direction)),
+        _ratio(inner, total),
+    )
+    return [Score(*(float(column[k]) for column in columns), z=z[k]) for k in range(len(inner))]
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+
+
+def _groups(keys: Sequence[Any]) -> "dict[Any, np.typing.NDArray[np.int64]]":
+    """Return the positions of each key, without those of None."""
+    found: dict[Any, list[int]] = {}
+    for position, key in enumerate(keys):
+        if key is not None:
+            found.setdefault(key, []).append(position)
+    return {key: np.array(positions) for key, positions in found.items()}

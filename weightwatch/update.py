@@ -1,0 +1,260 @@
+"""The update τ = θ_t − θ₀ of a model in training: which tensors are trained, and how each has changed.
+
+Adapters are read as factors and never multiplied out; fully trained tensors are subtracted block by block.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from weightwatch.reference import Reference
+from weightwatch.vectors.delta import BLOCK, LowRank
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.names import canonical
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The change of a fully trained tensor: its value now, and a way to read θ₀.
+
+    Attributes:
+        current: The parameter.
+        start: Reads rows of θ₀'s tensor.
+    """
+
+    current: Tensor
+    start: Callable[[int, int], Tensor]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        return tuple(self.current.shape)
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield ranges of rows and the change in them, in fp32, about 2 MB at a time.
+
+        θ₀ is rounded to the parameter's precision first, as it was when the model was loaded.
+        """
+        rows = self.shape[0] if self.shape else 1
+        step = max(1, BLOCK * rows // max(1, self.current.numel()))
+        now = self.current.detach().reshape(rows, *self.shape[1:])
+        for first in range(0, rows, step):
+            last = min(rows, first + step)
+            before = self.start(first, last).to(now.device, now.dtype)
+            yield slice(first, last), now[first:last].float() - before.reshape(now[first:last].shape).float()
+
+
+Change: TypeAlias = LowRank | Difference
+
+
+class Update(Mapping[str, Change]):
+    """How each trained tensor of a model differs from θ₀, by parameter name.
+
+    What is trained is what requires a gradient. In a model in which nothing does (loaded for inference), it is the
+    active adapters, or all tensors where there are none.
+
+    Args:
+        model: Any ``nn.Module``; PEFT models and wrapped models included.
+        reference: θ₀ where the model itself doesn't hold it: of fully trained tensors, and of adapters that did not
+            start at zero.
+
+    Raises:
+        WeightWatchError: The model is trained in a way whose update can't be read exactly, or θ₀ of a tensor is
+            missing or has another shape.
+    """
+
+    def __init__(self, model: nn.Module, reference: Reference | None = None) -> None:
+        reference = reference or Reference()
+        names = {id(p): canonical(n) for n, p in model.named_parameters()}
+        every = not any(p.requires_grad for p in model.parameters())
+        taken: set[int] = set()
+        self._changes: dict[str, Change] = {}
+        for path, module in _tuners(model):
+            name = f"{canonical(path + '.')}weight"
+            change = lora_change(path, module, every)
+            taken.update(id(p) for p in module.parameters() if p is not _weight(module))
+            if change is not None:
+                self._changes[name] = _since(change, reference.factors.get(name))
+        for copy, original in _saved_copies(model):
+            taken.update((id(copy), id(original)))
+            if every or copy.requires_grad:
+                self._changes[names[id(copy)]] = Difference(copy, _slicer(original))
+        adapted = bool(self._changes)
+        for parameter in model.parameters():
+            if id(parameter) not in taken and (parameter.requires_grad or (every and not adapted)):
+                name = names[id(parameter)]
+                self._changes[name] = Difference(parameter, _start(name, parameter, reference))
+        if not self._changes:
+            raise WeightWatchError("The model has no trained parameters: nothing requires a gradient.")
+
+    def __getitem__(self, name: str) -> Change:
+        return self._changes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._changes)
+
+    def __len__(self) -> int:
+        return len(self._changes)
+
+
+def full_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Return the fully trained parameters whose θ₀ the model does not hold itself, by name."""
+    held = {id(p) for _, module in _tuners(model) for p in module.parameters()}
+    held.update(id(p) for pair in _saved_copies(model) for p in pair)
+    return {canonical(n): p for n, p in model.named_parameters() if p.requires_grad and id(p) not in held}
+
+
+def start_factors(model: nn.Module) -> dict[str, LowRank]:
+    """Return copies of the factors of trained adapters whose product is not zero now, by parameter name.
+
+    Taken before the first step they are the part of θ₀ that adapters such as PiSSA, or one that is trained further,
+    start with.
+    """
+    found = {}
+    for path, module in _tuners(model):
+        change = lora_change(path, module, every=False)
+        if change is not None and bool(change.left.any()) and bool(change.right.any()):
+            cloned = LowRank(change.left.clone(), change.right.clone(), change.transposed, change.limited)
+            found[f"{canonical(path + '.')}weight"] = cloned
+    return found
+
+
+def base_weight(model: nn.Module, reference: Reference | None = None) -> Callable[[str], Tensor | None]:
+    """Return a reader of the model's θ₀ by parameter name, for comparing fingerprints.
+
+    The reader gives None where the base is quantised, and raises KeyError where the model has no such tensor.
+    """
+    reference = reference or Reference()
+    weights: dict[str, Tensor | None] = {canonical(n): p for n, p in model.named_parameters()}
+    weights.update({f"{canonical(path + '.')}weight": _weight(module) for path, module in _tuners(model)})
+    weights.update({canonical(n): p for n, p in model.named_parameters() if "original_module." in n})
+
+    def read(name: str) -> Tensor | None:
+        if reference.weights is not None and name in reference.weights:
+            return reference.weights.rows(name, 0, reference.weights.shape(name)[0])
+        weight = weights[name]
+        if weight is None or not weight.is_floating_point():
+            return None
+        if name in reference.factors:
+            return weight.detach().float() + reference.factors[name].dense().to(weight.device)
+        return weight.detach()
+
+    return read
+
+
+def lora_change(path: str, module: Any, every: bool) -> LowRank | None:
+    """Return what the adapters of one LoRA layer add to its weight; None if no trained adapter is active there.
+
+    Args:
+        path: The layer's name, for messages.
+        module: A ``peft`` ``LoraLayer``.
+        every: Count frozen adapters too.
+
+    Raises:
+        WeightWatchError: The layer's change is not ``scaling · B A`` (DoRA, LoRA with a bias, convolutions, experts).
+    """
+    lefts, rights, embedding = [], [], False
+    for adapter in module.active_adapters:
+        if adapter in module.lora_embedding_A:
+            embedding = True
+            a, b = module.lora_embedding_A[adapter], module.lora_embedding_B[adapter]
+        elif adapter in module.lora_A:
+            a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+        else:
+            continue
+        _require_plain(path, module, adapter, a)
+        if every or a.requires_grad or b.requires_grad:
+            lefts.append(b.detach().float() * module.scaling[adapter])
+            rights.append(a.detach().float())
+    if not lefts:
+        return None
+    left, right = (lefts[0], rights[0]) if len(lefts) == 1 else (torch.cat(lefts, 1), torch.cat(rights, 0))
+    transposed = embedding or bool(getattr(module, "fan_in_fan_out", False))
+    return LowRank(left, right, transposed, "left" if embedding else "right")
+
+
+def _since(now: LowRank, start: LowRank | None) -> LowRank:
+    """Subtract the start of an adapter: L R − L₀ R₀ = [L − L₀, L₀] [R; R − R₀], which keeps small moves exact."""
+    if start is None:
+        return now
+    left, right = start.left.to(now.left), start.right.to(now.right)
+    if left.shape != now.left.shape or right.shape != now.right.shape:
+        factors = torch.cat([now.left, -left], 1), torch.cat([now.right, right], 0)
+    else:
+        factors = torch.cat([now.left - left, left], 1), torch.cat([now.right, now.right - right], 0)
+    return LowRank(*factors, now.transposed, now.limited)
+
+
+def _tuners(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the PEFT layers of a model, by name; PEFT is imported only if the model can have been made with it."""
+    if "peft" not in sys.modules:
+        return
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for path, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            if not isinstance(module, LoraLayer):
+                raise WeightWatchError(
+                    f"{path} is a {type(module).__module__.split('.')[2]} adapter, which is not supported: "
+                    "only LoRA's update is known exactly. Train with LoraConfig."
+                )
+            yield path, module
+
+
+def _require_plain(path: str, module: Any, adapter: str, a: Tensor) -> None:
+    reason = None
+    if adapter in module.lora_variant:
+        reason = type(module.lora_variant[adapter]).__name__
+    elif module.lora_bias.get(adapter):
+        reason = "lora_bias=True"
+    elif type(module).__name__ == "ParamWrapper":
+        reason = "target_parameters"
+    elif type(module).__name__ == "MultiheadAttention" or a.ndim != 2:
+        reason = type(module).__name__
+    if reason:
+        raise WeightWatchError(
+            f"{path}: LoRA with {reason} is not supported, since its update is more than B A. "
+            "Train with a plain LoraConfig on linear and embedding layers."
+        )
+
+
+def _weight(module: Any) -> Tensor | None:
+    weight = getattr(module.get_base_layer(), "weight", None)
+    return weight if isinstance(weight, Tensor) else None
+
+
+def _saved_copies(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the trained copy and the frozen original of each parameter under PEFT's ``modules_to_save``."""
+    if "peft" not in sys.modules:
+        return
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for adapter in module.active_adapters[:1]:
+                originals = dict(module.original_module.named_parameters())
+                for name, copy in module.modules_to_save[adapter].named_parameters():
+                    yield copy, originals[name]
+
+
+def _slicer(tensor: Tensor) -> Callable[[int, int], Tensor]:
+    return lambda first, last: tensor.detach()[first:last]
+
+
+def _start(name: str, parameter: Tensor, reference: Reference) -> Callable[[int, int], Tensor]:
+    weights = reference.weights
+    if weights is None or name not in weights:
+        raise WeightWatchError(
+            f"θ₀ of {name} is unknown: pass reference=, a state dict or the path of the base checkpoint."
+        )
+    if weights.shape(name) != tuple(parameter.shape):
+        raise WeightWatchError(
+            f"θ₀ has shape {weights.shape(name)} for {name} where the model has {tuple(parameter.shape)}. "
+            "Pass the checkpoint that training started from."
+        )
+    return lambda first, last: weights.rows(name, first, last)
