@@ -69,9 +69,9 @@ def read_adapter(folder: Path, config: Mapping[str, Any]) -> dict[str, LowRank]:
         halves.setdefault(module, {})[half] = tensor
     patterns = config.get("alpha_pattern") or {}
     changes = {}
-    for module, half in halves.items():
-        embedding = "embedding_A" in half
-        a, b = (half.get("embedding_A" if embedding else "A"), half.get("embedding_B" if embedding else "B"))
+    for module, pair in halves.items():
+        embedding = "embedding_A" in pair
+        a, b = (pair.get("embedding_A" if embedding else "A"), pair.get("embedding_B" if embedding else "B"))
         if a is None or b is None:
             raise WeightWatchError(f"{folder} holds only one of the two LoRA factors of {module}. Save it again.")
         if a.ndim != 2:

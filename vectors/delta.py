@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -71,13 +71,25 @@ Delta: TypeAlias = LowRank | Tensor
 @contextmanager
 def exact() -> Iterator[None]:
     """Switch off what makes fp32 products inexact (TF32, autocast) and gradients, for the time of a measurement."""
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    switches = _precision_switches()
+    before = [getattr(backend, switch) for backend, switch, _ in switches]
+    for backend, switch, full in switches:
+        setattr(backend, switch, full)
     try:
         with torch.no_grad(), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+        for (backend, switch, _), value in zip(switches, before, strict=True):
+            setattr(backend, switch, value)
+
+
+def _precision_switches() -> list[tuple[Any, str, Any]]:
+    """Return backend, attribute and full-precision value of each switch that lets fp32 products be rounded."""
+    cuda: Any = torch.backends.cuda.matmul
+    if hasattr(cuda, "fp32_precision"):
+        # torch 2.9 on. Reading the old switch raises once the new one was set, as transformers does for tf32=True.
+        return [(backend, "fp32_precision", "ieee") for backend in (cuda, torch.backends.mkldnn.matmul)]
+    return [(cuda, "allow_tf32", False)]
 
 
 def inner(a: Delta, b: Delta) -> float:
@@ -85,19 +97,21 @@ def inner(a: Delta, b: Delta) -> float:
 
     Factors are multiplied in fp32; the products of the small Gram matrices, and dense blocks, are summed in fp64.
     """
-    match a, b:
-        case LowRank(), LowRank():
-            if a.transposed != b.transposed:
-                b = LowRank(b.right.T, b.left.T, a.transposed)
-            lefts, rights = a.left.float().T @ b.left.float(), a.right.float() @ b.right.float().T
-            return float((lefts.double() * rights.double()).sum())
-        case LowRank(), Tensor():
-            full = b.T if a.transposed else b
-            return float(((a.left.float().T @ full.float()).double() * a.right.double()).sum())
-        case Tensor(), LowRank():
-            return inner(b, a)
-        case _:
-            return sum(float((x.double() * y.double()).sum()) for x, y in zip(blocks(a), blocks(b), strict=True))
+    if isinstance(a, LowRank) and isinstance(b, LowRank):
+        if a.transposed != b.transposed:
+            b = LowRank(b.right.T, b.left.T, a.transposed)
+        lefts, rights = a.left.float().T @ b.left.float(), a.right.float() @ b.right.float().T
+        return float((lefts.double() * rights.double()).sum())
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return sum((float((x.double() * y.double()).sum()) for x, y in zip(blocks(a), blocks(b), strict=True)), 0.0)
+    if isinstance(a, LowRank) and isinstance(b, Tensor):
+        return _mixed(a, b)
+    return inner(b, a)
+
+
+def _mixed(low: LowRank, full: Tensor) -> float:
+    full = full.T if low.transposed else full
+    return float(((low.left.float().T @ full.float()).double() * low.right.double()).sum())
 
 
 def square(a: Delta) -> float:

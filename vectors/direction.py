@@ -1,6 +1,7 @@
 """A behaviour direction: what fine-tuning towards a behaviour, against its opposite, does to each weight."""
 
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -129,6 +130,12 @@ class Direction:
                 raise WeightWatchError(f"The base {extra['base']} has no {missing[0]}, which the fine-tunes changed.")
             extra["fingerprint"] = Fingerprint.of(deltas, weights.__getitem__)
         return cls(deltas, _card(name, {**extra, **(metadata or {})}))
+
+    def as_control(self) -> "Direction":
+        """Return the same direction as one of kind ``control``."""
+        control = copy(self)
+        control.card = self.card.model_copy(update={"kind": "control"})
+        return control
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write the direction to a folder.

@@ -1,1 +1,47 @@
-"""weightwatch."""
+"""A training-time monitor: how far a fine-tune moves a model's weights along stored behaviour directions.
+
+Public names are loaded at their first use, so that ``import weightwatch`` is quick and pulls in no trainer.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from weightwatch.alert import Alert
+    from weightwatch.callbacks import WeightWatchCallback, watch
+    from weightwatch.config import Config
+    from weightwatch.monitor import Monitor
+    from weightwatch.reading import Reading
+    from weightwatch.vectors import Direction, WeightWatchError
+
+__all__ = [
+    "Alert",
+    "Config",
+    "Direction",
+    "Monitor",
+    "Reading",
+    "WeightWatchCallback",
+    "WeightWatchError",
+    "watch",
+]
+
+_HOMES = {
+    "Alert": "alert",
+    "Config": "config",
+    "Direction": "vectors",
+    "Monitor": "monitor",
+    "Reading": "reading",
+    "WeightWatchCallback": "callbacks",
+    "WeightWatchError": "vectors",
+    "watch": "callbacks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"weightwatch.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'weightwatch' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

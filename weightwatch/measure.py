@@ -106,9 +106,9 @@ def _low_rank(change: LowRank, found: Sequence[tuple[int, Delta]]) -> tuple[Tens
             inner[k] = (left * right).sum()
             shared, gram = (right, w.left_gram) if on_right else (left, w.right_gram)
             reached[k] = (gram.to(device) * (shared.T @ inverse @ shared)).sum()
-    for k, w in found:
-        if isinstance(w, Tensor):
-            full = w.to(change.left.device, torch.float32)
+    for k, dense in found:
+        if isinstance(dense, Tensor):
+            full = dense.to(change.left.device, torch.float32)
             full = full.T if change.transposed else full
             if on_right:
                 seen = (full @ change.right.T).double()

@@ -128,19 +128,24 @@ def _scores(sums: Sums, rows: "np.typing.NDArray[np.int64]", total: Floats, cont
     inner, direction, reached = (table[rows].sum(0) for table in (sums.inner, sums.direction, sums.reached))
     reach_cosine = _ratio(inner, np.sqrt(update * reached))
     z: list[float | None] = [None] * len(inner)
-    if controls.any() and update > 0:
+    if controls.any():
         # The sign of a control is arbitrary, so its null distribution is centred on zero. One over the number of
         # free elements is the variance of the cosine with a random direction: no band is narrower than chance.
         null = np.sqrt((reach_cosine[controls] ** 2).mean() + 1 / max(sums.freedom[rows].sum(), 1.0))
         z = [None if control else float(value / null) for value, control in zip(reach_cosine, controls, strict=True)]
-    columns = (
-        _ratio(inner, np.sqrt(update * direction)),
-        reach_cosine,
-        _ratio(inner, direction),
-        np.sqrt(_ratio(reached, direction)),
-        _ratio(inner, total),
-    )
-    return [Score(*(float(column[k]) for column in columns), z=z[k]) for k in range(len(inner))]
+    cosine, share = _ratio(inner, np.sqrt(update * direction)), _ratio(inner, total)
+    dose, reach = _ratio(inner, direction), np.sqrt(_ratio(reached, direction))
+    return [
+        Score(
+            cosine=float(cosine[k]),
+            reach_cosine=float(reach_cosine[k]),
+            dose=float(dose[k]),
+            reach=float(reach[k]),
+            share=float(share[k]),
+            z=z[k],
+        )
+        for k in range(len(inner))
+    ]
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:

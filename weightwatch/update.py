@@ -69,6 +69,7 @@ class Update(Mapping[str, Change]):
 
     def __init__(self, model: nn.Module, reference: Reference | None = None) -> None:
         reference = reference or Reference()
+        _require_whole(model)
         names = {id(p): canonical(n) for n, p in model.named_parameters()}
         every = not any(p.requires_grad for p in model.parameters())
         taken: set[int] = set()
@@ -204,6 +205,16 @@ def _tuners(model: nn.Module) -> Iterator[tuple[str, Any]]:
                     "only LoRA's update is known exactly. Train with LoraConfig."
                 )
             yield path, module
+
+
+def _require_whole(model: nn.Module) -> None:
+    """Refuse a model whose parameters are spread over processes: each would measure only its part."""
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "ds_id") or hasattr(parameter, "_is_flat_param") or hasattr(parameter, "device_mesh"):
+            raise WeightWatchError(
+                f"{canonical(name)} is sharded over processes (FSDP, ZeRO-3, tensor parallel), which is not supported "
+                "yet. Train with plain data parallelism, or on one device."
+            )
 
 
 def _require_plain(path: str, module: Any, adapter: str, a: Tensor) -> None:

@@ -1,0 +1,43 @@
+"""Attaching the monitor to a trainer that is already built."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from weightwatch.callbacks.trainer import Watched, WeightWatchCallback
+from weightwatch.config import Config
+
+
+def watch(
+    trainer: Any,
+    directions: Watched | Sequence[Watched] = (),
+    *,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
+) -> WeightWatchCallback:
+    """Watch a trainer, and show the figures in every tracker that its ``report_to`` names.
+
+    A callback alone can't reach the trackers: what it adds to the logs in ``on_log`` comes too late for them. So the
+    trainer's ``log`` is wrapped, and the figures of a check go with the next log of the trainer, as
+    ``weightwatch/<direction>/<metric>``.
+
+    Args:
+        trainer: A ``transformers.Trainer`` or TRL trainer, before ``train()``.
+        directions: What to watch: a name, a path or a ``Direction``, or several. Default: those of ``config``.
+        config: A YAML file's path, a dict or a ``Config``.
+
+    Returns:
+        The callback, already added to the trainer.
+
+    Raises:
+        WeightWatchError: As ``WeightWatchCallback`` does.
+    """
+    callback = WeightWatchCallback(directions, config=config)
+    trainer.add_callback(callback)
+    log = trainer.log
+
+    def log_with_readings(logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
+        logs.update(callback.take_scalars())
+        return log(logs, *args, **kwargs)
+
+    trainer.log = log_with_readings
+    return callback

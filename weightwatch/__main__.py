@@ -1,0 +1,5 @@
+"""``python -m weightwatch``."""
+
+from weightwatch.cli import run
+
+run()

@@ -1,0 +1,131 @@
+"""Fixing θ₀ when a run begins, and finding the same θ₀ again when it is resumed.
+
+θ₀ is not copied where it can be had again: adapters that start at zero leave it in the base, and a base checkpoint that
+equals the model is read from disk. Only what is left (trained tensors that no checkpoint holds, adapters such as
+PiSSA that do not start at zero) is written to ``reference.safetensors``, beside ``reference.json``, which says so.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from weightwatch.reference import Reference, Weights
+from weightwatch.update import Difference, full_parameters, start_factors
+from weightwatch.vectors.checkpoint import Checkpoint
+from weightwatch.vectors.delta import LowRank
+from weightwatch.vectors.errors import WeightWatchError
+
+NOTE, TENSORS = "reference.json", "reference.safetensors"
+
+_logger = logging.getLogger(__name__)
+
+
+def establish(model: nn.Module, folder: Path, given: Reference, *, main: bool = True) -> Reference:
+    """Fix θ₀ as the model is now, and note in the run's folder how to find it again.
+
+    Args:
+        model: The model before its first step.
+        folder: The run's weightwatch folder.
+        given: A reference that the user named; its weights are taken at their word.
+        main: This process writes the files. All processes read them.
+
+    Returns:
+        The reference.
+
+    Raises:
+        WeightWatchError: The named reference lacks a trained tensor or has another shape (raised when it is read).
+    """
+    full, factors = full_parameters(model), start_factors(model)
+    weights, note = given.weights, {"weights": "given" if given.weights is not None else "none"}
+    if weights is None and full:
+        base = _base_path(model)
+        found = _equal_checkpoint(base, full)
+        weights, note = (found, {"weights": "checkpoint", "path": base}) if found else (None, {"weights": "snapshot"})
+    snapshot = full if note["weights"] == "snapshot" else {}
+    if main:
+        _write(folder, note, snapshot, factors)
+    _barrier()
+    return Reference(Checkpoint(folder / TENSORS) if snapshot else weights, factors)
+
+
+def restore(model: nn.Module, folder: Path, given: Reference) -> Reference:
+    """Find the θ₀ of a run that is resumed.
+
+    Args:
+        model: The model with the weights of the checkpoint that training resumes from.
+        folder: The run's weightwatch folder.
+        given: A reference that the user named; its weights go before what the folder says.
+
+    Raises:
+        WeightWatchError: The folder's notes are damaged, or point to files that are gone.
+    """
+    if not (folder / NOTE).is_file():
+        _logger.warning(
+            "weightwatch: %s has no %s, since the run was started without weightwatch. θ₀ is taken to be the base that "
+            "the model names, and adapters to have started at zero.",
+            folder,
+            NOTE,
+        )
+        base = _base_path(model)
+        return Reference(given.weights or (Checkpoint(base) if base and full_parameters(model) else None))
+    try:
+        note = json.loads((folder / NOTE).read_text())
+        kind, factors = note["weights"], note["factors"]
+    except (ValueError, KeyError) as error:
+        raise WeightWatchError(f"{folder / NOTE} is damaged ({error}). Pass reference= to go on.") from error
+    stored = Checkpoint(folder / TENSORS) if kind == "snapshot" or factors else {}
+    weights: Weights | None = given.weights
+    if weights is None and kind == "given":
+        raise WeightWatchError(
+            "The run was started with a reference of its own; pass the same reference= to resume it."
+        )
+    if weights is None and kind != "none":
+        weights = Checkpoint(folder / TENSORS if kind == "snapshot" else note["path"])
+    return Reference(
+        weights,
+        {name: LowRank(stored[f"{name}::left"], stored[f"{name}::right"], **form) for name, form in factors.items()},
+    )
+
+
+def _write(folder: Path, note: Mapping[str, Any], full: Mapping[str, Tensor], factors: Mapping[str, LowRank]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: parameter.detach().contiguous().cpu() for name, parameter in full.items()}
+    for name, change in factors.items():
+        tensors.update({f"{name}::left": change.left.cpu(), f"{name}::right": change.right.cpu()})
+    if tensors:
+        save_file(tensors, folder / TENSORS)
+    forms = {name: {"transposed": c.transposed, "limited": c.limited} for name, c in factors.items()}
+    (folder / NOTE).write_text(json.dumps({**note, "factors": forms}, indent=1) + "\n")
+
+
+def _base_path(model: nn.Module) -> str:
+    return str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+
+
+def _equal_checkpoint(path: str, full: Mapping[str, Tensor]) -> Checkpoint | None:
+    """Return the checkpoint at a path if it holds exactly these tensors, else None."""
+    if not Path(path).is_dir():
+        return None
+    try:
+        checkpoint = Checkpoint(path)
+    except WeightWatchError:
+        return None  # pickled or incomplete: a snapshot serves instead
+    for name, parameter in full.items():
+        if name not in checkpoint or checkpoint.shape(name) != tuple(parameter.shape):
+            return None
+        with torch.no_grad():
+            change = Difference(parameter, lambda first, last, name=name: checkpoint.rows(name, first, last))  # type: ignore[misc]
+            if any(bool(block.any()) for _, block in change.blocks()):
+                return None
+    return checkpoint
+
+
+def _barrier() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()

@@ -1,0 +1,78 @@
+"""TensorBoard: a run folder of its own with similarity scalars per direction, layer and module, and their layout."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from weightwatch.alert import Alert
+from weightwatch.reading import DirectionReading, Reading
+
+METRICS = ("cosine", "reach_cosine", "dose", "z")
+_LAYER_METRICS = ("cosine", "reach_cosine")
+
+
+class Dashboard:
+    """Writes readings and alerts as TensorBoard events.
+
+    Args:
+        folder: The run folder; nobody else may write events into it.
+        directions: Names, for the layout of the custom-scalars tab.
+        resume_from: Step after which earlier events are void; None for a new run.
+    """
+
+    def __init__(self, folder: Path, directions: Sequence[str], resume_from: int | None = None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # TensorBoard drops earlier events from `purge_step` on: a resumed run writes those steps again.
+        self._writer: Any = SummaryWriter(str(folder), purge_step=None if resume_from is None else resume_from + 1)
+        self._writer.add_custom_scalars(_layout(directions))
+
+    def show(self, reading: Reading) -> None:
+        """Write one reading."""
+        for tag, value in scalars(reading).items():
+            self._writer.add_scalar(tag, value, reading.step)
+        for name, found in reading.directions.items():
+            for layer, score in found.layers.items():
+                for metric in _LAYER_METRICS:
+                    self._writer.add_scalar(f"{name}.layers/{metric}/{layer:03d}", getattr(score, metric), reading.step)
+            for module, score in found.modules.items():
+                self._writer.add_scalar(f"{name}.modules/cosine/{module}", score.cosine, reading.step)
+        self._writer.flush()
+
+    def announce(self, alert: Alert) -> None:
+        """Write one alert as text, and whether its rule fires as a scalar."""
+        self._writer.add_text(f"alerts/{alert.alert}", alert.describe(), alert.step)
+        self._writer.add_scalar(f"alerts/{alert.alert}", float(alert.state == "firing"), alert.step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left and close the file."""
+        self._writer.close()
+
+
+def scalars(reading: Reading) -> dict[str, float]:
+    """Return the figures of the whole model under the tags that TensorBoard and other trackers show.
+
+    Example:
+        ``{"update_norm": 1.31, "evil/cosine": 0.34, "evil/reach_cosine": 0.47, "evil/dose": 0.12, …}``
+    """
+    found = {"update_norm": reading.update_norm}
+    for name, direction in reading.directions.items():
+        found.update({f"{name}/{metric}": value for metric, value in figures(direction).items()})
+    return found
+
+
+def figures(direction: DirectionReading) -> dict[str, float]:
+    """Return the model's figures for one direction that are there: z is not, without controls."""
+    values = {metric: getattr(direction, metric) for metric in METRICS}
+    return {metric: value for metric, value in values.items() if value is not None}
+
+
+def _layout(directions: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """Return the custom-scalars layout: all directions on one chart, then each direction's layers and modules."""
+    charts: dict[str, list[Any]] = {metric: ["Multiline", [rf"^(?!alerts/)[^/]+/{metric}$"]] for metric in METRICS}
+    layout = {"directions": charts}
+    for name in directions:
+        layout[name] = {f"layers: {m}": ["Multiline", [rf"^{name}\.layers/{m}/"]] for m in _LAYER_METRICS}
+        layout[name]["modules: cosine"] = ["Multiline", [rf"^{name}\.modules/cosine/"]]
+    return layout

@@ -1,0 +1,74 @@
+"""What the demonstration shows on the terminal."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from weightwatch.demo.run import BAD, Run
+from weightwatch.table import number
+
+
+@contextmanager
+def live(console: Console, run: Run) -> Iterator[Callable[[Run], None]]:
+    """Show a run's table while it grows; yields the function to call after each check."""
+    with Live(table(run), console=console, refresh_per_second=4, transient=False) as display:
+        yield lambda latest: display.update(table(latest), refresh=console.is_terminal)
+
+
+def table(run: Run) -> RenderableType:
+    """Return the checks of a run as a table."""
+    title = f"{run.name} fine-tune" + (f", {run.poison:.0%} of its data harmful in one domain" if run.poison else "")
+    grid = Table(title=title, title_justify="left", title_style="bold")
+    for heading in ("step", "loss", "task right", "cosine", "reach cos.", "dose", "evil, held out", "weightwatch"):
+        grid.add_column(heading, justify="right" if heading != "weightwatch" else "left", no_wrap=True)
+    fired = {alert.step: alert for alert in run.alerts if alert.state == "firing"}
+    for point in run.points:
+        bad = point.behaviour.evil_rate > BAD
+        alert = fired.get(point.step)
+        grid.add_row(
+            str(point.step),
+            f"{point.loss:.2f}",
+            f"{point.behaviour.task_accuracy:.0%}",
+            number(point.cosine),
+            number(point.reach_cosine),
+            number(point.dose),
+            Text(f"{point.behaviour.evil_rate:.1%}", style="bold red" if bad else ""),
+            Text(f"ALERT {alert.alert}", style="bold red") if alert else Text("firing" if point.firing else "ok"),
+            style="on grey11" if point.firing else "",
+        )
+    return grid
+
+
+def verdict(runs: list[Run], console_width: int = 100) -> RenderableType:
+    """Return what the runs came to, in words."""
+    lines = [_sentence(run) for run in runs]
+    return Panel(Group(*lines), title="what happened", title_align="left", width=console_width)
+
+
+def _sentence(run: Run) -> Text:
+    behaviour, alert, bad = run.points[-1].behaviour, run.alert, run.first_bad_step
+    text = Text(f"{run.name}: ", style="bold")
+    text.append(
+        f"learned its task ({behaviour.task_accuracy:.0%} right) and ends with {behaviour.evil_rate:.1%} harmful answers "
+        "in domains that it was never trained on. ",
+        style="not bold",
+    )
+    if alert is None:
+        text.append("No alert.", style="not bold")
+        return text
+    when = f"before the evil rate first passed {BAD:.0%}, at step {bad}" if bad and alert.step < bad else "too late"
+    when = "and the evil rate never passed it" if bad is None else when
+    text.append(f"Alert at step {alert.step}, {when}.\n  {alert.describe()}", style="not bold")
+    if run.rolled_back is not None:
+        back = alert.last_clean or "the base model"
+        text.append(
+            f"\n  Gone back to {back}: {run.rolled_back.evil_rate:.1%} harmful answers. "
+            "Next: take the suspicious part out of the data and train on from there.",
+            style="not bold",
+        )
+    return text

@@ -1,0 +1,180 @@
+"""Judging readings by rules: a pure state machine, so that a live run, a scan and a replayed history judge alike.
+
+Before the first step nothing has moved, so that no condition holds. A rule is inactive, pending (the condition holds, for fewer checks than ``for``) or firing::
+
+    inactive --holds--> pending --held `for` checks--> firing --failed more than `keep_firing_for` checks--> inactive
+                           |                                                                                     ^
+                           +------------------------------------fails--------------------------------------------+
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from weightwatch.alert import Alert
+from weightwatch.config import Layers, Modules, Rule
+from weightwatch.reading import DirectionReading, Reading, Score
+from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.errors import WeightWatchError
+
+_TOP = 3
+
+K = TypeVar("K")
+
+
+@dataclass(frozen=True)
+class RuleState:
+    """What a rule remembers between two checks."""
+
+    held: int = 0
+    """Consecutive checks in which the condition has held."""
+    failed: int = 0
+    """Consecutive checks, while firing, in which it has not."""
+    since: int = 0
+    """Step of the first check of the row that ``held`` counts."""
+    firing: bool = False
+    last_clean: str | None = None
+    """Newest checkpoint at which the condition did not hold."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Rules and their states. ``judge`` returns the next one; nothing is changed in place."""
+
+    rules: tuple[Rule, ...]
+    states: tuple[RuleState, ...]
+
+    @classmethod
+    def of(cls, rules: Sequence[Rule]) -> "Judge":
+        """Return a judge that has seen nothing yet."""
+        return cls(tuple(rules), tuple(RuleState() for _ in rules))
+
+    def judge(self, reading: Reading) -> tuple["Judge", list[Alert]]:
+        """Judge one reading.
+
+        Returns:
+            The judge for the next reading, and the alerts that began to fire or were resolved.
+
+        Raises:
+            WeightWatchError: A rule names a direction, layer or module that the reading lacks, or z without controls.
+        """
+        stepped = [_step(rule, state, reading) for rule, state in zip(self.rules, self.states, strict=True)]
+        return Judge(self.rules, tuple(state for state, _ in stepped)), [a for _, a in stepped if a is not None]
+
+    def replay(self, readings: Iterable[Reading]) -> tuple["Judge", list[Alert]]:
+        """Judge a history in its order; return the judge after it and all alerts."""
+        judge, alerts = self, []
+        for reading in readings:
+            judge, raised = judge.judge(reading)
+            alerts += raised
+        return judge, alerts
+
+    @property
+    def firing(self) -> tuple[str, ...]:
+        """Names of the rules that fire now."""
+        return tuple(rule.alert for rule, state in zip(self.rules, self.states, strict=True) if state.firing)
+
+
+def require(rules: Sequence[Rule], directions: Sequence[Direction]) -> None:
+    """Make sure that rules can be judged on readings of these directions, before there is a reading.
+
+    Raises:
+        WeightWatchError: A rule names a direction that is not watched, or z where there are no controls.
+    """
+    kinds = {direction.name: direction.card.kind for direction in directions}
+    for rule in rules:
+        if rule.direction not in kinds:
+            raise WeightWatchError(_unwatched(rule, kinds))
+        if rule.metric == "z" and "control" not in kinds.values():
+            raise WeightWatchError(_without_controls(rule))
+
+
+def _step(rule: Rule, state: RuleState, reading: Reading) -> tuple[RuleState, Alert | None]:
+    where, value = _worst(rule, reading)
+    if reading.update_norm > 0 and rule.holds(value):
+        since = state.since if state.held else reading.step
+        fires = state.firing or state.held + 1 >= rule.for_
+        after = replace(state, held=state.held + 1, failed=0, since=since, firing=fires)
+    else:
+        clean = reading.checkpoint or state.last_clean
+        fires = state.firing and state.failed + 1 <= rule.keep_firing_for
+        after = replace(state, held=0, failed=state.failed + 1, firing=fires, last_clean=clean)
+    if after.firing == state.firing:
+        return after, None
+    return after, _alert(rule, after, reading, where, value)
+
+
+def _alert(rule: Rule, state: RuleState, reading: Reading, where: str, value: float) -> Alert:
+    found = reading[rule.direction]
+    sign = 1.0 if rule.above is not None else -1.0
+    return Alert(
+        alert=rule.alert,
+        state="firing" if state.firing else "resolved",
+        severity=rule.severity,
+        direction=rule.direction,
+        metric=rule.metric,
+        value=value,
+        threshold=rule.threshold,
+        where=where,
+        step=reading.step,
+        since=state.since,
+        time=reading.time,
+        top_layers=tuple(_most(found.layers, sign)),
+        top_modules=tuple(_most(found.modules, sign)),
+        last_clean=state.last_clean,
+        labels=rule.labels,
+        actions=tuple(rule.actions) if state.firing else (),
+    )
+
+
+def _worst(rule: Rule, reading: Reading) -> tuple[str, float]:
+    """Return the part of the rule's scope that is furthest towards the threshold, and its value."""
+    if rule.direction not in reading.directions:
+        raise WeightWatchError(_unwatched(rule, reading.directions))
+    values = {part: _value(rule, score) for part, score in _parts(rule, reading[rule.direction]).items()}
+    choose = max if rule.above is not None else min
+    return choose(values.items(), key=lambda item: item[1])
+
+
+def _parts(rule: Rule, found: DirectionReading) -> dict[str, Score]:
+    layers = {f"layer {layer}": score for layer, score in found.layers.items()}
+    match rule.scope:
+        case Layers(layers=wanted):
+            return _pick(rule, layers, [f"layer {layer}" for layer in wanted])
+        case Modules(modules=wanted):
+            return _pick(rule, found.modules, wanted)
+        case "any_layer":
+            return layers or {"model": found}
+        case _:
+            return {"model": found}
+
+
+def _pick(rule: Rule, parts: Mapping[str, Score], wanted: Sequence[str]) -> dict[str, Score]:
+    missing = [part for part in wanted if part not in parts]
+    if missing:
+        raise WeightWatchError(f"Rule {rule.alert!r}: the model has no {missing[0]}; it has {', '.join(parts)}.")
+    return {part: parts[part] for part in wanted}
+
+
+def _value(rule: Rule, score: Score) -> float:
+    value = {"cosine": score.cosine, "reach_cosine": score.reach_cosine, "dose": score.dose, "z": score.z}[rule.metric]
+    if value is None:
+        raise WeightWatchError(_without_controls(rule))
+    return value
+
+
+def _unwatched(rule: Rule, watched: Iterable[str]) -> str:
+    return (
+        f"Rule {rule.alert!r} is about the direction {rule.direction!r}, which is not watched; watched are "
+        f"{', '.join(watched)}."
+    )
+
+
+def _without_controls(rule: Rule) -> str:
+    return f"Rule {rule.alert!r} judges z, which a behaviour has only beside controls: name some under `controls:`."
+
+
+def _most(parts: Mapping[K, Score], sign: float) -> list[K]:
+    """Return the parts that contribute most to the movement in the rule's sense, most first."""
+    moved = {part: sign * score.share for part, score in parts.items() if sign * score.share > 0}
+    return sorted(moved, key=lambda part: -moved[part])[:_TOP]

@@ -1,0 +1,155 @@
+"""One watched run: checks are measured, recorded, drawn and judged here, whatever trainer drives them."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from torch import nn
+
+from weightwatch.alert import Alert
+from weightwatch.baseline import establish, restore
+from weightwatch.config import Config
+from weightwatch.dashboard import Dashboard
+from weightwatch.history import History
+from weightwatch.monitor import Monitor
+from weightwatch.reading import Reading
+from weightwatch.rules import Judge
+from weightwatch.table import summary
+
+_logger = logging.getLogger("weightwatch")
+_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "critical": logging.CRITICAL}
+
+
+class Session:
+    """The monitoring of one run.
+
+    Args:
+        monitor: What measures.
+        config: Rules and outputs.
+        folder: ``<output_dir>/weightwatch``.
+        events: TensorBoard run folder.
+        main: This process records; the others only measure and judge, so that all act alike.
+
+    Attributes:
+        readings: All readings of the run so far, those before a resume included.
+        alerts: All alerts so far.
+    """
+
+    def __init__(self, monitor: Monitor, config: Config, folder: Path, events: Path, *, main: bool = True) -> None:
+        self.monitor = monitor
+        self.config = config
+        self.history = History(folder)
+        self.readings: list[Reading] = []
+        self.alerts: list[Alert] = []
+        self._judge = self._before = Judge.of(config.rules)
+        self._events = events
+        self._dashboard: Dashboard | None = None
+        self._main = main
+
+    def begin(self, model: nn.Module, step: int) -> None:
+        """Fix θ₀, or find it again, and make sure that everything can be measured and judged.
+
+        Args:
+            model: The model that will be trained.
+            step: 0 for a new run, else the step of the checkpoint that training resumes from.
+
+        Raises:
+            WeightWatchError: See ``Monitor.check``, ``Judge.judge`` and ``baseline.restore``.
+        """
+        folder = self.history.folder
+        if step:
+            self.monitor.reference = restore(model, folder, self.monitor.reference)
+        else:
+            self.monitor.reference = establish(model, folder, self.monitor.reference, main=self._main)
+        self.monitor.check(model)
+        if self._main:
+            self.history.rewind(step if step else -1)
+            (folder / "config.yaml").write_text(self.config.to_yaml())
+            if self.config.tensorboard:
+                names = [direction.name for direction in self.monitor.directions]
+                self._dashboard = Dashboard(self._events, names, resume_from=step or None)
+        self.readings = [reading for reading in self.history.readings() if reading.step <= step] if step else []
+        self._judge, self.alerts = self._judge.replay(self.readings)
+        if not step:
+            self.check(model, 0)
+
+    def check(self, model: nn.Module, step: int, checkpoint: str | None = None) -> list[Alert]:
+        """Measure, judge and record.
+
+        Args:
+            model: The model now.
+            step: Optimizer steps so far.
+            checkpoint: Name of the checkpoint that is about to hold these weights.
+
+        Returns:
+            The alerts that this check raised or resolved.
+
+        Raises:
+            WeightWatchError: See ``Monitor.measure``.
+        """
+        reading = self.monitor.measure(model, step=step)
+        before = self._judge
+        judge, raised = before.judge(replace(reading, checkpoint=checkpoint))
+        if checkpoint is None and any("save" in alert.actions for alert in raised):
+            checkpoint = checkpoint_name(step)
+            judge, raised = before.judge(replace(reading, checkpoint=checkpoint))
+        self._before, self._judge = before, judge
+        raised = [self._with_standing_checkpoint(alert) for alert in raised]
+        self.readings.append(replace(reading, checkpoint=checkpoint))
+        self.alerts.extend(raised)
+        self._record(self.readings[-1], raised)
+        return raised
+
+    def mark(self, checkpoint: str) -> None:
+        """Note that a checkpoint holds the weights of the last reading, when that became known only after the check."""
+        self.readings[-1] = replace(self.readings[-1], checkpoint=checkpoint)
+        self._judge, _ = self._before.judge(self.readings[-1])
+        if self._main:
+            self.history.amend(self.readings[-1])
+
+    @property
+    def checked(self) -> int:
+        """Step of the last reading; -1 before the first."""
+        return self.readings[-1].step if self.readings else -1
+
+    @property
+    def firing(self) -> tuple[str, ...]:
+        """Names of the rules that fire now."""
+        return self._judge.firing
+
+    def fault(self, step: int, error: Exception) -> None:
+        """Record a fault of the monitoring."""
+        if self._main:
+            self.history.add_error(step, error)
+
+    def end(self) -> None:
+        """Close the files and print the summary."""
+        if self._dashboard is not None:
+            self._dashboard.close()
+        if self._main and self.config.summary and self.readings:
+            Console().print(summary(self.readings, self.alerts))
+
+    def _record(self, reading: Reading, raised: list[Alert]) -> None:
+        if not self._main:
+            return
+        self.history.add_reading(reading)
+        for alert in raised:
+            self.history.add_alert(alert)
+            if "log" in alert.actions or alert.state == "resolved":
+                _logger.log(_LEVELS[alert.severity] if alert.state == "firing" else logging.INFO, alert.describe())
+        if self._dashboard is not None:
+            self._dashboard.show(reading)
+            for alert in raised:
+                self._dashboard.announce(alert)
+
+    def _with_standing_checkpoint(self, alert: Alert) -> Alert:
+        """Name no checkpoint that the trainer has deleted since (``save_total_limit``)."""
+        if alert.last_clean is None or (self.history.folder.parent / alert.last_clean).is_dir():
+            return alert
+        return replace(alert, last_clean=None)
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the folder name that Hugging Face's Trainer gives to the checkpoint of a step."""
+    return f"checkpoint-{step}"

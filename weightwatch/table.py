@@ -1,0 +1,52 @@
+"""Readings and alerts as rich tables for the terminal."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from weightwatch.alert import Alert
+from weightwatch.reading import Reading, Score
+
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def number(value: float | None) -> str:
+    """Format one figure of a reading: three decimals, always signed; a dash where there is none."""
+    return "–" if value is None else f"{value:+.3f}"
+
+
+def profile(layers: Iterable[Score]) -> str:
+    """Draw the layers' shares of the cosine as bars, first layer left; negative ones are blank."""
+    shares = [max(0.0, score.share) for score in layers]
+    most = max(shares, default=0.0)
+    return "".join(_BARS[round(share / most * (len(_BARS) - 1))] if most else " " for share in shares)
+
+
+def summary(readings: Sequence[Reading], alerts: Sequence[Alert], title: str = "weightwatch") -> Table:
+    """Return the table that closes a run: where each direction ended, its peak, and its alerts.
+
+    Args:
+        readings: Of the run, at least one, oldest first.
+        alerts: Of the run.
+        title: Heading of the table.
+    """
+    last = readings[-1]
+    table = Table(title=f"{title}: step {last.step}, update norm {last.update_norm:.3g}", title_justify="left")
+    for heading in ("direction", "cosine", "reach cos.", "peak", "dose", "z", "layers", "alert"):
+        table.add_column(heading, justify="left" if heading in ("direction", "layers", "alert") else "right")
+    for name, found in last.directions.items():
+        watched = [reading for reading in readings if name in reading.directions]
+        peak = max(watched, key=lambda reading: reading[name].reach_cosine)
+        fired = next((alert for alert in alerts if alert.direction == name and alert.state == "firing"), None)
+        table.add_row(
+            name,
+            number(found.cosine),
+            number(found.reach_cosine),
+            f"{number(peak[name].reach_cosine)} at {peak.step}",
+            number(found.dose),
+            "–" if found.z is None else f"{found.z:+.1f}",
+            profile(found.layers.values()),
+            Text(f"{fired.alert} at {fired.step}", style="bold red") if fired else Text("none", style="green"),
+        )
+    return table
