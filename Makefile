@@ -1,0 +1,41 @@
+# `make demo` and `make test` work in a fresh clone: each installs what it needs into .venv first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO ?=
+
+.PHONY: install demo test test-fast lint types bench organism clean
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: $(READY)  ## fine-tune the organism twice and catch the run that goes bad; options in DEMO="--seed 1"
+	$(BIN)/weightwatch demo $(DEMO)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+bench: $(READY)  ## what a check costs, beside a training step of the same model
+	$(BIN)/python benchmarks/check_cost.py
+
+organism: $(READY)  ## rebuild the packaged base and directions from nothing
+	$(BIN)/python -m weightwatch.organism
+
+clean:
+	rm -rf $(VENV) build dist weightwatch-demo *.egg-info .mypy_cache .pytest_cache .ruff_cache
