@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?=
 
-.PHONY: install demo test test-fast lint types bench organism clean
+.PHONY: install demo test test-fast lint types bench docs organism clean
 
 install: $(READY)
 
@@ -33,6 +33,10 @@ types: $(READY)
 
 bench: $(READY)  ## what a check costs, beside a training step of the same model
 	$(BIN)/python benchmarks/check_cost.py
+
+docs: $(READY)  ## the documentation as a site, in build/site
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/mkdocs build
 
 organism: $(READY)  ## rebuild the packaged base and directions from nothing
 	$(BIN)/python -m weightwatch.organism

@@ -69,7 +69,7 @@ def _files(path: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise WeightWatchError(f"{index} is not a safetensors index: {error}. Copy or save it again.") from error
         missing = [name for name in names if not (path / name).is_file()]
         if missing:
