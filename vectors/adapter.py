@@ -62,11 +62,17 @@ def read_adapter(folder: Path, config: Mapping[str, Any]) -> dict[str, LowRank]:
 
     stored = Checkpoint(folder)
     halves: dict[str, dict[str, Tensor]] = {}
+    others = []
     for key, tensor in stored.items():
         module, _, half = key.removesuffix(".weight").rpartition(".lora_")
-        if half not in ("A", "B", "embedding_A", "embedding_B"):
+        if half in ("A", "B", "embedding_A", "embedding_B"):
+            halves.setdefault(module, {})[half] = tensor
+        else:
+            others.append(key)
+    for key in others:
+        # PEFT stores the frozen embedding beside its factors.
+        if "embedding_A" not in halves.get(key.removesuffix(".weight"), {}):
             raise WeightWatchError(f"{folder} holds {key}, which is no LoRA factor. Merge it into its base instead.")
-        halves.setdefault(module, {})[half] = tensor
     patterns = config.get("alpha_pattern") or {}
     changes = {}
     for module, pair in halves.items():

@@ -84,7 +84,10 @@ def _contrast_weights(positive: Side, negative: Side) -> dict[str, Delta]:
             f"({len(unpaired)} such tensors). Pass two fine-tunes of one base."
         )
     deltas: dict[str, Delta] = {}
+    tied = _repeats(plus) & _repeats(minus)
     for name in plus:
+        if name in tied:
+            continue
         a, b = plus[name], minus[name]
         if a.shape != b.shape:
             raise WeightWatchError(
@@ -105,6 +108,20 @@ def _weights(side: Side) -> Mapping[str, Tensor]:
     if not isinstance(side, Mapping):
         return Checkpoint(side)
     return {canonical(name): tensor for name, tensor in side.items()}
+
+
+def _repeats(weights: Mapping[str, Tensor]) -> set[str]:
+    """Return the further names of matrices that a state dict holds twice: tied weights count once."""
+    if isinstance(weights, Checkpoint):
+        return set()  # save_pretrained wrote them once
+    firsts: list[Tensor] = []
+    found = set()
+    for name, tensor in weights.items():
+        if tensor.ndim > 1 and any(tensor.shape == first.shape and torch.equal(tensor, first) for first in firsts):
+            found.add(name)
+        else:
+            firsts.append(tensor)
+    return found
 
 
 def _is_adapter(side: Side) -> bool:

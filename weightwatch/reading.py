@@ -1,7 +1,7 @@
 """A reading: what one check found, for each direction, over the model, each layer and each kind of module."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -66,9 +66,13 @@ class Reading:
     def __getitem__(self, direction: str) -> DirectionReading:
         return self.directions[direction]
 
+    def without_tensors(self) -> "Reading":
+        """Return the reading as the history keeps it: without the scores of single tensors."""
+        return replace(self, directions={name: replace(d, tensors={}) for name, d in self.directions.items()})
+
     def to_json(self) -> dict[str, Any]:
         """Return the line of readings.jsonl."""
-        found = asdict(self)
+        found = asdict(self.without_tensors())
         for part in found["directions"].values():
             del part["tensors"]
         return found

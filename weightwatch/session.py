@@ -88,7 +88,7 @@ class Session:
         Raises:
             WeightWatchError: See ``Monitor.measure``.
         """
-        reading = self.monitor.measure(model, step=step)
+        reading = self.monitor.measure(model, step=step).without_tensors()
         before = self._judge
         judge, raised = before.judge(replace(reading, checkpoint=checkpoint))
         if checkpoint is None and any("save" in alert.actions for alert in raised):
