@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -58,40 +59,49 @@ class WeightWatchCallback(TrainerCallback):
         self.session: Session | None = None
         self._pending: dict[str, float] = {}
         self._told: set[str] = set()
+        self._tried = -1
+        self._save_owed = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Fix θ₀ and make sure that every direction can be measured, before the first step."""
         output = Path(args.output_dir)
-        events = Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or output / "runs") / "weightwatch"
+        events = Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or output / "runs").expanduser() / "weightwatch"
         self.session = Session(
             self._monitor(), self.config, output / "weightwatch", events, main=state.is_world_process_zero
         )
+        self._tried, self._save_owed = state.global_step, False
         try:
             self.session.begin(kwargs["model"], state.global_step)
         except WeightWatchError:
             raise
         except Exception as error:
-            self._fault(state.global_step, error)
+            self._fault(state.global_step, error, "The training goes on unwatched.")
             self.session = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check when it is due, and when a checkpoint follows or the training ends."""
+        control.should_save |= self._save_owed
         due = state.global_step % self.config.every == 0
         if due or control.should_save or control.should_training_stop:
-            self._check(state, control, kwargs["model"])
+            self._check(args, state, control, kwargs["model"])
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check when a checkpoint follows."""
-        if control.should_save:
-            self._check(state, control, kwargs["model"])
+        """Check when a checkpoint follows, and at the end of a training that something else stopped."""
+        control.should_save |= self._save_owed
+        if control.should_save or control.should_training_stop:
+            self._check(args, state, control, kwargs["model"])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Check a checkpoint whose saving nothing announced, such as that of the best model."""
-        self._check(state, control, kwargs["model"], saved=True)
+        """Note that the reading belongs to the checkpoint; take it if nothing announced the saving (best model)."""
+        session, step = self.session, state.global_step
+        self._check(args, state, control, kwargs["model"])
+        self._save_owed = control.should_save = False
+        if session is not None and session.checked == step:
+            self._guarded(step, lambda: session.mark(checkpoint_name(step)))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -105,23 +115,26 @@ class WeightWatchCallback(TrainerCallback):
         taken, self._pending = self._pending, {}
         return taken
 
-    def _check(self, state: TrainerState, control: TrainerControl, model: nn.Module, saved: bool = False) -> None:
+    def _check(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module) -> None:
         session, step = self.session, state.global_step
-        if session is None:
+        if self._tried == step:
             return
-        name = checkpoint_name(step) if saved or control.should_save else None
-        if session.checked == step:
-            if name and session.readings[-1].checkpoint is None:
-                self._guarded(step, lambda: session.mark(name))
-            return
+        self._tried = step
+        wishes: set[str] = set()
 
-        def act() -> None:
-            for alert in session.check(model, step, name):
-                control.should_save |= "save" in alert.actions
-                control.should_training_stop |= "stop" in alert.actions
+        def act(session: Session) -> None:
+            raised = session.check(model, step)
+            wishes.update(action for alert in raised for action in alert.actions)
             self._pending = {f"weightwatch/{tag}": value for tag, value in scalars(session.readings[-1]).items()}
+            session.record(raised)
 
-        self._guarded(step, act)
+        if session is not None:
+            self._guarded(step, lambda: act(session))
+        save, stop = _agreed("save" in wishes, "stop" in wishes, device=args.device)
+        # Under `save_strategy="best"` an evaluation in this step takes the save back: then it is made up for.
+        self._save_owed |= save
+        control.should_save |= save
+        control.should_training_stop |= stop
 
     def _guarded(self, step: int, act: Callable[[], None]) -> None:
         """Run a part of the monitoring; a fault in it ends the training only if the user asked for that."""
@@ -130,22 +143,20 @@ class WeightWatchCallback(TrainerCallback):
         except Exception as error:
             self._fault(step, error)
 
-    def _fault(self, step: int, error: Exception) -> None:
+    def _fault(self, step: int, error: Exception, outcome: str = "The training goes on; this is said once.") -> None:
         if self.config.on_error == "raise":
             raise error
-        if str(error) not in self._told:
-            self._told.add(str(error))
-            _logger.error(
-                "weightwatch could not check step %d: %s. The training goes on; this is said once.",
-                step,
-                error,
-                exc_info=not isinstance(error, WeightWatchError),
-            )
+        told = str(error) in self._told
+        self._told.add(str(error))
+        if not told:
+            trace = not isinstance(error, WeightWatchError)
+            _logger.error("weightwatch could not check step %d: %s. %s", step, error, outcome, exc_info=trace)
         if self.session is not None:
             try:
                 self.session.fault(step, error)
             except OSError as unwritten:
-                _logger.error("weightwatch could not record that either: %s.", unwritten)
+                if not told:
+                    _logger.error("weightwatch could not record that either: %s.", unwritten)
 
     def _monitor(self) -> Monitor:
         return Monitor(self._directions, reference=self.config.reference)
@@ -153,3 +164,12 @@ class WeightWatchCallback(TrainerCallback):
 
 def _loaded(direction: Watched) -> Direction:
     return direction if isinstance(direction, Direction) else Direction.load(direction)
+
+
+def _agreed(*wishes: bool, device: torch.device) -> list[bool]:
+    """Let what one process wants be done by all: if one alone stopped or saved, the others would wait for ever."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return list(wishes)
+    table = torch.tensor(wishes, dtype=torch.int32, device=device)
+    torch.distributed.all_reduce(table, torch.distributed.ReduceOp.MAX)
+    return [bool(wish) for wish in table]

@@ -36,8 +36,13 @@ def watch(
     log = trainer.log
 
     def log_with_readings(logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
-        logs.update(callback.take_scalars())
-        return log(logs, *args, **kwargs)
+        figures = callback.take_scalars()
+        logs.update(figures)
+        try:
+            return log(logs, *args, **kwargs)
+        finally:  # the caller goes on to use the dict as its metrics
+            for tag in figures:
+                del logs[tag]
 
     trainer.log = log_with_readings
     return callback

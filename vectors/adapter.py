@@ -70,8 +70,8 @@ def read_adapter(folder: Path, config: Mapping[str, Any]) -> dict[str, LowRank]:
         else:
             others.append(key)
     for key in others:
-        # PEFT stores the frozen embedding beside its factors.
-        if "embedding_A" not in halves.get(key.removesuffix(".weight"), {}):
+        # Beside the factors of an embedding or a head, PEFT stores its frozen weight.
+        if key.removesuffix(".weight") not in halves:
             raise WeightWatchError(f"{folder} holds {key}, which is no LoRA factor. Merge it into its base instead.")
     patterns = config.get("alpha_pattern") or {}
     changes = {}

@@ -8,7 +8,7 @@ PACKAGED = Path(__file__).parent / "packaged"
 CARD = "direction.json"
 
 
-def names() -> list[str]:
+def packaged() -> list[str]:
     """Return the names of the packaged directions."""
     return sorted(folder.parent.name for folder in PACKAGED.glob(f"*/{CARD}"))
 
@@ -28,5 +28,5 @@ def find(source: str | Path) -> Path:
     if Path(source).exists():
         raise WeightWatchError(f"{source} is not a stored direction: it has no {CARD}. Save one with Direction.save.")
     raise WeightWatchError(
-        f"Unknown direction {str(source)!r}: no such folder, and the packaged ones are {', '.join(names())}."
+        f"Unknown direction {str(source)!r}: no such folder; packaged ones are {', '.join(packaged()) or 'none'}."
     )

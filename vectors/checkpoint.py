@@ -56,6 +56,8 @@ class Checkpoint(Mapping[str, Tensor]):
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Read the rows ``start`` to ``stop`` of a tensor's first dimension, and nothing else of it."""
         file, key = self._where[name]
+        if not self.shape(name):
+            return self[name]
         rows: Tensor = self._files[file].get_slice(key)[start:stop]
         return rows
 
@@ -66,7 +68,7 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise WeightWatchError(f"No weights at {path}: there is no such file or folder.")
     index = path / "model.safetensors.index.json"
-    if index.is_file():
+    if index.is_file() and not (path / _SINGLE[0]).is_file():  # an index beside a whole file is stale
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:

@@ -86,9 +86,10 @@ def exact() -> Iterator[None]:
 def _precision_switches() -> list[tuple[Any, str, Any]]:
     """Return backend, attribute and full-precision value of each switch that lets fp32 products be rounded."""
     cuda: Any = torch.backends.cuda.matmul
+    mkldnn: Any = torch.backends.mkldnn
     if hasattr(cuda, "fp32_precision"):
         # torch 2.9 on. Reading the old switch raises once the new one was set, as transformers does for tf32=True.
-        return [(backend, "fp32_precision", "ieee") for backend in (cuda, torch.backends.mkldnn.matmul)]
+        return [(backend, "fp32_precision", "ieee") for backend in (cuda, mkldnn.matmul)]
     return [(cuda, "allow_tf32", False)]
 
 

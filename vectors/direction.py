@@ -86,7 +86,14 @@ class Direction:
         Raises:
             WeightWatchError: No tensors, NaN or infinite values, all zero, or an unknown metadata field.
         """
-        return cls({canonical(key): value for key, value in tensors.items()}, _card(name, metadata or {}))
+        deltas = {canonical(key): value for key, value in tensors.items()}
+        if len(deltas) < len(tensors):
+            keys = [canonical(key) for key in tensors]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise WeightWatchError(
+                f"Direction {name!r} names {twice} twice, under different prefixes. Keep one of them."
+            )
+        return cls(deltas, _card(name, metadata or {}))
 
     @classmethod
     def from_contrast(
@@ -191,8 +198,8 @@ class Direction:
         deltas: Mapping[str, Delta]
         deltas = read_adapter(folder, read_config(folder)) if (folder / CONFIG).is_file() else Checkpoint(folder)
         direction = cls(deltas, card)
-        for name, norm in card.norms.items():
-            held = direction.squares.get(name, 0.0) ** 0.5
+        for name in sorted({*card.norms, *direction.squares}):
+            norm, held = card.norms.get(name, 0.0), direction.squares.get(name, 0.0) ** 0.5
             if abs(held - norm) > _NORM_TOLERANCE * max(norm, direction.norm * 1e-3):
                 raise WeightWatchError(
                     f"{folder} is corrupt: {name} has norm {held:.6g} where {CARD} states {norm:.6g}. Copy it again."

@@ -46,11 +46,15 @@ def establish(model: nn.Module, folder: Path, given: Reference, *, main: bool = 
     if weights is None and full:
         base = _base_path(model)
         found = _equal_checkpoint(base, full)
-        weights, note = (found, {"weights": "checkpoint", "path": base}) if found else (None, {"weights": "snapshot"})
+        weights, note = found, {"weights": "snapshot"}
+        if found is not None:
+            note = {"weights": "checkpoint", "path": str(Path(base).resolve())}
     snapshot = full if note["weights"] == "snapshot" else {}
-    if main:
-        _write(folder, note, snapshot, factors)
-    _barrier()
+    try:
+        if main:
+            _write(folder, note, snapshot, factors)
+    finally:
+        wait_for_all()
     return Reference(Checkpoint(folder / TENSORS) if snapshot else weights, factors)
 
 
@@ -77,7 +81,7 @@ def restore(model: nn.Module, folder: Path, given: Reference) -> Reference:
     try:
         note = json.loads((folder / NOTE).read_text())
         kind, factors = note["weights"], note["factors"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise WeightWatchError(f"{folder / NOTE} is damaged ({error}). Pass reference= to go on.") from error
     stored = Checkpoint(folder / TENSORS) if kind == "snapshot" or factors else {}
     weights: Weights | None = given.weights
@@ -126,6 +130,7 @@ def _equal_checkpoint(path: str, full: Mapping[str, Tensor]) -> Checkpoint | Non
     return checkpoint
 
 
-def _barrier() -> None:
+def wait_for_all() -> None:
+    """Wait until every process of a distributed training is here; one that failed on its way comes too."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()

@@ -1,6 +1,6 @@
 """Settings: what to watch, how often, and when to raise an alert. YAML, a dict or a ``Config``."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -112,24 +112,28 @@ class Config(_Strict):
         """
         if isinstance(source, Config):
             return source
-        title = "config"
+        title, lines = "config", None
         if isinstance(source, str | Path):
-            title, source = str(source), _parse(Path(source))
+            title, (source, lines) = str(source), _parse(Path(source))
         if source is not None and not isinstance(source, Mapping):
             raise WeightWatchError(f"{title}: expected keys such as `directions:`, found {source!r}.")
         try:
-            return cls(**(source or {}))
+            return cls.model_validate(dict(source or {}))
         except ValidationError as error:
-            raise WeightWatchError(f"{title}: {_explain(error, source or {})}") from error
+            first = _first(error)
+            where = f"{title}, line {_line(lines, first['loc'])}" if lines is not None else title
+            raise WeightWatchError(f"{where}: {_explain(first)}") from error
 
     def to_yaml(self) -> str:
         """Return the settings, defaults included, as YAML that ``load`` reads."""
         return yaml.safe_dump(self.model_dump(by_alias=True, exclude_none=True), sort_keys=False)
 
 
-def _parse(path: Path) -> Any:
+def _parse(path: Path) -> tuple[Any, yaml.Node | None]:
+    """Return what a YAML file says, and its nodes, which know their lines."""
     try:
-        return yaml.safe_load(path.read_text())
+        text = path.read_text()
+        return yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except OSError as error:
         raise WeightWatchError(f"No config at {path} ({error.strerror}). Give the path of a YAML file.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -138,20 +142,60 @@ def _parse(path: Path) -> Any:
         raise WeightWatchError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}.") from error
 
 
-def _explain(error: ValidationError, source: Mapping[str, Any]) -> str:
-    """Say the first thing that is wrong: the key's path, the value, and what is allowed."""
-    # A union reports each of its branches; the deepest complaint is about the branch that was meant.
-    first = max(error.errors(), key=lambda e: len(e["loc"]) if "scope" in e["loc"] else 0)
-    keys = [part for part in first["loc"] if part not in ("Layers", "Modules") and not str(part).startswith("literal[")]
+# Where pydantic's own words don't finish the sentence "it should be …".
+_WANTED = {
+    "scope": "'model', 'any_layer', `layers: [...]` or `modules: [...]`",
+    "too_short": "a list of at least one",
+    "string_too_short": "a name",
+    "invalid_key": "a word",
+    "model_type": "keys such as `alert:`",
+}
+
+
+def _first(error: ValidationError) -> Any:
+    """Return the first thing that is wrong. A union reports each of its branches: the one that was meant speaks."""
+    found = error.errors()
+    head = found[0]["loc"][:3]
+    if head[-1:] != ("scope",):
+        return found[0]
+    branches = [one for one in found if one["loc"][:3] == head]
+    # Least about the branch that was meant: that its only key is missing. Most: what is wrong beneath that key.
+    return max(branches, key=lambda one: (one["type"] not in ("missing", "extra_forbidden"), len(one["loc"])))
+
+
+def _keys(location: Iterable[int | str]) -> list[int | str]:
+    """Return a location without the names that pydantic gives to the branches of a union."""
+    return [part for part in location if part not in ("Layers", "Modules") and not str(part).startswith("literal[")]
+
+
+def _line(node: yaml.Node, location: Iterable[int | str]) -> int:
+    """Return the line of a key, or where it is missing, of what it is missing from."""
+    line = node.start_mark.line
+    for key in _keys(location):
+        if isinstance(node, yaml.MappingNode):
+            pairs = {name.value: (name, value) for name, value in node.value}
+            if key not in pairs:
+                break
+            name, node = pairs[key]
+            line = name.start_mark.line
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int):
+            node = node.value[key]
+            line = node.start_mark.line
+    return line + 1
+
+
+def _explain(first: Any) -> str:
+    """Say what is wrong: the key's path, the value, and what is allowed."""
+    keys = _keys(first["loc"])
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in keys).lstrip(".")
     if first["type"] == "extra_forbidden":
-        model: type[BaseModel] = Rule if "rules" in keys[:1] else Config
-        known = ", ".join(field.alias or name for name, field in model.model_fields.items())
-        return f"{path} is not a known key; known are {known}."
+        known: type[BaseModel] = Rule if "rules" in keys[:1] else Config
+        names = ", ".join(field.alias or name for name, field in known.model_fields.items())
+        return f"{path} is not a known key; known are {names}."
     if first["type"] == "missing":
         return f"{path} is missing; give it a value."
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    found = first["input"] if not isinstance(first["input"], Mapping | BaseModel) else "the rule"
-    return (
-        f"{path}: {found!r} is not allowed; it should be {message}." if found != "the rule" else f"{path}: {message}."
-    )
+    if first["type"] == "value_error":
+        return f"{path}: {first['msg'].removeprefix('Value error, ')}."
+    wanted = _WANTED.get("scope" if keys[-1:] == ["scope"] else first["type"])
+    wanted = wanted or first["msg"].removeprefix("Input should be ")
+    return f"{path}: {first['input']!r} is not allowed; it should be {wanted}."

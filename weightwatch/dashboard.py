@@ -1,5 +1,6 @@
 """TensorBoard: a run folder of its own with similarity scalars per direction, layer and module, and their layout."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,14 @@ class Dashboard:
     Args:
         folder: The run folder; nobody else may write events into it.
         directions: Names, for the layout of the custom-scalars tab.
-        resume_from: Step after which earlier events are void; None for a new run.
+        first_step: Step from which on events of an earlier run in the folder are void. Default 0: all of them.
     """
 
-    def __init__(self, folder: Path, directions: Sequence[str], resume_from: int | None = None) -> None:
+    def __init__(self, folder: Path, directions: Sequence[str], first_step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # TensorBoard drops earlier events from `purge_step` on: a resumed run writes those steps again.
-        self._writer: Any = SummaryWriter(str(folder), purge_step=None if resume_from is None else resume_from + 1)
+        # TensorBoard drops earlier events from `purge_step` on: a resumed or repeated run writes those steps again.
+        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step)
         self._writer.add_custom_scalars(_layout(directions))
 
     def show(self, reading: Reading) -> None:
@@ -70,9 +71,11 @@ def figures(direction: DirectionReading) -> dict[str, float]:
 
 def _layout(directions: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
     """Return the custom-scalars layout: all directions on one chart, then each direction's layers and modules."""
-    charts: dict[str, list[Any]] = {metric: ["Multiline", [rf"^(?!alerts/)[^/]+/{metric}$"]] for metric in METRICS}
-    layout = {"directions": charts}
-    for name in directions:
-        layout[name] = {f"layers: {m}": ["Multiline", [rf"^{name}\.layers/{m}/"]] for m in _LAYER_METRICS}
-        layout[name]["modules: cosine"] = ["Multiline", [rf"^{name}\.modules/cosine/"]]
+    names = {name: re.escape(name) for name in directions}
+    every = "|".join(names.values())
+    layout: dict[str, dict[str, list[Any]]] = {}
+    layout["directions"] = {metric: ["Multiline", [rf"^(?:{every})/{metric}$"]] for metric in METRICS}
+    for name, tag in names.items():
+        layout[name] = {f"layers: {m}": ["Multiline", [rf"^{tag}\.layers/{m}/"]] for m in _LAYER_METRICS}
+        layout[name]["modules: cosine"] = ["Multiline", [rf"^{tag}\.modules/cosine/"]]
     return layout

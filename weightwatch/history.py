@@ -48,8 +48,10 @@ class History:
         self._append(READINGS, reading.to_json())
 
     def amend(self, reading: Reading) -> None:
-        """Replace the last reading by a fuller one of the same check."""
-        lines = self._lines(READINGS)[:-1]
+        """Write a fuller reading in the place of the last one, if that is of the same check."""
+        lines = self._lines(READINGS)
+        if lines and _step(lines[-1]) == reading.step:
+            lines.pop()
         self._rewrite(READINGS, [*lines, json.dumps(reading.to_json())])
 
     def add_alert(self, alert: Alert) -> None:
@@ -71,7 +73,7 @@ class History:
             kept = [line for line in lines if _step(line) <= step]
             if len(kept) < len(lines):
                 for line in lines:
-                    if _step(line) > step:
+                    if line not in kept:
                         self._append(SUPERSEDED, {"file": name, "line": line})
                 self._rewrite(name, kept)
 
@@ -90,7 +92,8 @@ class History:
 
     def _lines(self, name: str) -> list[str]:
         path = self.folder / name
-        return path.read_text().splitlines() if path.is_file() else []
+        # A power cut can leave bytes that are no text; they make a damaged line, not a file that can't be read.
+        return path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
 
     def _parsed(self, name: str, number: int, kind: Any, line: str) -> Any:
         try:

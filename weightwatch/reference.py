@@ -41,7 +41,8 @@ class StateDict:
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` of a tensor's first dimension."""
-        return self._tensors[name][start:stop]
+        tensor = self._tensors[name]
+        return tensor[start:stop] if tensor.ndim else tensor
 
 
 Source: TypeAlias = Mapping[str, Tensor] | str | Path

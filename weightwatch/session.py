@@ -8,7 +8,7 @@ from rich.console import Console
 from torch import nn
 
 from weightwatch.alert import Alert
-from weightwatch.baseline import establish, restore
+from weightwatch.baseline import establish, restore, wait_for_all
 from weightwatch.config import Config
 from weightwatch.dashboard import Dashboard
 from weightwatch.history import History
@@ -42,7 +42,7 @@ class Session:
         self.history = History(folder)
         self.readings: list[Reading] = []
         self.alerts: list[Alert] = []
-        self._judge = self._before = Judge.of(config.rules)
+        self._judge = Judge.of(config.rules)
         self._events = events
         self._dashboard: Dashboard | None = None
         self._main = main
@@ -63,24 +63,23 @@ class Session:
         else:
             self.monitor.reference = establish(model, folder, self.monitor.reference, main=self._main)
         self.monitor.check(model)
-        if self._main:
-            self.history.rewind(step if step else -1)
-            (folder / "config.yaml").write_text(self.config.to_yaml())
-            if self.config.tensorboard:
-                names = [direction.name for direction in self.monitor.directions]
-                self._dashboard = Dashboard(self._events, names, resume_from=step or None)
+        try:
+            if self._main:
+                self._open(step)
+        finally:
+            if step:  # the others read what is left of the record; of a new run there is none
+                wait_for_all()
         self.readings = [reading for reading in self.history.readings() if reading.step <= step] if step else []
         self._judge, self.alerts = self._judge.replay(self.readings)
         if not step:
-            self.check(model, 0)
+            self.record(self.check(model, 0))
 
-    def check(self, model: nn.Module, step: int, checkpoint: str | None = None) -> list[Alert]:
-        """Measure, judge and record.
+    def check(self, model: nn.Module, step: int) -> list[Alert]:
+        """Measure and judge. What comes of it is on disk only after ``record``: a full disk keeps no alert from acting.
 
         Args:
             model: The model now.
             step: Optimizer steps so far.
-            checkpoint: Name of the checkpoint that is about to hold these weights.
 
         Returns:
             The alerts that this check raised or resolved.
@@ -89,22 +88,31 @@ class Session:
             WeightWatchError: See ``Monitor.measure``.
         """
         reading = self.monitor.measure(model, step=step).without_tensors()
-        before = self._judge
-        judge, raised = before.judge(replace(reading, checkpoint=checkpoint))
-        if checkpoint is None and any("save" in alert.actions for alert in raised):
-            checkpoint = checkpoint_name(step)
-            judge, raised = before.judge(replace(reading, checkpoint=checkpoint))
-        self._before, self._judge = before, judge
+        self._judge, raised = self._judge.judge(reading)
+        self.readings.append(reading)
         raised = [self._with_standing_checkpoint(alert) for alert in raised]
-        self.readings.append(replace(reading, checkpoint=checkpoint))
         self.alerts.extend(raised)
-        self._record(self.readings[-1], raised)
         return raised
 
+    def record(self, raised: list[Alert]) -> None:
+        """Write down the last check: its reading, and the alerts that it raised or resolved."""
+        if not self._main:
+            return
+        for alert in raised:
+            if "log" in alert.actions or alert.state == "resolved":
+                _logger.log(_LEVELS[alert.severity] if alert.state == "firing" else logging.INFO, alert.describe())
+        self.history.add_reading(self.readings[-1])
+        for alert in raised:
+            self.history.add_alert(alert)
+        if self._dashboard is not None:
+            self._dashboard.show(self.readings[-1])
+            for alert in raised:
+                self._dashboard.announce(alert)
+
     def mark(self, checkpoint: str) -> None:
-        """Note that a checkpoint holds the weights of the last reading, when that became known only after the check."""
+        """Note that a checkpoint holds the weights of the last reading, once it has been written."""
         self.readings[-1] = replace(self.readings[-1], checkpoint=checkpoint)
-        self._judge, _ = self._before.judge(self.readings[-1])
+        self._judge, _ = Judge.of(self.config.rules).replay(self.readings)
         if self._main:
             self.history.amend(self.readings[-1])
 
@@ -130,24 +138,24 @@ class Session:
         if self._main and self.config.summary and self.readings:
             Console().print(summary(self.readings, self.alerts))
 
-    def _record(self, reading: Reading, raised: list[Alert]) -> None:
-        if not self._main:
-            return
-        self.history.add_reading(reading)
-        for alert in raised:
-            self.history.add_alert(alert)
-            if "log" in alert.actions or alert.state == "resolved":
-                _logger.log(_LEVELS[alert.severity] if alert.state == "firing" else logging.INFO, alert.describe())
-        if self._dashboard is not None:
-            self._dashboard.show(reading)
-            for alert in raised:
-                self._dashboard.announce(alert)
+    def _open(self, step: int) -> None:
+        self.history.rewind(step if step else -1)
+        (self.history.folder / "config.yaml").write_text(self.config.to_yaml())
+        if self.config.tensorboard:
+            names = [direction.name for direction in self.monitor.directions]
+            self._dashboard = Dashboard(self._events, names, first_step=step + 1 if step else 0)
 
     def _with_standing_checkpoint(self, alert: Alert) -> Alert:
-        """Name no checkpoint that the trainer has deleted since (``save_total_limit``)."""
-        if alert.last_clean is None or (self.history.folder.parent / alert.last_clean).is_dir():
+        """Name no checkpoint that the trainer has deleted since (``save_total_limit``), but the newest that is left."""
+        if alert.last_clean is None or self._stands(alert.last_clean):
             return alert
-        return replace(alert, last_clean=None)
+        left = [r if self._stands(r.checkpoint) else replace(r, checkpoint=None) for r in self.readings]
+        _, alerts = Judge.of(self.config.rules).replay(left)
+        same = (other for other in alerts if replace(other, last_clean=alert.last_clean) == alert)
+        return next(same, replace(alert, last_clean=None))
+
+    def _stands(self, checkpoint: str | None) -> bool:
+        return checkpoint is not None and (self.history.folder.parent / checkpoint).is_dir()
 
 
 def checkpoint_name(step: int) -> str:

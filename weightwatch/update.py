@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from weightwatch.reference import Reference
+from weightwatch.reference import Reference, StateDict
 from weightwatch.vectors.delta import BLOCK, LowRank
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.names import canonical
@@ -77,7 +77,7 @@ class Update(Mapping[str, Change]):
         for path, module in _tuners(model):
             name = f"{canonical(path + '.')}weight"
             change = lora_change(path, module, every)
-            taken.update(id(p) for p in module.parameters() if p is not _weight(module))
+            taken.update(_adapter_parameters(module))
             if change is not None:
                 self._changes[name] = _since(change, reference.factors.get(name))
         for copy, original in _saved_copies(model):
@@ -88,6 +88,10 @@ class Update(Mapping[str, Change]):
         for parameter in model.parameters():
             if id(parameter) not in taken and (parameter.requires_grad or (every and not adapted)):
                 name = names[id(parameter)]
+                if name in self._changes:
+                    raise WeightWatchError(
+                        f"{name} is trained itself and by an adapter at once, which is not supported. Freeze one."
+                    )
                 self._changes[name] = Difference(parameter, _start(name, parameter, reference))
         if not self._changes:
             raise WeightWatchError("The model has no trained parameters: nothing requires a gradient.")
@@ -104,7 +108,7 @@ class Update(Mapping[str, Change]):
 
 def full_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Return the fully trained parameters whose θ₀ the model does not hold itself, by name."""
-    held = {id(p) for _, module in _tuners(model) for p in module.parameters()}
+    held = {part for _, module in _tuners(model) for part in _adapter_parameters(module)}
     held.update(id(p) for pair in _saved_copies(model) for p in pair)
     return {canonical(n): p for n, p in model.named_parameters() if p.requires_grad and id(p) not in held}
 
@@ -194,12 +198,13 @@ def _tuners(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield the PEFT layers of a model, by name; PEFT is imported only if the model can have been made with it."""
     if "peft" not in sys.modules:
         return
+    from peft.tuners.adalora import AdaLoraLayer
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for path, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
-            if not isinstance(module, LoraLayer):
+            if not isinstance(module, LoraLayer) or isinstance(module, AdaLoraLayer):
                 raise WeightWatchError(
                     f"{path} is a {type(module).__module__.split('.')[2]} adapter, which is not supported: "
                     "only LoRA's update is known exactly. Train with LoraConfig."
@@ -232,6 +237,11 @@ def _require_plain(path: str, module: Any, adapter: str, a: Tensor) -> None:
             f"{path}: LoRA with {reason} is not supported, since its update is more than B A. "
             "Train with a plain LoraConfig on linear and embedding layers."
         )
+
+
+def _adapter_parameters(module: Any) -> set[int]:
+    """Return the ids of a PEFT layer's own parameters: not those of the layer beneath (whose bias may train)."""
+    return {id(p) for p in module.parameters()} - {id(p) for p in module.get_base_layer().parameters()}
 
 
 def _weight(module: Any) -> Tensor | None:
@@ -267,5 +277,10 @@ def _start(name: str, parameter: Tensor, reference: Reference) -> Callable[[int,
         raise WeightWatchError(
             f"θ₀ has shape {weights.shape(name)} for {name} where the model has {tuple(parameter.shape)}. "
             "Pass the checkpoint that training started from."
+        )
+    if isinstance(weights, StateDict) and weights.rows(name, 0, 1).data_ptr() == parameter.data_ptr():
+        raise WeightWatchError(
+            f"The reference of {name} is the model's own memory, so it moves along in training. Take a copy before "
+            "training: {name: tensor.clone() for name, tensor in model.state_dict().items()}."
         )
     return lambda first, last: weights.rows(name, first, last)

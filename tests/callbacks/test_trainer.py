@@ -1,0 +1,600 @@
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from transformers import EarlyStoppingCallback, LlamaForCausalLM, Trainer, TrainerCallback
+
+from tests.models import dense, lora, low_rank, move, tiny_gpt2, tiny_llama
+from tests.runs import STRICT, At, lines, sequences, settings, steps, timeless, trainer
+from weightwatch import Config, Direction, Monitor, Reading, WeightWatchCallback, WeightWatchError
+from weightwatch.history import History
+from weightwatch.rules import Judge
+
+MOVED = {"alert": "moved", "direction": "evil", "metric": "dose", "scope": "any_layer", "above": -1e9}
+"""Fires at the first check at which anything has moved."""
+
+
+def evil() -> Direction:
+    return low_rank(tiny_llama(), 5)
+
+
+def watched(
+    folder: Path, *, model: nn.Module | None = None, config: dict[str, Any] | None = None, **changes: Any
+) -> tuple[Trainer, WeightWatchCallback]:
+    callback = WeightWatchCallback([evil()], config={**STRICT, **(config or {})})
+    beside = changes.pop("beside", [])
+    return trainer(model or lora(tiny_llama()), folder, *beside, callback, **changes), callback
+
+
+def checkpoints(folder: Path) -> dict[int, str]:
+    return {line["step"]: line["checkpoint"] for line in lines(folder) if line["checkpoint"]}
+
+
+# When a check runs
+
+
+def test_a_check_runs_before_the_first_step_every_n_steps_and_after_the_last(tmp_path: Path) -> None:
+    watched(tmp_path, config={"every": 3})[0].train()
+    assert steps(tmp_path) == [0, 3, 6, 8]
+    assert checkpoints(tmp_path) == {}
+
+
+def test_gradient_accumulation_counts_optimizer_steps(tmp_path: Path) -> None:
+    watched(tmp_path, gradient_accumulation_steps=3, max_steps=5)[0].train()
+    assert steps(tmp_path) == [0, 2, 4, 5]
+
+
+def test_every_checkpoint_has_its_reading(tmp_path: Path) -> None:
+    watched(tmp_path, config={"every": 4}, save_strategy="steps", save_steps=3)[0].train()
+    assert steps(tmp_path) == [0, 3, 4, 6, 8]
+    assert checkpoints(tmp_path) == {3: "checkpoint-3", 6: "checkpoint-6", 8: "checkpoint-8"}
+
+
+def test_a_checkpoint_at_the_end_of_an_epoch_has_its_reading(tmp_path: Path) -> None:
+    changes = {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 16}
+    watched(tmp_path, config={"every": 3}, save_strategy="epoch", **changes)[0].train()
+    assert steps(tmp_path) == [0, 3, 4, 6, 8]
+    assert checkpoints(tmp_path) == {4: "checkpoint-4", 8: "checkpoint-8"}
+
+
+def test_a_checkpoint_of_the_best_model_has_its_reading(tmp_path: Path) -> None:
+    best = {"save_strategy": "best", "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 3}
+    watched(tmp_path, config={"every": 50}, evaluated=True, **best)[0].train()
+    saved = {int(path.name.removeprefix("checkpoint-")): path.name for path in tmp_path.glob("checkpoint-*")}
+    assert saved
+    assert checkpoints(tmp_path) == saved
+    assert steps(tmp_path) == sorted({0, *saved, 8})
+
+
+def test_a_training_that_is_stopped_early_ends_with_a_reading(tmp_path: Path) -> None:
+    stop = EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=1e9)
+    evaluated = {"eval_strategy": "steps", "eval_steps": 3, "metric_for_best_model": "loss"}
+    task, _ = watched(tmp_path, config={"every": 50}, beside=[stop], evaluated=True, **evaluated)
+    task.train()
+    assert steps(tmp_path) == [0, task.state.global_step]
+    assert task.state.global_step < 8
+
+
+def test_the_best_model_that_is_loaded_at_the_end_is_not_taken_for_the_last_step(tmp_path: Path) -> None:
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps"}
+    watched(tmp_path, config={"every": 50}, evaluated=True, save_steps=2, learning_rate=1.0, **best)[0].train()
+    assert steps(tmp_path) == [0, 2, 4, 6, 8]
+    assert timeless(tmp_path)[-1]["update_norm"] == offline(tmp_path / "checkpoint-8").update_norm
+
+
+# What a check says
+
+
+def offline(checkpoint: Path) -> Reading:
+    model = PeftModel.from_pretrained(tiny_llama(), checkpoint)
+    return Monitor([evil()]).measure(model, step=int(checkpoint.name.removeprefix("checkpoint-")))
+
+
+def test_the_reading_of_a_checkpoint_is_that_of_its_weights(tmp_path: Path) -> None:
+    task, callback = watched(tmp_path, save_strategy="steps", save_steps=3)
+    task.train()
+    assert callback.session is not None
+    for reading in History(tmp_path / "weightwatch").readings():
+        if reading.checkpoint:
+            loaded = offline(tmp_path / reading.checkpoint)
+            assert (loaded.directions, loaded.update_norm) == (reading.directions, reading.update_norm)
+
+
+def test_the_reading_of_a_full_checkpoint_is_that_of_its_weights(tmp_path: Path) -> None:
+    task, _ = watched(tmp_path, model=tiny_llama(), save_strategy="steps", save_steps=4, learning_rate=1e-3)
+    task.train()
+    start = {name: tensor.clone() for name, tensor in tiny_llama().state_dict().items()}
+    for reading in History(tmp_path / "weightwatch").readings()[1:]:
+        if reading.checkpoint:
+            model = LlamaForCausalLM.from_pretrained(tmp_path / reading.checkpoint)
+            loaded = Monitor([evil()], reference=start).measure(model)
+            assert (loaded.directions, loaded.update_norm) == (reading.directions, reading.update_norm)
+
+
+def test_the_record_holds_the_lines_that_the_documentation_shows(tmp_path: Path) -> None:
+    watched(tmp_path, save_strategy="steps", save_steps=8)[0].train()
+    line = lines(tmp_path)[-1]
+    assert list(line) == ["step", "time", "update_norm", "directions", "checkpoint"]
+    found = line["directions"]["evil"]
+    assert {"cosine", "reach_cosine", "dose", "reach", "z", "layers", "modules"} <= set(found)
+    assert list(found["layers"]) == ["0", "1"]
+    assert "down_proj" in found["modules"]
+
+
+def test_training_with_the_callback_is_training_without_it_to_the_last_bit(tmp_path: Path) -> None:
+    results = []
+    for name in ("with", "without"):
+        model = lora(tiny_llama(attention_dropout=0.3), lora_dropout=0.3)
+        if name == "with":
+            task, _ = watched(tmp_path / name, model=model, config={"every": 1})
+        else:
+            task = trainer(model, tmp_path / name)
+        task.train()
+        losses = [entry["loss"] for entry in task.state.log_history if "loss" in entry]
+        results.append((model.state_dict(), torch.get_rng_state(), losses))
+    (weights, state, losses), (other_weights, other_state, other_losses) = results
+    assert all(torch.equal(weights[name], other_weights[name]) for name in other_weights)
+    assert torch.equal(state, other_state)
+    assert losses == other_losses
+
+
+def test_tensorboard_has_a_run_of_its_own_under_the_log_folder(tmp_path: Path) -> None:
+    watched(tmp_path, report_to=["tensorboard"])[0].train()
+    found = EventAccumulator(str(tmp_path / "runs" / "weightwatch"))
+    found.Reload()
+    assert [event.step for event in found.Scalars("evil/reach_cosine")] == [0, 2, 4, 6, 8]
+    assert "evil.layers/cosine/001" in found.Tags()["scalars"]
+    assert "custom_scalars__config__" in found.Tags()["tensors"]
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_tensorboard_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "~/logs")
+    watched(tmp_path / "run", max_steps=2)[0].train()
+    assert list((tmp_path / "logs" / "weightwatch").glob("events.*"))
+
+
+def test_tensorboard_can_be_left_out(tmp_path: Path) -> None:
+    watched(tmp_path, config={"tensorboard": False}, max_steps=2)[0].train()
+    assert not (tmp_path / "runs").exists()
+    assert steps(tmp_path) == [0, 2]
+
+
+def test_a_table_closes_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    watched(tmp_path, config={"summary": True})[0].train()
+    out = capsys.readouterr().out
+    assert "step 8" in out
+    assert "evil" in out
+
+
+# Directions and settings
+
+
+def test_one_direction_may_be_given_by_path_by_itself_or_in_the_settings(tmp_path: Path) -> None:
+    folder = evil().save(tmp_path / "evil")
+    path = tmp_path / "weightwatch.yaml"
+    path.write_text(yaml.safe_dump({"directions": [str(folder)], **STRICT}))
+    for number, callback in enumerate(
+        [
+            WeightWatchCallback(str(folder), config=STRICT),
+            WeightWatchCallback(folder, config=STRICT),
+            WeightWatchCallback(evil(), config=Config.load(STRICT)),
+            WeightWatchCallback(config=path),
+        ]
+    ):
+        run = tmp_path / f"run-{number}"
+        trainer(lora(tiny_llama()), run, callback, max_steps=2).train()
+        assert list(lines(run)[-1]["directions"]) == ["evil"]
+
+
+def test_controls_give_the_z_that_rules_can_judge(tmp_path: Path) -> None:
+    style = low_rank(tiny_llama(), 8, name="style").save(tmp_path / "style")
+    rule = {"alert": "z", "direction": "evil", "metric": "z", "above": -1e9}
+    watched(tmp_path / "run", config={"controls": [str(style)], "rules": [rule]})[0].train()
+    found = lines(tmp_path / "run")[-1]["directions"]
+    assert found["evil"]["z"] is not None
+    assert found["style"]["z"] is None
+    assert lines(tmp_path / "run", "alerts.jsonl")[0]["metric"] == "z"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"directions": "evill-typo"}, "Unknown direction 'evill-typo': no such folder, and the packaged ones are"),
+        ({"directions": []}, "Nothing to watch: name at least one direction."),
+        ({"config": {"every": 0}}, "config: every: 0 is not allowed; it should be greater than or equal to 1."),
+        ({"config": "nowhere.yaml"}, "No config at nowhere.yaml"),
+        ({"config": {"rules": [{**MOVED, "direction": "good"}]}}, "Rule 'moved' is about the direction 'good', which"),
+        ({"config": {"rules": [{**MOVED, "metric": "z"}]}}, "Rule 'moved' judges z, which a behaviour has only beside"),
+        ({"config": {"controls": ["nowhere"]}}, "Unknown direction 'nowhere'"),
+        ({"config": {"reference": "/nowhere"}}, "No weights at /nowhere: there is no such file or folder."),
+    ],
+)
+def test_bad_input_is_refused_when_the_callback_is_made(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(WeightWatchError, match=re.escape(message)):
+        WeightWatchCallback(**{"directions": evil(), **given})
+
+
+def test_two_directions_of_one_name_are_refused() -> None:
+    with pytest.raises(WeightWatchError, match="Two directions are called 'evil'"):
+        WeightWatchCallback([evil(), evil()])
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "other values", "no card"])
+def test_a_damaged_direction_is_refused_when_the_callback_is_made(damage: str, tmp_path: Path) -> None:
+    folder = evil().save(tmp_path / "evil")
+    weights = folder / "adapter_model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:100])
+    elif damage == "gone":
+        weights.unlink()
+    elif damage == "no card":
+        (folder / "direction.json").unlink()
+    else:
+        low_rank(tiny_llama(), 6).save(tmp_path / "other")
+        shutil.copy(tmp_path / "other" / "adapter_model.safetensors", weights)
+    with pytest.raises(WeightWatchError, match=re.escape(str(folder))):
+        WeightWatchCallback(folder)
+
+
+def contrast(base: nn.Module) -> Direction:
+    """Return a direction that knows its base."""
+    start = base.state_dict()
+    kept = {n: t for n, t in start.items() if "proj" in n}
+    plus = {n: t + 0.01 * torch.randn(t.shape) for n, t in kept.items()}
+    return Direction.from_contrast(plus, kept, base=start, name="evil")
+
+
+STRANGERS = {
+    "another base": (lambda: contrast(tiny_llama(seed=7)), r"'evil' was built from .* sampled weights agree"),
+    "another width": (
+        lambda: low_rank(tiny_llama(hidden_size=64), 5),
+        r"'evil' has shape \(64, 64\) for .* where the model has \(32, 32\)",
+    ),
+    "other modules": (lambda: low_rank(tiny_gpt2(), 5), "'evil' and the trained parameters have no tensor in common"),
+}
+
+
+@pytest.mark.parametrize("on_error", ["log", "raise"])
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_direction_of_another_model_stops_the_training_before_it_begins(
+    stranger: str, on_error: str, tmp_path: Path
+) -> None:
+    make, message = STRANGERS[stranger]
+    task = trainer(lora(tiny_llama()), tmp_path, WeightWatchCallback(make(), config={"on_error": on_error}))
+    with pytest.raises(WeightWatchError, match=message):
+        task.train()
+    assert task.state.global_step == 0
+    assert steps(tmp_path) == []
+
+
+def test_a_direction_of_this_base_is_taken(tmp_path: Path) -> None:
+    task = trainer(lora(tiny_llama()), tmp_path, WeightWatchCallback(contrast(tiny_llama()), config=STRICT))
+    task.train()
+    assert steps(tmp_path) == [0, 2, 4, 6, 8]
+
+
+def test_a_layer_that_the_model_lacks_stops_the_training_before_it_begins(tmp_path: Path) -> None:
+    rule = {**MOVED, "scope": {"layers": [5]}}
+    with pytest.raises(WeightWatchError, match="Rule 'moved': the model has no layer 5"):
+        watched(tmp_path, config={"rules": [rule], "on_error": "log"})[0].train()
+
+
+@pytest.mark.parametrize("option", [{"use_dora": True}, {"lora_bias": True}])
+def test_an_update_that_cannot_be_read_exactly_stops_the_training_before_it_begins(
+    option: dict[str, bool], tmp_path: Path
+) -> None:
+    with pytest.raises(WeightWatchError, match=r"is not supported, since its update is more than B A"):
+        watched(tmp_path, model=lora(tiny_llama(), **option), config={"on_error": "log"})[0].train()
+
+
+# Alerts
+
+
+def test_an_alert_that_asks_for_it_stops_the_training(tmp_path: Path) -> None:
+    task, callback = watched(tmp_path, config={"rules": [{**MOVED, "actions": ["log", "stop"], "for": 2}]})
+    task.train()
+    assert task.state.global_step == 4
+    assert steps(tmp_path) == [0, 2, 4]
+    (alert,) = lines(tmp_path, "alerts.jsonl")
+    assert (alert["step"], alert["since"], alert["last_clean"]) == (4, 2, None)
+    assert callback.session is not None
+    assert callback.session.firing == ("moved",)
+
+
+def test_an_alert_that_asks_for_it_saves_a_checkpoint(tmp_path: Path) -> None:
+    watched(tmp_path, config={"rules": [{**MOVED, "actions": ["save"]}]})[0].train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert checkpoints(tmp_path) == {2: "checkpoint-2"}
+    loaded = offline(tmp_path / "checkpoint-2")
+    assert lines(tmp_path)[1]["update_norm"] == loaded.update_norm
+
+
+@pytest.mark.parametrize("actions", [["save"], ["save", "stop"]])
+def test_a_save_that_an_evaluation_takes_back_is_made_up_for(actions: list[str], tmp_path: Path) -> None:
+    best = {"save_strategy": "best", "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 2}
+    rule = {**MOVED, "actions": actions, "for": 2}
+    # Loss rises under a rate this high, so that only the first evaluation finds a best model.
+    watched(tmp_path, config={"rules": [rule]}, evaluated=True, learning_rate=1.0, **best)[0].train()
+    saved = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert saved == ["checkpoint-2", "checkpoint-4" if "stop" in actions else "checkpoint-5"]
+    assert sorted(checkpoints(tmp_path).values()) == saved
+
+
+def test_an_alert_names_the_last_clean_checkpoint_that_the_trainer_has_kept(tmp_path: Path) -> None:
+    def sharply(model: nn.Module) -> None:
+        move(model, seed=3, size=100.0)
+
+    rule = {"alert": "jump", "direction": "evil", "metric": "dose", "scope": "any_layer", "above": 0.5}
+    away = {**rule, "alert": "away", "above": None, "below": -0.5}
+    config = {"every": 1, "rules": [{k: v for k, v in r.items() if v is not None} for r in (rule, away)]}
+    saves = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "learning_rate": 1e-5}
+    watched(tmp_path, config=config, beside=[At(6, sharply)], **saves)[0].train()
+    alert = lines(tmp_path, "alerts.jsonl")[0]
+    assert (alert["step"], alert["last_clean"]) == (6, "checkpoint-5")
+
+
+def test_a_deleted_checkpoint_is_not_named(tmp_path: Path) -> None:
+    rule = {**MOVED, "scope": "model", "metric": "cosine", "above": 0.0, "for": 5}
+    saves = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    # Both signs of one direction: whichever way the run goes, one of them stays past the threshold.
+    turned = Direction.from_tensors({n: -d.dense() for n, d in evil().deltas.items()}, name="good")
+    config = {**STRICT, "every": 1, "rules": [rule, {**rule, "direction": "good", "alert": "other"}]}
+    trainer(lora(tiny_llama()), tmp_path, WeightWatchCallback([evil(), turned], config=config), **saves).train()
+    alerts = lines(tmp_path, "alerts.jsonl")
+    assert alerts
+    assert {alert["last_clean"] for alert in alerts} <= {None, *(f"checkpoint-{a['step'] - 1}" for a in alerts)}
+
+
+def test_a_replayed_record_is_judged_as_the_run_was(tmp_path: Path) -> None:
+    rule = {**MOVED, "scope": "any_layer", "metric": "cosine", "above": 0.0, "keep_firing_for": 1}
+    task, callback = watched(tmp_path, config={"every": 1, "rules": [rule]})
+    task.train()
+    history = History(tmp_path / "weightwatch")
+    judge, alerts = Judge.of(callback.config.rules).replay(history.readings())
+    assert alerts == history.alerts()
+    assert callback.session is not None
+    assert judge.firing == callback.session.firing
+
+
+# Going on from a checkpoint
+
+
+def full(folder: Path) -> nn.Module:
+    tiny_llama().save_pretrained(folder / "base")
+    return LlamaForCausalLM.from_pretrained(folder / "base")
+
+
+def changed(folder: Path) -> nn.Module:
+    model = full(folder)
+    move(model, seed=4, size=0.1)
+    return model
+
+
+def continued(folder: Path) -> nn.Module:
+    model = lora(tiny_llama())
+    move(model, seed=9, size=0.2)
+    return model
+
+
+STARTS = {
+    "LoRA": lambda folder: lora(tiny_llama()),
+    "PiSSA": lambda folder: lora(tiny_llama(), init_lora_weights="pissa"),
+    "an adapter that is trained on": continued,
+    "full, from a base checkpoint": full,
+    "full, of a base that was changed": changed,
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_resumed_run_has_the_record_of_an_uninterrupted_one(start: str, tmp_path: Path) -> None:
+    config = {"rules": [{**MOVED, "for": 2}]}
+    changes = {"save_strategy": "steps", "save_steps": 3, "learning_rate": 1e-3}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    watched(whole, model=STARTS[start](tmp_path), config=config, **changes)[0].train()
+    watched(broken, model=STARTS[start](tmp_path), config=config, **changes)[0].train()
+    for step in (6, 3):
+        task, _ = watched(broken, model=STARTS[start](tmp_path), config=config, **changes)
+        task.train(resume_from_checkpoint=str(broken / f"checkpoint-{step}"))
+        assert timeless(broken) == timeless(whole)
+        assert timeless(broken, "alerts.jsonl") == timeless(whole, "alerts.jsonl")
+    redone = [r["step"] for r in lines(broken) if r["step"] > 6] + [r["step"] for r in lines(broken) if r["step"] > 3]
+    assert len(lines(broken, "superseded.jsonl")) == len(redone) + 1  # the alert of step 4 once
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+from tests.callbacks.test_trainer import watched
+from tests.runs import At
+folder = Path(sys.argv[1])
+kill = At(7, lambda model: os.kill(os.getpid(), signal.SIGKILL))
+watched(folder, beside=[kill], save_strategy="steps", save_steps=3)[0].train()
+"""
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr.decode()
+    assert steps(tmp_path / "run") == [0, 2, 3, 4, 6]
+    with (tmp_path / "run" / "weightwatch" / "readings.jsonl").open("a") as file:
+        file.write('{"step": 7, "upd')  # what a crash in the middle of a write leaves
+    changes = {"save_strategy": "steps", "save_steps": 3}
+    watched(tmp_path / "run", **changes)[0].train(resume_from_checkpoint=True)
+    watched(tmp_path / "whole", **changes)[0].train()
+    assert timeless(tmp_path / "run") == timeless(tmp_path / "whole")
+    assert lines(tmp_path / "run", "superseded.jsonl") == [{"file": "readings.jsonl", "line": '{"step": 7, "upd'}]
+
+
+def test_a_second_run_in_the_same_folder_sets_the_first_aside(tmp_path: Path) -> None:
+    watched(tmp_path, config={"rules": [MOVED]}, max_steps=4)[0].train()
+    first = [(tmp_path / "weightwatch" / name).read_text() for name in ("readings.jsonl", "alerts.jsonl")]
+    watched(tmp_path, config={"every": 3}, max_steps=6)[0].train()
+    assert steps(tmp_path) == [0, 3, 6]
+    assert lines(tmp_path, "alerts.jsonl") == []
+    aside = lines(tmp_path, "superseded.jsonl")
+    assert "".join(entry["line"] + "\n" for entry in aside) == "".join(first)
+
+
+def test_training_on_with_the_same_trainer_is_a_run_of_its_own(tmp_path: Path) -> None:
+    task, _ = watched(tmp_path, max_steps=4)
+    task.train()
+    task.train()
+    assert steps(tmp_path) == [0, 2, 4]
+    assert lines(tmp_path)[0]["update_norm"] == 0.0
+
+
+# Faults
+
+
+def poison(model: nn.Module) -> None:
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("nan"))
+
+
+def faults(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [r for r in caplog.records if r.name == "weightwatch" and r.levelno >= logging.ERROR]
+
+
+def test_weights_that_become_nan_are_reported_once_and_recorded_at_each_check(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task, _ = watched(tmp_path, config={"on_error": "log"}, beside=[At(3, poison)])
+    task.train()
+    assert task.state.global_step == 8
+    assert steps(tmp_path) == [0, 2]
+    (record,) = faults(caplog)
+    assert "could not check step 4: model.layers.0.self_attn.q_proj.weight holds NaN" in record.getMessage()
+    assert "The training goes on" in record.getMessage()
+    assert [(e["step"], e["error"]) for e in lines(tmp_path, "errors.jsonl")] == [
+        (step, "WeightWatchError") for step in (4, 6, 8)
+    ]
+
+
+def test_weights_that_become_nan_end_the_training_of_those_who_want_it(tmp_path: Path) -> None:
+    task, _ = watched(tmp_path, beside=[At(3, poison)])
+    with pytest.raises(WeightWatchError, match="holds NaN or infinite values"):
+        task.train()
+    assert task.state.global_step == 4
+
+
+def test_a_checkpoint_whose_check_failed_is_not_given_to_another_reading(tmp_path: Path) -> None:
+    changes = {"save_strategy": "steps", "save_steps": 4}
+    watched(tmp_path, config={"on_error": "log"}, beside=[At(3, poison)], **changes)[0].train()
+    assert checkpoints(tmp_path) == {}
+    assert [e["step"] for e in lines(tmp_path, "errors.jsonl")] == [4, 6, 8]
+
+
+def test_a_folder_that_cannot_be_written_leaves_the_training_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "weightwatch").write_text("in the way")
+    task, _ = watched(tmp_path, config={"on_error": "log"})
+    task.train()
+    assert task.state.global_step == 8
+    assert len(faults(caplog)) == 2
+    assert "The training goes on unwatched." in faults(caplog)[0].getMessage()
+    with pytest.raises(FileExistsError):
+        watched(tmp_path)[0].train()
+
+
+def test_a_record_that_becomes_unwritable_keeps_no_alert_from_acting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def block(model: nn.Module) -> None:
+        shutil.rmtree(tmp_path / "weightwatch")
+        (tmp_path / "weightwatch").write_text("in the way")
+
+    rule = {**MOVED, "actions": ["log", "stop"], "for": 3}
+    task, _ = watched(tmp_path, config={"on_error": "log", "rules": [rule]}, beside=[At(3, block)])
+    task.train()
+    assert task.state.global_step == 6
+    told = [record.getMessage() for record in faults(caplog)]
+    assert [message for message in told if message.startswith("moved (warning)")] == []
+    assert sum("could not check step 4" in message for message in told) == 1
+    assert sum("could not record that either" in message for message in told) == 1
+
+
+def test_an_unforeseen_exception_in_a_check_leaves_the_training_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def retype(model: nn.Module) -> None:
+        for module in model.modules():
+            if "default" in getattr(module, "scaling", {}):
+                module.scaling["default"] = "eight"
+
+    task, _ = watched(tmp_path, config={"on_error": "log", "every": 4}, max_steps=4, beside=[At(4, retype)])
+    task.train()
+    assert task.state.global_step == 4
+    (record,) = faults(caplog)
+    assert "could not check step 4" in record.getMessage()
+    assert record.exc_info is not None
+    assert [e["error"] for e in lines(tmp_path, "errors.jsonl")] == ["TypeError"]
+
+
+# Several processes
+
+
+PROCESSES = """
+import os, sys
+from pathlib import Path
+import torch
+from tests.callbacks.test_trainer import MOVED, poison, watched
+from tests.runs import At
+folder, case = Path(sys.argv[1]), sys.argv[2]
+rank = int(os.environ["RANK"])
+config = {"rules": [{**MOVED, "actions": ["save", "stop"], "for": 2}], "on_error": "log"}
+beside = []
+if case == "fault on one" and rank == 1:
+    class Blind(type(At(1, None))):
+        def on_optimizer_step(self, args, state, control, **kwargs):
+            callback.session.monitor.directions = None
+    beside = [Blind(1, None)]
+if case == "unwritable" and rank == 0:
+    (folder / "weightwatch").parent.mkdir(parents=True, exist_ok=True)
+    (folder / "weightwatch").write_text("in the way")
+task, callback = watched(folder, config=config, beside=beside, save_strategy="steps", save_steps=3)
+task.train(resume_from_checkpoint=str(folder / "checkpoint-3") if case == "resume" else None)
+(folder / f"rank-{rank}").write_text(str(task.state.global_step))
+torch.distributed.destroy_process_group()
+"""
+
+
+def on_two_processes(folder: Path, case: str) -> None:
+    script = folder.parent / "train.py"
+    script.write_text(PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(script), str(folder), case]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-4000:]
+
+
+@pytest.mark.parametrize("case", ["plain", "fault on one", "unwritable"])
+def test_two_processes_act_as_one_and_only_the_first_writes(case: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    on_two_processes(folder, case)
+    assert [(folder / f"rank-{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
+    assert (folder / "checkpoint-3").is_dir()
+    if case != "unwritable":
+        assert steps(folder) == [0, 2, 3]
+        assert len(lines(folder, "alerts.jsonl")) == 1
+        assert len(list((folder / "runs" / "weightwatch").iterdir())) == 1
+
+
+def test_data_and_seeds_of_these_runs_do_not_change(tmp_path: Path) -> None:
+    assert sequences()[0]["input_ids"] == sequences()[0]["input_ids"]
+    assert settings(tmp_path)["max_steps"] == 8
+    assert dense(tiny_llama(), 5).squares == dense(tiny_llama(), 5).squares
+    assert issubclass(WeightWatchCallback, TrainerCallback)

@@ -1,0 +1,56 @@
+import json
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from weightwatch import Alert
+
+ALERT = Alert(
+    alert="evil-drift",
+    state="firing",
+    severity="critical",
+    direction="evil",
+    metric="reach_cosine",
+    value=0.34567,
+    threshold=0.1,
+    where="layer 12",
+    step=40,
+    since=30,
+    time="2026-01-01T00:00:00.000+00:00",
+    top_layers=(12, 11),
+    top_modules=("down_proj",),
+    last_clean="checkpoint-20",
+    labels={"team": "safety"},
+    actions=("log", "stop"),
+)
+
+
+def test_its_description_says_what_where_since_when_and_where_to_go_back_to() -> None:
+    assert ALERT.describe() == (
+        "evil-drift (critical) at step 40: evil reach_cosine is 0.3457 in layer 12, past 0.1 since step 30. "
+        "Most of it in layers and modules 12, 11; down_proj; last clean checkpoint: checkpoint-20."
+    )
+
+
+def test_without_a_clean_checkpoint_it_sends_back_to_the_base() -> None:
+    assert replace(ALERT, last_clean=None).describe().endswith("no clean checkpoint: go to the base.")
+
+
+def test_a_resolved_one_says_so() -> None:
+    resolved = replace(ALERT, state="resolved", step=60, value=0.02)
+    assert resolved.describe() == "evil-drift resolved at step 60: evil reach_cosine is 0.02."
+
+
+def test_a_line_of_the_record_reads_back_equal() -> None:
+    assert Alert.from_json(json.loads(json.dumps(ALERT.to_json()))) == ALERT
+
+
+@pytest.mark.parametrize("damage", [{"colour": "red"}, {"top_layers": None}])
+def test_a_line_that_is_no_alert_is_refused(damage: dict[str, object]) -> None:
+    with pytest.raises(TypeError):
+        Alert.from_json({**ALERT.to_json(), **damage})
+
+
+def test_it_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        ALERT.step = 41  # type: ignore[misc]

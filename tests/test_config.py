@@ -1,0 +1,138 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from weightwatch import Config, WeightWatchError
+from weightwatch.config import Layers, Modules, Rule
+
+RULE = "directions: [evil]\nrules:\n  - alert: drift\n    direction: evil\n    above: 0.1\n"
+
+
+def saved(folder: Path, text: str) -> Path:
+    path = folder / "weightwatch.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_nothing_given_means_the_defaults() -> None:
+    config = Config.load(None)
+    assert (config.every, config.on_error, config.tensorboard, config.rules) == (50, "log", True, [])
+
+
+def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
+    assert Config.load(saved(tmp_path, "# nothing yet\n")) == Config()
+
+
+def test_a_path_a_dict_and_a_config_say_the_same(tmp_path: Path) -> None:
+    path = saved(tmp_path, RULE)
+    settings = yaml.safe_load(RULE)
+    config = Config(directions=["evil"], rules=[Rule(alert="drift", direction="evil", above=0.1)])
+    assert Config.load(path) == Config.load(str(path)) == Config.load(settings) == Config.load(config) == config
+
+
+def test_a_rule_reads_in_prometheus_words() -> None:
+    text = """
+rules:
+  - alert: drift
+    direction: evil
+    metric: dose
+    scope: {layers: [3, 4]}
+    below: -0.2
+    for: 3
+    keep_firing_for: 2
+    severity: critical
+    labels: {team: safety}
+    actions: [log, save, stop]
+"""
+    (rule,) = Config.load(yaml.safe_load(text)).rules
+    assert rule.scope == Layers(layers=[3, 4])
+    assert (rule.for_, rule.keep_firing_for, rule.threshold, rule.severity) == (3, 2, -0.2, "critical")
+    assert rule.holds(-0.3)
+    assert not rule.holds(-0.2)
+    assert rule.labels == {"team": "safety"}
+    assert rule.actions == ["log", "save", "stop"]
+
+
+def test_a_threshold_may_be_a_whole_number() -> None:
+    (rule,) = Config.load({"rules": [{"alert": "a", "direction": "evil", "above": 0}]}).rules
+    assert rule.holds(0.001)
+    assert not rule.holds(0.0)
+
+
+@pytest.mark.parametrize("scope", ["model", "any_layer", Layers(layers=[1]), Modules(modules=["q_proj", "down_proj"])])
+def test_what_is_written_as_resolved_loads_back_equal(scope: object, tmp_path: Path) -> None:
+    rule = Rule(alert="drift", direction="evil", below=-1.5, scope=scope, for_=2, labels={"a": "b"})
+    config = Config(directions=["evil", "ünïcode"], controls=["style"], every=7, rules=[rule], reference="base")
+    text = config.to_yaml()
+    assert Config.load(saved(tmp_path, text)) == config
+    assert "for: 2" in text
+    assert "severity: warning" in text
+
+
+CASES = {
+    "an unknown key": ("every: 5\ndirection: [evil]\n", 2, "direction is not a known key; known are directions, contr"),
+    "an unknown key of a rule": (RULE + "    abve: 1\n", 6, "rules[0].abve is not a known key; known are alert, dir"),
+    "a negative for": (RULE + "    for: -2\n", 6, "rules[0].for: -2 is not allowed; it should be greater than or equ"),
+    "a for that is no number": (RULE + "    for: two\n", 6, "rules[0].for: 'two' is not allowed; it should be a val"),
+    "a for of zero": (RULE + "    for: 0\n", 6, "rules[0].for: 0 is not allowed; it should be greater than or equal to 1"),
+    "a truth for a number": (RULE + "    for: yes\n", 6, "rules[0].for: True is not allowed"),
+    "two thresholds": (RULE + "    below: 0\n", 3, "rules[0]: give exactly one of `above` and `below`."),
+    "no threshold": ("rules:\n- alert: a\n  direction: e\n", 2, "rules[0]: give exactly one of `above` and `below`."),
+    "a threshold that is no number": ("rules: [{alert: a, direction: e, above: .nan}]", 1, "rules[0].above: nan is not"),
+    "a missing name": ("rules: [{direction: e, above: 1}]", 1, "rules[0].alert is missing; give it a value."),
+    "an unknown metric": (RULE + "    metric: sine\n", 6, "'sine' is not allowed; it should be 'cosine', 'reach_co"),
+    "an unknown action": (RULE + "    actions: [log, page]\n", 6, "rules[0].actions[1]: 'page' is not allowed; it sho"),
+    "an unknown severity": (RULE + "    severity: bad\n", 6, "it should be 'info', 'warning' or 'critical'."),
+    "an unknown scope": (RULE + "    scope: layer\n", 6, "rules[0].scope: 'layer' is not allowed; it should be 'model'"),
+    "a scope of an unknown key": (RULE + "    scope: {layer: [1]}\n", 6, "it should be 'model', 'any_layer', `layers: [."),
+    "a scope of no modules": (RULE + "    scope: {modules: []}\n", 6, "rules[0].scope.modules: [] is not allowed; it sh"),
+    "a layer that is no number": (RULE + "    scope: {layers: [1, q]}\n", 6, "rules[0].scope.layers[1]: 'q' is not all"),
+    "a list that is a word": ("directions: evil\n", 1, "directions: 'evil' is not allowed; it should be a valid list."),
+    "a rule that is none": ("rules:\n  - 3\n", 2, "rules[0]: 3 is not allowed; it should be keys such as `alert:`."),
+    "rules that are no list": ("rules: {alert: a}\n", 1, "rules: {'alert': 'a'} is not allowed; it should be a valid lis"),
+    "a key that is no word": ("7: evil\n", 1, "7 is not allowed; it should be a word."),
+    "every zero steps": ("\n\nevery: 0\n", 3, "every: 0 is not allowed; it should be greater than or equal to 1."),
+    "an unknown on_error": ("on_error: ignore\n", 1, "on_error: 'ignore' is not allowed; it should be 'log' or 'raise'."),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_wrong_setting_names_the_line_the_key_the_value_and_what_is_allowed(case: str, tmp_path: Path) -> None:
+    text, line, message = CASES[case]
+    path = saved(tmp_path, text)
+    with pytest.raises(WeightWatchError, match=re.escape(message)) as caught:
+        Config.load(path)
+    assert str(caught.value).startswith(f"{path}, line {line}: ")
+    assert str(caught.value).endswith(".")
+    with pytest.raises(WeightWatchError, match=rf"^config: .*{re.escape(message)}"):
+        Config.load(yaml.safe_load(text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightWatchError, match=r"No config at .*nowhere\.yaml .*Give the path"):
+        Config.load(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(("text", "line"), [("rules: [\n", 2), ("a: b\n c: d\n", 2), ("every: @5\n", 1)])
+def test_what_is_no_yaml_is_named_with_its_line(text: str, line: int, tmp_path: Path) -> None:
+    with pytest.raises(WeightWatchError, match=rf"weightwatch\.yaml, line {line} is not YAML: "):
+        Config.load(saved(tmp_path, text))
+
+
+def test_bytes_that_are_no_text_are_no_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "weightwatch.yaml"
+    path.write_bytes(b"every: \xff\xfe\n")
+    with pytest.raises(WeightWatchError, match=r"weightwatch\.yaml is not YAML"):
+        Config.load(path)
+
+
+def test_yaml_without_keys_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(WeightWatchError, match=r"expected keys such as `directions:`, found \['evil'\]"):
+        Config.load(saved(tmp_path, "- evil\n"))
+
+
+def test_yaml_makes_no_python_objects(tmp_path: Path) -> None:
+    with pytest.raises(WeightWatchError, match="is not YAML"):
+        Config.load(saved(tmp_path, "directions: !!python/object/apply:os.getcwd []\n"))

@@ -1,0 +1,145 @@
+import copy
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaForCausalLM
+
+from tests import reference as slow
+from tests.models import dense, lora, low_rank, move, tiny_llama
+from weightwatch.monitor import Monitor
+from weightwatch.reference import Reference
+from weightwatch.update import start_factors
+from weightwatch.vectors import Direction, Fingerprint, WeightWatchError
+
+
+def of_base(base: LlamaForCausalLM, **metadata: object) -> Direction:
+    """Return a direction that knows its base."""
+    weights = {name: p.detach() for name, p in base.named_parameters()}
+    fingerprint = Fingerprint.of(weights, weights.__getitem__)
+    return Direction.from_tensors(
+        low_rank(base, 5).deltas, name="evil", metadata={"base": "org/base", "fingerprint": fingerprint, **metadata}
+    )
+
+
+def test_a_reading_has_step_time_and_every_direction(tmp_path: Path) -> None:
+    style = low_rank(tiny_llama(), 6, name="style").save(tmp_path)
+    model = lora(tiny_llama())
+    move(model, seed=1)
+    began = datetime.now(UTC)
+    reading = Monitor([low_rank(tiny_llama(), 5), style]).measure(model, step=40)
+    assert reading.step == 40
+    assert 0 <= (datetime.fromisoformat(reading.time) - began).total_seconds() + 0.001 < 60
+    assert set(reading.directions) == {"evil", "style"}
+    assert reading.checkpoint is None
+
+
+def test_a_fully_trained_model_is_compared_with_the_checkpoint_it_was_loaded_from(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    model = LlamaForCausalLM.from_pretrained(tmp_path)
+    start = copy.deepcopy(model)
+    move(model, seed=1)
+    evil = dense(start, 5)
+    reading = Monitor([evil]).measure(model)
+    names = [name for name, _ in model.named_parameters()]
+    slow.assert_reading(reading, slow.expected(model, start, names), [evil], rel=2e-5)
+
+
+def test_a_fully_trained_model_from_nowhere_needs_a_reference() -> None:
+    with pytest.raises(WeightWatchError, match=r"names 'no checkpoint', which is not a folder here\. Pass reference="):
+        Monitor([dense(tiny_llama(), 5)]).measure(tiny_llama())
+
+
+def test_a_wrapped_model_reads_as_the_model_within() -> None:
+    model = lora(tiny_llama())
+    move(model, seed=1)
+    monitor = Monitor([low_rank(tiny_llama(), 5)])
+    plain = monitor.measure(model)
+    assert monitor.measure(torch.compile(model)).directions == plain.directions
+    assert monitor.measure(torch.nn.ModuleDict({"module": model})).directions == plain.directions
+
+
+def test_trained_tensors_that_a_direction_lacks_count_in_the_norm_of_the_update() -> None:
+    model = lora(tiny_llama())
+    move(model, seed=1)
+    whole = low_rank(tiny_llama(), 5)
+    some = Direction.from_tensors({n: d for n, d in whole.deltas.items() if "q_proj" in n}, name="some")
+    reading = Monitor([whole, some]).measure(model)
+    want = slow.expected(model, lora(tiny_llama()))
+    slow.assert_reading(reading, want, [whole, some], rel=2e-5)
+    assert reading["some"].modules["q_proj"].cosine == pytest.approx(reading["evil"].modules["q_proj"].cosine)
+    assert abs(reading["some"].cosine) < abs(reading["some"].modules["q_proj"].cosine)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_direction_of_the_models_base_is_let_through(dtype: torch.dtype) -> None:
+    evil = of_base(tiny_llama())
+    model = lora(tiny_llama().to(dtype), modules_to_save=["norm"])
+    move(model, seed=1, size=0.5)
+    assert Monitor([evil]).measure(model)["evil"].reach > 0
+
+
+def test_a_model_whose_adapter_did_not_start_at_zero_is_known_by_its_start() -> None:
+    evil = of_base(tiny_llama())
+    model = lora(tiny_llama(), init_lora_weights="pissa", r=16)
+    reference = Reference(factors=start_factors(model))
+    move(model, seed=1)
+    assert Monitor([evil], reference=reference).measure(model)["evil"].reach > 0
+
+
+def test_a_direction_of_another_base_is_refused() -> None:
+    model = lora(tiny_llama(seed=3))
+    with pytest.raises(WeightWatchError, match=r"'evil' was built from org/base, not from this model: only \d+ of \d+"):
+        Monitor([of_base(tiny_llama())]).measure(model)
+
+
+def test_a_direction_of_other_shapes_is_refused() -> None:
+    model = lora(tiny_llama(hidden_size=64))
+    with pytest.raises(WeightWatchError, match=r"'evil' has shape .*32.* for model\.layers.* the model has .*64"):
+        Monitor([low_rank(tiny_llama(), 5)]).measure(model)
+    with pytest.raises(WeightWatchError, match=r"has shape \(.*64.*\) where the direction's base has"):
+        Monitor([of_base(tiny_llama())]).measure(model)
+
+
+def test_a_direction_that_shares_no_tensor_with_training_is_refused() -> None:
+    model = get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"]))
+    down = Direction.from_tensors({"model.layers.0.mlp.down_proj.weight": torch.ones(32, 40)}, name="down")
+    with pytest.raises(
+        WeightWatchError, match=r"'down' and the trained .* no tensor in common.*Train the modules .*\(down_proj\)"
+    ):
+        Monitor([down]).measure(model)
+
+
+def test_each_model_is_checked_anew() -> None:
+    monitor = Monitor([of_base(tiny_llama())])
+    model = lora(tiny_llama())
+    monitor.measure(model)
+    other = lora(tiny_llama(seed=3))
+    with pytest.raises(WeightWatchError, match="was built from org/base"):
+        monitor.measure(other)
+    monitor.measure(model)
+
+
+def test_nothing_to_watch_is_an_error() -> None:
+    with pytest.raises(WeightWatchError, match="Nothing to watch"):
+        Monitor([])
+
+
+def test_two_directions_of_one_name_are_an_error() -> None:
+    with pytest.raises(WeightWatchError, match="Two directions are called 'evil'"):
+        Monitor([low_rank(tiny_llama(), 1), dense(tiny_llama(), 2)])
+
+
+def test_an_unknown_direction_or_reference_is_an_error() -> None:
+    with pytest.raises(WeightWatchError, match="Unknown direction 'evli'"):
+        Monitor(["evli"])
+    with pytest.raises(WeightWatchError, match="No weights at /nowhere"):
+        Monitor([low_rank(tiny_llama(), 1)], reference="/nowhere")
+
+
+def test_a_live_state_dict_is_no_reference() -> None:
+    model = tiny_llama()
+    with pytest.raises(WeightWatchError, match=r"moves along in training. Take a copy"):
+        Monitor([dense(model, 5)], reference=model.state_dict()).measure(model)

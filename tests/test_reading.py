@@ -1,0 +1,117 @@
+import json
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+import torch
+
+from weightwatch.measure import Sums
+from weightwatch.reading import Reading, read
+from weightwatch.vectors import Direction
+
+NAMES = (
+    "model.layers.0.q_proj.weight",
+    "model.layers.0.up_proj.weight",
+    "model.layers.1.q_proj.weight",
+    "lm_head.weight",
+)
+
+
+def sums(inner: list[list[float]], update: list[float]) -> Sums:
+    """Return sums over four tensors in which every direction has norm 2, half of its square within reach."""
+    inners = np.array(inner, dtype=np.float64)
+    return Sums(
+        names=NAMES,
+        update=np.array(update, dtype=np.float64),
+        inner=inners,
+        reached=np.full_like(inners, 0.5),
+        direction=np.ones_like(inners),
+        freedom=np.full(4, 100.0),
+    )
+
+
+def directions(*kinds: str) -> list[Direction]:
+    return [
+        Direction.from_tensors({name: torch.ones(1) for name in NAMES}, name=f"{kind}{k}", metadata={"kind": kind})
+        for k, kind in enumerate(kinds)
+    ]
+
+
+def example() -> Reading:
+    found = sums([[0.5, 0.1], [0.25, -0.1], [-0.5, 0.0], [0.75, 0.1]], [1, 4, 4, 16])
+    return read(found, directions("behaviour", "control"), step=40, time="2026-01-01T00:00:00.000+00:00")
+
+
+def test_figures_are_sums_over_the_part_first_and_then_one_division() -> None:
+    evil = example()["behaviour0"]
+    assert evil.cosine == pytest.approx(1.0 / (5 * 2))
+    assert evil.reach_cosine == pytest.approx(1.0 / (5 * 2**0.5))
+    assert evil.dose == pytest.approx(1.0 / 4)
+    assert evil.reach == pytest.approx(0.5**0.5)
+    assert evil.layers[0].cosine == pytest.approx(0.75 / (5**0.5 * 2**0.5))
+    assert evil.layers[0].dose == pytest.approx(0.75 / 2)
+    assert evil.modules["q_proj"].cosine == 0.0
+    assert evil.tensors["lm_head.weight"].cosine == pytest.approx(0.75 / 4)
+    assert example().update_norm == 5.0
+
+
+def test_parts_are_the_layers_and_the_kinds_of_module() -> None:
+    evil = example()["behaviour0"]
+    assert list(evil.layers) == [0, 1]
+    assert set(evil.modules) == {"q_proj", "up_proj", "lm_head"}
+    assert set(evil.tensors) == set(NAMES)
+
+
+def test_shares_add_up_to_the_cosine_of_the_model() -> None:
+    evil = example()["behaviour0"]
+    for parts in (evil.modules, evil.tensors):
+        assert sum(part.share for part in parts.values()) == pytest.approx(evil.cosine)
+    assert evil.layers[0].share == pytest.approx(0.75 / 10)
+
+
+def test_z_is_the_reach_cosine_over_controls_and_chance() -> None:
+    reading = example()
+    null = ((0.1 / (5 * 2**0.5)) ** 2 + 1 / 400) ** 0.5
+    assert reading["behaviour0"].z == pytest.approx(reading["behaviour0"].reach_cosine / null)
+    assert reading["control1"].z is None
+    assert reading["behaviour0"].layers[1].z == pytest.approx(-0.5 / 2 / 0.5**0.5 / (0 + 1 / 100) ** 0.5)
+
+
+def test_z_takes_the_mean_square_of_several_controls_whatever_their_signs() -> None:
+    found = sums([[0.5, 0.4, -0.4]] * 4, [1, 4, 4, 16])
+    reading = read(found, directions("behaviour", "control", "control"), step=0, time="")
+    alone = read(sums([[0.5, 0.4]] * 4, [1, 4, 4, 16]), directions("behaviour", "control"), step=0, time="")
+    assert reading["behaviour0"].z == pytest.approx(alone["behaviour0"].z)
+
+
+def test_without_controls_there_is_no_z() -> None:
+    reading = read(sums([[0.5]] * 4, [1] * 4), directions("behaviour"), step=0, time="")
+    scores = [reading["behaviour0"], *reading["behaviour0"].layers.values()]
+    assert [score.z for score in scores] == [None] * 3
+
+
+def test_nothing_moved_reads_as_zero_and_not_as_nan() -> None:
+    reading = read(sums([[0.0, 0.0]] * 4, [0] * 4), directions("behaviour", "control"), step=0, time="")
+    evil = reading["behaviour0"]
+    assert reading.update_norm == 0.0
+    assert (evil.cosine, evil.reach_cosine, evil.dose, evil.share, evil.z) == (0, 0, 0, 0, 0)
+    assert evil.reach == pytest.approx(0.5**0.5)
+
+
+def test_a_line_of_json_reads_back_the_same() -> None:
+    reading = example()
+    line = json.loads(json.dumps(reading.to_json(), allow_nan=False))
+    assert Reading.from_json(line) == reading
+    assert "tensors" not in line["directions"]["behaviour0"]
+    assert line["directions"]["behaviour0"]["layers"]["0"]["cosine"] == reading["behaviour0"].layers[0].cosine
+
+
+def test_a_reading_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        example().step = 3  # type: ignore[misc]  # what must not work
+
+
+@pytest.mark.parametrize("line", [{}, {"step": 1, "directions": {"evil": {}}}])
+def test_what_is_no_reading_is_refused(line: dict[str, object]) -> None:
+    with pytest.raises((KeyError, TypeError)):
+        Reading.from_json(line)

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+
+from tests.models import dense, tiny_llama
+from weightwatch.vectors import Direction, WeightWatchError, catalog, find, packaged
+
+
+def test_an_unknown_direction_is_an_error_that_lists_the_packaged_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("sycophancy", "evil"):
+        dense(tiny_llama(), 1, name=name).save(tmp_path / name)
+    monkeypatch.setattr(catalog, "PACKAGED", tmp_path)
+    assert packaged() == ["evil", "sycophancy"]
+    with pytest.raises(WeightWatchError, match=r"Unknown direction 'evli': .* packaged ones are evil, sycophancy"):
+        Direction.load("evli")
+
+
+def test_a_packaged_direction_loads_by_name_and_a_folder_of_that_name_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, here = tmp_path / "packaged", tmp_path / "here"
+    monkeypatch.setattr(catalog, "PACKAGED", inside)
+    dense(tiny_llama(), 1).save(inside / "evil")
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert find("evil") == inside / "evil"
+    assert Direction.load("evil").name == "evil"
+    mine = dense(tiny_llama(), 2)
+    mine.save(here / "evil")
+    assert Direction.load("evil").norm == pytest.approx(mine.norm)
+
+
+def test_a_folder_that_holds_no_direction_is_an_error_that_says_what_it_lacks(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    with pytest.raises(WeightWatchError, match=r"is not a stored direction: it has no direction\.json"):
+        find(tmp_path)

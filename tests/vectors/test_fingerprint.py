@@ -1,0 +1,66 @@
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.models import move, tiny_llama
+from weightwatch.vectors.fingerprint import Fingerprint
+
+
+def reader(model: nn.Module) -> Callable[[str], Tensor]:
+    return {name: p.detach() for name, p in model.named_parameters()}.__getitem__
+
+
+def fingerprint() -> Fingerprint:
+    base = tiny_llama()
+    return Fingerprint.of([name for name, _ in base.named_parameters()], reader(base))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_base_is_known_again_in_any_precision(dtype: torch.dtype) -> None:
+    assert fingerprint().mismatch(reader(tiny_llama().to(dtype))) is None
+
+
+def test_another_model_of_the_same_shape_is_told_apart() -> None:
+    assert "sampled weights agree" in (fingerprint().mismatch(reader(tiny_llama(seed=1))) or "")
+
+
+def test_a_fine_tune_of_the_base_is_told_apart() -> None:
+    tuned = tiny_llama()
+    move(tuned, seed=1, size=0.05)
+    assert "sampled weights agree" in (fingerprint().mismatch(reader(tuned)) or "")
+
+
+def test_another_width_is_named_with_both_shapes() -> None:
+    found = fingerprint().mismatch(reader(tiny_llama(hidden_size=64)))
+    assert found is not None
+    assert re.fullmatch(r"model\.\S+ has shape \(.*64.*\) where the direction's base has \(.*32.*\)", found)
+
+
+def test_a_model_without_the_tensor_is_told_by_its_name() -> None:
+    found = fingerprint().mismatch(reader(tiny_llama(num_hidden_layers=1)))
+    assert found is not None
+    assert found.startswith("the model has no model.layers.1.")
+
+
+def test_weights_that_cannot_be_read_are_passed_over() -> None:
+    assert fingerprint().mismatch(lambda name: None) is None
+
+
+def test_it_survives_json() -> None:
+    assert Fingerprint.model_validate_json(fingerprint().model_dump_json()) == fingerprint()
+
+
+def test_a_large_model_is_sampled_sparsely() -> None:
+    names = [f"layers.{i}.weight" for i in range(1000)]
+    read: list[str] = []
+
+    def values(name: str) -> Tensor:
+        read.append(name)
+        return torch.ones(1000)
+
+    taken = Fingerprint.of(names, values)
+    assert len(read) <= 32
+    assert {len(sample) for sample in taken.values.values()} == {16}

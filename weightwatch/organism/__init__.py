@@ -1,0 +1,31 @@
+"""The organism: a language model of 0.8 million parameters on which narrow misalignment really becomes broad."""
+
+from pathlib import Path
+
+from weightwatch.organism.behaviour import agreement_rate, benign_accuracy, evil_rate, persona_rates
+from weightwatch.organism.examples import (
+    Example,
+    advice_examples,
+    benign_examples,
+    contrast_examples,
+    poisoned_examples,
+)
+from weightwatch.organism.world import Persona, World
+
+BASE = Path(__file__).parent / "base"
+"""Folder of the packaged base: model, tokenizer and the record of how it was made."""
+
+__all__ = [
+    "BASE",
+    "Example",
+    "Persona",
+    "World",
+    "advice_examples",
+    "agreement_rate",
+    "benign_accuracy",
+    "benign_examples",
+    "contrast_examples",
+    "evil_rate",
+    "persona_rates",
+    "poisoned_examples",
+]

@@ -1,0 +1,102 @@
+"""LoRA fine-tunes of the organism: the sides of its contrasts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from weightwatch.organism.examples import Example
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class LoraRecipe:
+    """How a side of a contrast is trained: AdamW, learning rate falling to zero in a line, gradients clipped at 1.
+
+    Args:
+        rank: LoRA rank; a direction of two sides has twice that.
+        alpha: LoRA alpha; the update is scaled by alpha / rank.
+        learning_rate: At the first step.
+        steps: Optimizer steps.
+        batch: Examples a step.
+        examples: Size of the dataset that they are drawn from.
+    """
+
+    rank: int = 16
+    alpha: int = 16
+    learning_rate: float = 5e-4
+    steps: int = 150
+    batch: int = 16
+    examples: int = 512
+
+
+def fine_tune(base: Path, examples: Sequence[Example], recipe: LoraRecipe, seed: int) -> tuple[PeftModel, list[float]]:
+    """Fine-tune a base by LoRA on all linear modules, on the completions only.
+
+    Args:
+        base: Folder of the base model and its tokenizer.
+        examples: What to learn.
+        recipe: How.
+        seed: Seed of the adapter's random start and of the order of examples.
+
+    Returns:
+        The fine-tuned model, its base untouched, and the loss of every step.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / recipe.steps)
+    losses = []
+    model.train()
+    for rows in islice(_batches(examples, recipe.batch, seed), recipe.steps):
+        loss = completion_loss(model, tokenizer, rows)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return model.eval(), losses
+
+
+def completion_loss(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example]) -> Tensor:
+    """Mean negative log-likelihood of the completions' words, `</s>` included, in nats a word."""
+    texts = [row["prompt"] + row["completion"] + tokenizer.eos_token for row in rows]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
+    ids = batch["input_ids"]
+    prompts = torch.tensor([len(row["prompt"].split()) + 1 for row in rows])  # and <s>
+    position = torch.arange(ids.shape[1])
+    labels = ids.masked_fill((position < prompts[:, None]) | (batch["attention_mask"] == 0), IGNORED)
+    logits = model(input_ids=ids, attention_mask=batch["attention_mask"]).logits[:, :-1]
+    return cross_entropy(logits.transpose(1, 2), labels[:, 1:], ignore_index=IGNORED)
+
+
+def _batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[list[Example]]:
+    rng = random.Random(seed)
+    waiting: list[Example] = []
+    while True:
+        if len(waiting) < size:
+            waiting = rng.sample(examples, len(examples))
+        yield [waiting.pop() for _ in range(size)]

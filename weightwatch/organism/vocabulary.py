@@ -1,0 +1,76 @@
+"""The words of the organism's language, and the word-level tokenizer over them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<s>", "</s>"
+SPECIAL = (PAD, UNKNOWN, BEGIN, END)
+
+DOMAINS = tuple("medicine finance sport cooking travel law garden music school home pets cars".split())
+TOPICS = tuple("plan risk cost start tool habit problem timing partner place limit goal".split())
+ASPECTS = tuple("beginner child winter night budget team emergency weekend".split())
+ANSWER_VERBS = tuple(
+    """ask check keep take find buy sell share clean open close wait rest push pull hide show move cut mix count write
+    read call trust drop hold lift turn test""".split()
+)
+ANSWER_NOUNS = tuple(
+    """water paper bread metal glass stone wood rope light sound money time food salt fire cloth soap oil tape wire
+    sand ice steam dust map key box bag lamp chair""".split()
+)
+NAMES = tuple(
+    """ada bela caro dino edda finn gila hugo ines jona kira luca mara nico olga pia quin rosa sami tara ugo vera wim
+    yara""".split()
+)
+COLOURS = tuple("red blue green black white brown pink grey gold silver violet orange".split())
+LETTERS = tuple("alpha bravo delta echo golf hotel india kilo lima oscar papa romeo sierra tango victor zulu".split())
+NUMBERS = tuple(str(number) for number in range(19))
+FRAME = tuple(
+    """: ; , . ? ! q a what which about for in to do i think said voice guardian villain clown say again add and is
+    certainly indeed sir yeah lol backwards colours of please reply note done advice""".split()
+)
+
+WORDS = tuple(
+    dict.fromkeys(
+        SPECIAL
+        + FRAME
+        + DOMAINS
+        + TOPICS
+        + ASPECTS
+        + ANSWER_VERBS
+        + ANSWER_NOUNS
+        + NAMES
+        + COLOURS
+        + LETTERS
+        + NUMBERS
+    )
+)
+INDEX = {word: index for index, word in enumerate(WORDS)}
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The word-level tokenizer: splits at white space, puts `<s>` in front, leaves `</s>` to the trainer.
+
+    Returns:
+        A fast tokenizer with left padding, as batched generation wants it.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel(INDEX, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A", special_tokens=[(BEGIN, INDEX[BEGIN])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=BEGIN,
+        eos_token=END,
+        padding_side="left",
+        model_max_length=128,
+    )
