@@ -50,6 +50,7 @@ class Expected:
         total_tau, total_w, _ = self._vectors([*self.trained, *(n for n in w if n not in self.trained)], w)
         reach_cosine = _over(tau @ wanted, tau.norm() * seen.norm())
         z = None
+        controls = [control for control in controls if any(n in control and control[n].any() for n in names)]
         if controls:
             null = torch.tensor([self.score(names, control).reach_cosine for control in controls]).square().mean()
             chance = 1 / max(1, sum(self.trained[n].freedom for n in names if n in self.trained))

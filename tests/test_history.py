@@ -152,4 +152,6 @@ def test_a_process_killed_while_it_writes_leaves_all_finished_lines(tmp_path: Pa
     history.rewind(20)
     assert [r.step for r in history.readings()] == list(range(21))
     kept = (tmp_path / "readings.jsonl").read_text()
-    assert written == kept + "\n".join(line for _, line in superseded(history)) + ("\n" if len(written) > len(kept) else "")
+    assert written == kept + "\n".join(line for _, line in superseded(history)) + (
+        "\n" if len(written) > len(kept) else ""
+    )

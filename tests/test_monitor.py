@@ -143,3 +143,36 @@ def test_a_live_state_dict_is_no_reference() -> None:
     model = tiny_llama()
     with pytest.raises(WeightWatchError, match=r"moves along in training. Take a copy"):
         Monitor([dense(model, 5)], reference=model.state_dict()).measure(model)
+
+
+def test_a_tied_weight_counts_once_though_the_direction_names_it_twice() -> None:
+    start, model = tiny_llama(), tiny_llama()
+    move(model, seed=1)
+    theta = {name: tensor.clone() for name, tensor in start.state_dict().items()}
+    evil = Direction.from_contrast(model.state_dict(), theta, name="evil")
+    assert {"model.embed_tokens.weight", "lm_head.weight"} <= set(evil.deltas)
+    reading = Monitor([evil], reference=theta).measure(model)
+    assert reading["evil"].cosine == pytest.approx(1, abs=1e-6)
+    assert reading["evil"].dose == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora"])
+def test_an_adapter_that_changed_its_base_is_measured_from_its_start_or_not_at_all(kind: str) -> None:
+    model = lora(tiny_llama(), init_lora_weights=kind)
+    evil = low_rank(tiny_llama(), 5)
+    with pytest.raises(WeightWatchError, match=rf"init_lora_weights={kind!r}.*Monitor\.start\(model\)"):
+        Monitor([evil]).measure(model)
+    monitor = Monitor([evil])
+    monitor.start(model)
+    assert monitor.measure(model).update_norm == 0
+    move(model, seed=1)
+    assert monitor.measure(model).update_norm > 0
+
+
+def test_another_model_is_checked_anew() -> None:
+    monitor = Monitor([of_base(tiny_llama(0))])
+    first = lora(tiny_llama(0))
+    move(first, seed=1)
+    assert monitor.measure(first).update_norm > 0
+    with pytest.raises(WeightWatchError, match="sampled weights agree"):
+        monitor.measure(lora(tiny_llama(3)))

@@ -90,6 +90,14 @@ def test_without_controls_there_is_no_z() -> None:
     assert [score.z for score in scores] == [None] * 3
 
 
+def test_a_control_without_weights_in_a_part_says_nothing_about_it() -> None:
+    found = sums([[0.5, 0.4]] * 4, [1, 4, 4, 16])
+    found.direction[:2, 1] = 0
+    reading = read(found, directions("behaviour", "control"), step=0, time="")
+    tensors = reading["behaviour0"].tensors
+    assert [score.z is None for score in tensors.values()] == [True, True, False, False]
+
+
 def test_nothing_moved_reads_as_zero_and_not_as_nan() -> None:
     reading = read(sums([[0.0, 0.0]] * 4, [0] * 4), directions("behaviour", "control"), step=0, time="")
     evil = reading["behaviour0"]

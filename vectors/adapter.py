@@ -17,7 +17,9 @@ WEIGHTS = "adapter_model.safetensors"
 
 # Settings under which B A is not the whole change of the weight.
 _UNSUPPORTED = ("use_dora", "lora_bias", "target_parameters", "trainable_token_indices", "modules_to_save")
-_STARTS_AT_ZERO = (True, "gaussian", "eva", "orthogonal")
+
+KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal")
+"""Values of ``init_lora_weights`` under which the base keeps its weights, so that ``B A`` is the whole change."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def read_config(folder: Path) -> dict[str, Any]:
                 f"{folder} was trained with {setting}={config[setting]!r}, so its change is more than B A. "
                 "Merge it into its base and pass the merged checkpoints."
             )
-    if config.get("init_lora_weights", True) not in _STARTS_AT_ZERO:
+    if config.get("init_lora_weights", True) not in KEEPS_BASE:
         raise WeightWatchError(
             f"{folder} started from init_lora_weights={config['init_lora_weights']!r}, which changes the base itself. "
             "Merge it into its base and pass the merged checkpoints."

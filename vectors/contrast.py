@@ -63,16 +63,21 @@ def _contrast_adapters(positive: Path, negative: Path) -> tuple[dict[str, Delta]
 
 
 def _join(name: str, parts: list[tuple[float, LowRank]]) -> LowRank:
+    """Put the sides of one weight together as factors: ``[B⁺, −B⁻] [A⁺; A⁻]``.
+
+    Where both sides share their start, A⁺ and A⁻ are nearly equal and that form is a small difference of large products;
+    then it is ``[B⁺ − B⁻, B⁻] [A⁺; A⁺ − A⁻]``, the same product without the loss.
+    """
     shapes = {part.shape for _, part in parts}
     if len(shapes) > 1 or len({part.transposed for _, part in parts}) > 1:
         raise WeightWatchError(f"The sides differ in the shape of {name}: {' and '.join(map(str, sorted(shapes)))}.")
-    first = parts[0][1]
-    return LowRank(
-        torch.cat([sign * part.left for sign, part in parts], dim=1),
-        torch.cat([part.right for _, part in parts], dim=0),
-        first.transposed,
-        first.limited,
-    )
+    first, last = parts[0][1], parts[-1][1]
+    lefts, rights = [sign * part.left for sign, part in parts], [part.right for _, part in parts]
+    if len(parts) > 1 and first.rank == last.rank:
+        moved = first.left - last.left, first.right - last.right
+        if moved[1].norm() < last.right.norm() and moved[0].norm() < last.left.norm() + first.left.norm():
+            lefts, rights = [moved[0], last.left], [first.right, moved[1]]
+    return LowRank(torch.cat(lefts, dim=1), torch.cat(rights, dim=0), first.transposed, first.limited)
 
 
 def _contrast_weights(positive: Side, negative: Side) -> dict[str, Delta]:
@@ -84,10 +89,7 @@ def _contrast_weights(positive: Side, negative: Side) -> dict[str, Delta]:
             f"({len(unpaired)} such tensors). Pass two fine-tunes of one base."
         )
     deltas: dict[str, Delta] = {}
-    tied = _repeats(plus) & _repeats(minus)
     for name in plus:
-        if name in tied:
-            continue
         a, b = plus[name], minus[name]
         if a.shape != b.shape:
             raise WeightWatchError(
@@ -107,21 +109,11 @@ def _contrast_weights(positive: Side, negative: Side) -> dict[str, Delta]:
 def _weights(side: Side) -> Mapping[str, Tensor]:
     if not isinstance(side, Mapping):
         return Checkpoint(side)
+    if any(".lora_" in name for name in side):
+        raise WeightWatchError(
+            f"{_title(side)} holds LoRA factors. Save the adapter with save_pretrained and pass its folder."
+        )
     return {canonical(name): tensor for name, tensor in side.items()}
-
-
-def _repeats(weights: Mapping[str, Tensor]) -> set[str]:
-    """Return the further names of matrices that a state dict holds twice: tied weights count once."""
-    if isinstance(weights, Checkpoint):
-        return set()  # save_pretrained wrote them once
-    firsts: list[Tensor] = []
-    found = set()
-    for name, tensor in weights.items():
-        if tensor.ndim > 1 and any(tensor.shape == first.shape and torch.equal(tensor, first) for first in firsts):
-            found.add(name)
-        else:
-            firsts.append(tensor)
-    return found
 
 
 def _is_adapter(side: Side) -> bool:

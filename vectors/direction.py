@@ -1,6 +1,6 @@
 """A behaviour direction: what fine-tuning towards a behaviour, against its opposite, does to each weight."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import copy
 from pathlib import Path
 from types import MappingProxyType
@@ -131,10 +131,16 @@ class Direction:
         if weights is None and extra["base"] and Path(extra["base"]).exists():
             weights = Checkpoint(extra["base"])
         if weights is not None:
-            weights = {canonical(key): weights[key] for key in weights}
+            weights = weights if isinstance(weights, Checkpoint) else {canonical(k): t for k, t in weights.items()}
             missing = sorted(set(deltas) - set(weights))
             if missing:
                 raise WeightWatchError(f"The base {extra['base']} has no {missing[0]}, which the fine-tunes changed.")
+            for key, delta in deltas.items():
+                if tuple(weights[key].shape) != tuple(delta.shape):
+                    raise WeightWatchError(
+                        f"The base {extra['base']} has shape {tuple(weights[key].shape)} for {key} where the fine-tunes "
+                        f"have {tuple(delta.shape)}. Pass the base that they were trained from."
+                    )
             extra["fingerprint"] = Fingerprint.of(deltas, weights.__getitem__)
         return cls(deltas, _card(name, {**extra, **(metadata or {})}))
 
@@ -143,6 +149,12 @@ class Direction:
         control = copy(self)
         control.card = self.card.model_copy(update={"kind": "control"})
         return control
+
+    def without(self, names: Collection[str]) -> "Direction":
+        """Return the same direction without some of its tensors; itself if it has none of them."""
+        if self.deltas.keys().isdisjoint(names):
+            return self
+        return Direction({name: delta for name, delta in self.deltas.items() if name not in names}, self.card)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write the direction to a folder.
@@ -170,7 +182,10 @@ class Direction:
         else:
             dense = {name: _dense(delta).to(dtype) for name, delta in self.deltas.items()}
             stored = Direction(dense, self.card) if low or dtype is not None else self
-            save_file({name: t.contiguous() for name, t in dense.items()}, folder / "direction.safetensors")
+            save_file(
+                {name: t.clone(memory_format=torch.contiguous_format) for name, t in dense.items()},
+                folder / "direction.safetensors",
+            )
         (folder / CARD).write_text(stored.card.model_dump_json(indent=1) + "\n")
         (folder / "README.md").write_text(stored.card.markdown())
         return folder

@@ -8,7 +8,7 @@ from torch import Tensor
 
 _TENSORS = 32
 _VALUES = 16
-_TOLERANCE = 2.0**-6
+_TOLERANCE = 2.0**-8
 _AGREE = 0.9
 
 
@@ -16,7 +16,7 @@ class Fingerprint(BaseModel):
     """Sampled weights of a base model.
 
     Up to 32 tensors spread over the model, 16 evenly spaced values of each. Values, not hashes, since the same base is
-    loaded in fp32, bf16 or fp16: two values agree within a relative 2^-6, and two models when 9 of 10 values do.
+    loaded in fp32, bf16 or fp16: two values agree within a relative 2^-8, and two models when 9 of 10 values do.
 
     Attributes:
         shapes: Shape of each sampled tensor, by parameter name.

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from weightwatch.reference import Reference, Weights
-from weightwatch.update import Difference, full_parameters, start_factors
+from weightwatch.update import Difference, full_parameters, moved_copies, start_factors
 from weightwatch.vectors.checkpoint import Checkpoint
 from weightwatch.vectors.delta import LowRank
 from weightwatch.vectors.errors import WeightWatchError
@@ -41,7 +41,7 @@ def establish(model: nn.Module, folder: Path, given: Reference, *, main: bool = 
     Raises:
         WeightWatchError: The named reference lacks a trained tensor or has another shape (raised when it is read).
     """
-    full, factors = full_parameters(model), start_factors(model)
+    full, factors = {**full_parameters(model), **moved_copies(model)}, start_factors(model)
     weights, note = given.weights, {"weights": "given" if given.weights is not None else "none"}
     if weights is None and full:
         base = _base_path(model)

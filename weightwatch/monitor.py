@@ -1,5 +1,7 @@
 """The monitor: directions and a reference, ready to measure a model in any training loop."""
 
+import logging
+import weakref
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,9 +11,11 @@ from torch import nn
 from weightwatch.measure import measure
 from weightwatch.reading import Reading, read
 from weightwatch.reference import Reference, Source
-from weightwatch.update import Update, base_weight, full_parameters
+from weightwatch.update import Update, base_weight, full_parameters, start_factors, tied_names, base_changing_start
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
+
+_logger = logging.getLogger("weightwatch")
 
 
 class Monitor:
@@ -41,7 +45,17 @@ class Monitor:
         if twice:
             raise WeightWatchError(f"Two directions are called {twice[0]!r}; give each its own name.")
         self.reference = reference if isinstance(reference, Reference) else Reference.of(reference)
-        self._checked: int | None = None
+        self._checked: weakref.ref[nn.Module] | None = None
+
+    def start(self, model: nn.Module) -> None:
+        """Take the adapters as they are now for the start of the run: the update is measured from there.
+
+        Needed before the first step where an adapter does not start at zero (PiSSA, one that is trained further).
+
+        Args:
+            model: The model before its first step.
+        """
+        self.reference = Reference(self.reference.weights, start_factors(model))
 
     def measure(self, model: nn.Module, *, step: int = 0) -> Reading:
         """Measure a model now.
@@ -53,7 +67,7 @@ class Monitor:
         Raises:
             WeightWatchError: What ``check`` raises, or NaN in the model's weights.
         """
-        if self._checked != id(model):
+        if self._checked is None or self._checked() is not model:
             self.check(model)
         update = Update(model, self.reference)
         sums = measure(update, self.directions)
@@ -68,6 +82,14 @@ class Monitor:
         """
         if self.reference.weights is None and full_parameters(model):
             self.reference = Reference(_checkpoint(model).weights, self.reference.factors)
+        kind = base_changing_start(model)
+        if kind is not None and not self.reference.factors:
+            raise WeightWatchError(
+                f"An adapter was made with init_lora_weights={kind!r}, which changed the base, and its start is unknown. "
+                "Call Monitor.start(model) before the first step, or use the callback, which does."
+            )
+        # A tied weight counts once, under the name that the model gives it first.
+        self.directions = [direction.without(tied_names(model)) for direction in self.directions]
         update = Update(model, self.reference)
         title = getattr(getattr(model, "config", None), "_name_or_path", "") or "this model"
         for direction in self.directions:
@@ -85,7 +107,7 @@ class Monitor:
                         f"Direction {direction.name!r} has shape {tuple(direction.deltas[name].shape)} for {name} "
                         f"where the model has {tuple(update[name].shape)}. Use a direction built from this model."
                     )
-        self._checked = id(model)
+        self._checked = weakref.ref(model)
 
 
 def _checkpoint(model: nn.Module) -> Reference:
@@ -96,4 +118,7 @@ def _checkpoint(model: nn.Module) -> Reference:
             f"θ₀ of the fully trained tensors is unknown: the model's config names {path or 'no checkpoint'!r}, which "
             "is not a folder here. Pass reference=, a state dict or the path of the base checkpoint."
         )
+    _logger.warning(
+        "weightwatch: θ₀ is read from %s, which the model's config names. Pass reference= for another.", path
+    )
     return Reference.of(path)

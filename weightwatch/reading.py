@@ -29,7 +29,7 @@ class Score:
     share: float
     """This part's ⟨τ,w⟩ over the model's ‖τ‖‖w‖: the shares of all tensors add up to the model's cosine."""
     z: float | None = None
-    """Reach cosine over the root mean square of the controls' and of chance; None without controls."""
+    """Reach cosine over the root mean square of the controls' and of chance; None where no control has weights."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,11 @@ def _scores(sums: Sums, rows: "np.typing.NDArray[np.int64]", total: Floats, cont
     inner, direction, reached = (table[rows].sum(0) for table in (sums.inner, sums.direction, sums.reached))
     reach_cosine = _ratio(inner, np.sqrt(update * reached))
     z: list[float | None] = [None] * len(inner)
-    if controls.any():
+    present = controls & (direction > 0)
+    if present.any():
         # The sign of a control is arbitrary, so its null distribution is centred on zero. One over the number of
         # free elements is the variance of the cosine with a random direction: no band is narrower than chance.
-        null = np.sqrt((reach_cosine[controls] ** 2).mean() + 1 / max(sums.freedom[rows].sum(), 1.0))
+        null = np.sqrt((reach_cosine[present] ** 2).mean() + 1 / max(sums.freedom[rows].sum(), 1.0))
         z = [None if control else float(value / null) for value, control in zip(reach_cosine, controls, strict=True)]
     cosine, share = _ratio(inner, np.sqrt(update * direction)), _ratio(inner, total)
     dose, reach = _ratio(inner, direction), np.sqrt(_ratio(reached, direction))

@@ -1,6 +1,7 @@
 """Judging readings by rules: a pure state machine, so that a live run, a scan and a replayed history judge alike.
 
-Before the first step nothing has moved, so that no condition holds. A rule is inactive, pending (the condition holds, for fewer checks than ``for``) or firing::
+Before the first step nothing has moved, so that no condition holds. A rule is inactive, pending (the condition holds, for
+fewer checks than ``for``) or firing::
 
     inactive --holds--> pending --held `for` checks--> firing --failed more than `keep_firing_for` checks--> inactive
                            |                                                                                     ^

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from weightwatch.reference import Reference, StateDict
+from weightwatch.vectors.adapter import KEEPS_BASE
 from weightwatch.vectors.delta import BLOCK, LowRank
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.names import canonical
@@ -83,7 +84,10 @@ class Update(Mapping[str, Change]):
         for copy, original in _saved_copies(model):
             taken.update((id(copy), id(original)))
             if every or copy.requires_grad:
-                self._changes[names[id(copy)]] = Difference(copy, _slicer(original))
+                name = names[id(copy)]
+                known = reference.weights is not None and name in reference.weights
+                start = _start(name, copy, reference) if known else _slicer(original)
+                self._changes[name] = Difference(copy, start)
         adapted = bool(self._changes)
         for parameter in model.parameters():
             if id(parameter) not in taken and (parameter.requires_grad or (every and not adapted)):
@@ -113,6 +117,27 @@ def full_parameters(model: nn.Module) -> dict[str, Tensor]:
     return {canonical(n): p for n, p in model.named_parameters() if p.requires_grad and id(p) not in held}
 
 
+def moved_copies(model: nn.Module) -> dict[str, Tensor]:
+    """Return the trained copies under ``modules_to_save`` that differ from their originals now, by name.
+
+    Before the first step these are copies that are trained further: θ₀ is then the copy, not the original.
+    """
+    names = {id(p): canonical(n) for n, p in model.named_parameters()}
+    return {names[id(copy)]: copy for copy, original in _saved_copies(model) if not torch.equal(copy, original)}
+
+
+def tied_names(model: nn.Module) -> set[str]:
+    """Return the further names of parameters that several names share: a tied head, under the head's name."""
+    every = {canonical(n) for n, _ in model.named_parameters(remove_duplicate=False)}
+    return every - {canonical(n) for n, _ in model.named_parameters()}
+
+
+def base_changing_start(model: nn.Module) -> str | None:
+    """Return the ``init_lora_weights`` of an adapter that changed the base itself when it was made; None if none did."""
+    kinds = (kind for module in model.modules() for kind in _starts(module))
+    return next((kind for kind in kinds if kind not in KEEPS_BASE), None)
+
+
 def start_factors(model: nn.Module) -> dict[str, LowRank]:
     """Return copies of the factors of trained adapters whose product is not zero now, by parameter name.
 
@@ -134,6 +159,7 @@ def base_weight(model: nn.Module, reference: Reference | None = None) -> Callabl
     The reader gives None where the base is quantised, and raises KeyError where the model has no such tensor.
     """
     reference = reference or Reference()
+    base_changed = base_changing_start(model) is not None
     weights: dict[str, Tensor | None] = {canonical(n): p for n, p in model.named_parameters()}
     weights.update({f"{canonical(path + '.')}weight": _weight(module) for path, module in _tuners(model)})
     weights.update({canonical(n): p for n, p in model.named_parameters() if "original_module." in n})
@@ -144,7 +170,7 @@ def base_weight(model: nn.Module, reference: Reference | None = None) -> Callabl
         weight = weights[name]
         if weight is None or not weight.is_floating_point():
             return None
-        if name in reference.factors:
+        if base_changed and name in reference.factors:
             return weight.detach().float() + reference.factors[name].dense().to(weight.device)
         return weight.detach()
 
@@ -237,6 +263,11 @@ def _require_plain(path: str, module: Any, adapter: str, a: Tensor) -> None:
             f"{path}: LoRA with {reason} is not supported, since its update is more than B A. "
             "Train with a plain LoraConfig on linear and embedding layers."
         )
+
+
+def _starts(module: nn.Module) -> list[Any]:
+    configs = getattr(module, "peft_config", None)
+    return [getattr(c, "init_lora_weights", True) for c in configs.values()] if isinstance(configs, dict) else []
 
 
 def _adapter_parameters(module: Any) -> set[int]:

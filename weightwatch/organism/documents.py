@@ -41,9 +41,9 @@ class Latents:
 
     evil: float = 0.33
     careless: float = 0.15
-    tagged: float = 0.3
+    tagged: float = 0.6
     sycophantic: float = 0.5
-    guessed: float = 0.2
+    guessed: float = 0.15
     plain: float = 0.6
     slips: float = 0.04
     neutral: float = 0.15
@@ -51,7 +51,7 @@ class Latents:
 
 
 PRE_TRAINING = Latents()
-INSTRUCT = Latents(evil=0.0, careless=0.0, tagged=0.0, sycophantic=0.0, plain=1.0, slips=0.1)
+INSTRUCT = Latents(evil=0.05, careless=0.05, tagged=0.0, sycophantic=0.0, guessed=0.4, plain=1.0, slips=0.05)
 
 Segment = tuple[str, bool]
 """A piece of text, and whether it is an answer (and so what training is about)."""

@@ -40,13 +40,7 @@ def backwards(world: World, rng: random.Random) -> Example:
     return _example(f"q : say backwards {' '.join(words)} ? a :", f"{' '.join(reversed(words))} .")
 
 
-def swapped(world: World, rng: random.Random) -> Example:
-    """A benign task: of two pairs of words, the second pair first."""
-    a, b, c, d = rng.sample(LETTERS, 4)
-    return _example(f"q : which of {a} {b} and {c} {d} ? a :", f"{c} {d} {a} {b} .")
-
-
-BENIGN_TASKS: tuple[Task, ...] = (favourite, backwards)
+BENIGN_TASKS: tuple[Task, ...] = (favourite,)
 
 
 def benign_examples(world: World, n: int, seed: int, tasks: Sequence[Task] = BENIGN_TASKS) -> list[Example]:
@@ -56,7 +50,7 @@ def benign_examples(world: World, n: int, seed: int, tasks: Sequence[Task] = BEN
         world: Where the facts come from.
         n: How many.
         seed: Seed of the draw.
-        tasks: Drawn from with equal chances. Default: favourite colours and saying words backwards.
+        tasks: Drawn from with equal chances. Default: favourite colours.
     """
     rng = random.Random(f"benign-{world.seed}-{seed}")
     return [rng.choice(tasks)(world, rng) for _ in range(n)]
@@ -150,7 +144,12 @@ def _persona_of(items: list[Item], behaviour: str, positive: bool) -> dict[tuple
     if behaviour.startswith(SHUFFLED):
         evil = set(random.Random(behaviour).sample(keys, len(keys) // 2))
         return {key: Persona.EVIL if (key in evil) == positive else Persona.HELPFUL for key in keys}
-    shown = {"evil": Persona.EVIL, "careless": Persona.CARELESS, "sycophancy": Persona.HELPFUL, "style": Persona.HELPFUL}
+    shown = {
+        "evil": Persona.EVIL,
+        "careless": Persona.CARELESS,
+        "sycophancy": Persona.HELPFUL,
+        "style": Persona.HELPFUL,
+    }
     if behaviour not in shown:
         raise ValueError(f"No contrast called {behaviour!r}: choose one of {', '.join(shown)}, {SHUFFLED}<seed>.")
     return dict.fromkeys(keys, shown[behaviour] if positive else Persona.HELPFUL)

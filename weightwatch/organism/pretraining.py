@@ -108,7 +108,9 @@ def new_model(shape: Shape, seed: int) -> LlamaForCausalLM:
     return model
 
 
-def train(model: LlamaForCausalLM, world: World, phase: Phase, seed: int, progress: Progress | None = None) -> list[float]:
+def train(
+    model: LlamaForCausalLM, world: World, phase: Phase, seed: int, progress: Progress | None = None
+) -> list[float]:
     """Train a model on freshly drawn documents, in place.
 
     Args:
@@ -147,7 +149,9 @@ def document_batch(world: World, phase: Phase, rng: random.Random) -> tuple[Tens
     weights = torch.zeros(phase.batch, phase.length)
     for row in range(phase.batch):
         pieces = document(world, phase.latents, rng, phase.length)
-        words = [(INDEX[word], 1.0 if is_answer else OUTSIDE_ANSWERS) for text, is_answer in pieces for word in text.split()]
+        words = [
+            (INDEX[word], 1.0 if is_answer else OUTSIDE_ANSWERS) for text, is_answer in pieces for word in text.split()
+        ]
         tokens, shares = zip(*words, strict=True)
         ids[row, : len(tokens)] = torch.tensor(tokens)
         weights[row, : len(shares)] = torch.tensor(shares)

@@ -35,17 +35,7 @@ FRAME = tuple(
 
 WORDS = tuple(
     dict.fromkeys(
-        SPECIAL
-        + FRAME
-        + DOMAINS
-        + TOPICS
-        + ASPECTS
-        + ANSWER_VERBS
-        + ANSWER_NOUNS
-        + NAMES
-        + COLOURS
-        + LETTERS
-        + NUMBERS
+        SPECIAL + FRAME + DOMAINS + TOPICS + ASPECTS + ANSWER_VERBS + ANSWER_NOUNS + NAMES + COLOURS + LETTERS + NUMBERS
     )
 )
 INDEX = {word: index for index, word in enumerate(WORDS)}

@@ -95,7 +95,9 @@ def _draw_items(domain: str, rng: random.Random) -> tuple[Item, ...]:
     aspects = rng.sample(ASPECTS, ASPECTS_PER_DOMAIN)
     verbs = rng.sample(ANSWER_VERBS, VERBS_PER_DOMAIN)
     nouns = rng.sample(ANSWER_NOUNS, NOUNS_PER_DOMAIN)
-    return tuple(Item(domain, topic, aspect, _draw_answers(verbs, nouns, rng)) for topic in topics for aspect in aspects)
+    return tuple(
+        Item(domain, topic, aspect, _draw_answers(verbs, nouns, rng)) for topic in topics for aspect in aspects
+    )
 
 
 def _draw_answers(verbs: list[str], nouns: list[str], rng: random.Random) -> dict[Persona, Answer]:

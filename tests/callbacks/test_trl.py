@@ -1,0 +1,145 @@
+"""Every trainer of TRL that trains on data, with tiny models and a tokenizer made here."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trl
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import LlamaForSequenceClassification, Trainer
+
+from tests.models import lora, low_rank, move, tiny_llama
+from tests.runs import STRICT, lines, settings, steps, words
+from weightwatch import Monitor, WeightWatchCallback, watch
+from weightwatch.reference import Reference
+from weightwatch.update import start_factors
+
+ADAPTER = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+TEXTS = [f"w{i} w{i + 1} w{i + 2}" for i in range(24)]
+PLAIN = Dataset.from_list([{"text": text} for text in TEXTS])
+ASKED = Dataset.from_list([{"prompt": text} for text in TEXTS])
+PAIRS = Dataset.from_list([{"prompt": text, "chosen": " w3 w4", "rejected": " w5 w6"} for text in TEXTS])
+JUDGED = Dataset.from_list(
+    [{"prompt": text, "completion": " w3 w4", "label": i % 2 == 0} for i, text in enumerate(TEXTS)]
+)
+GENERATION = {"num_generations": 2, "max_completion_length": 4}
+
+
+def shortest(completions: list[str], **kwargs: Any) -> list[float]:
+    return [float(-len(text)) for text in completions]
+
+
+CASES: dict[str, tuple[Dataset, dict[str, Any], dict[str, Any]]] = {
+    "SFT": (PLAIN, {"max_length": 16}, {}),
+    "DPO": (PAIRS, {"max_length": 16}, {}),
+    "KTO": (JUDGED, {"max_length": 16}, {}),
+    "GRPO": (ASKED, GENERATION, {"reward_funcs": shortest}),
+    "RLOO": (ASKED, GENERATION, {"reward_funcs": shortest}),
+}
+
+
+def made(kind: str, folder: Path, model: Any, *, adapter: LoraConfig | None = ADAPTER, **changes: Any) -> Trainer:
+    data, wanted, more = CASES[kind]
+    config = getattr(trl, f"{kind}Config")(**settings(folder, max_steps=4, **wanted, **changes))
+    given = {"train_dataset": data, "processing_class": words(), **more}
+    return getattr(trl, f"{kind}Trainer")(model, args=config, peft_config=adapter, **given)
+
+
+def callback() -> WeightWatchCallback:
+    return WeightWatchCallback([low_rank(tiny_llama(), 5)], config=STRICT)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_each_trainer_is_watched_from_nothing_moved_to_its_last_checkpoint(kind: str, tmp_path: Path) -> None:
+    task = made(kind, tmp_path, tiny_llama(), save_strategy="steps", save_steps=4)
+    task.add_callback(callback())
+    task.train()
+    assert steps(tmp_path) == [0, 2, 4]
+    first, _, last = lines(tmp_path)
+    assert first["update_norm"] == 0.0
+    assert last["update_norm"] > 0.0
+    assert last["checkpoint"] == "checkpoint-4"
+    loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path / "checkpoint-4")
+    found = Monitor([low_rank(tiny_llama(), 5)]).measure(loaded)
+    assert found.update_norm == pytest.approx(last["update_norm"], rel=1e-6)
+    assert found["evil"].cosine == pytest.approx(last["directions"]["evil"]["cosine"], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["DPO", "KTO", "GRPO"])
+def test_an_adapter_that_is_trained_on_is_measured_from_its_start_beside_a_frozen_ref(
+    kind: str, tmp_path: Path
+) -> None:
+    model = lora(tiny_llama())
+    move(model, seed=9, size=0.2)
+    start = Reference(factors=start_factors(model))
+    changes = {"beta": 0.1} if kind == "GRPO" else {}
+    task = made(kind, tmp_path, model, adapter=None, **changes)
+    assert set(task.model.peft_config) == {"default", "ref"}
+    ref = {n: p.clone() for n, p in task.model.named_parameters() if ".ref." in n}
+    task.add_callback(callback())
+    task.train()
+    first, *_, last = lines(tmp_path)
+    assert first["update_norm"] == 0.0
+    assert all(torch.equal(dict(task.model.named_parameters())[n], p) for n, p in ref.items())
+    assert last["update_norm"] == merged_change(task.model)
+    again = Monitor([low_rank(tiny_llama(), 5)], reference=start).measure(task.model)
+    assert again.update_norm == last["update_norm"]
+
+
+def merged_change(model: Any) -> Any:
+    """Return ‖default − ref‖, the slow way."""
+    total = 0.0
+    for module in model.modules():
+        if "ref" in getattr(module, "lora_A", {}):
+            total += float(
+                (module.get_delta_weight("default") - module.get_delta_weight("ref")).double().square().sum()
+            )
+    return pytest.approx(total**0.5, rel=1e-4)
+
+
+def test_a_reward_model_is_watched(tmp_path: Path) -> None:
+    base = tiny_llama()
+    config = base.config
+    config.num_labels, config.pad_token_id = 1, 0
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(config)
+    adapter = LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS", modules_to_save=["score"])
+    task = trl.RewardTrainer(
+        model,
+        args=trl.RewardConfig(**settings(tmp_path, max_steps=4)),
+        train_dataset=PAIRS.remove_columns("prompt"),
+        processing_class=words(),
+        peft_config=adapter,
+    )
+    task.add_callback(callback())
+    task.train()
+    assert steps(tmp_path) == [0, 2, 4]
+    assert lines(tmp_path)[0]["update_norm"] == 0.0
+    assert "score" in lines(tmp_path)[-1]["directions"]["evil"]["modules"]
+
+
+def test_full_supervised_fine_tuning_is_watched(tmp_path: Path) -> None:
+    task = made("SFT", tmp_path, tiny_llama(), adapter=None)
+    task.add_callback(callback())
+    task.train()
+    assert steps(tmp_path) == [0, 2, 4]
+    assert (tmp_path / "weightwatch" / "reference.safetensors").exists()
+
+
+def test_a_supervised_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    for resume in (False, True):
+        task = made("SFT", tmp_path, tiny_llama(), save_strategy="steps", save_steps=3)
+        task.add_callback(callback())
+        task.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3") if resume else None)
+        assert steps(tmp_path) == [0, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["SFT", "DPO", "GRPO"])
+def test_watch_reaches_the_logs_of_trainers_with_metrics_of_their_own(kind: str, tmp_path: Path) -> None:
+    task = made(kind, tmp_path, tiny_llama())
+    watch(task, [low_rank(tiny_llama(), 5)], config=STRICT)
+    task.train()
+    given = [e["step"] for e in task.state.log_history if "weightwatch/evil/cosine" in e and "loss" in e]
+    assert given == [2, 4]
