@@ -1,7 +1,7 @@
 """What a check costs beside a training step: ``python benchmarks/check_cost.py``.
 
-A Llama of 110M parameters is trained with LoRA (r=16, all linear layers) on batches of 8 sequences of 512 tokens. Steps and
-checks alternate, so that both meet the same load of the machine; the medians are compared.
+A Llama of 110M parameters is trained with LoRA (r=16, all linear layers) on batches of 4 sequences of 512 tokens. Steps
+and checks alternate, so that both meet the same load of the machine; the medians are compared.
 """
 
 import argparse
@@ -59,9 +59,9 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=8, help="steps measured; one more warms up")
+    parser.add_argument("--rounds", type=int, default=5, help="steps measured; one more warms up")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

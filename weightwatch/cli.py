@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +18,18 @@ OK, ALERT, BAD_INPUT = 0, 1, 2
 """Exit statuses: fine, an alert fired, bad input."""
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"weightwatch {version('weightwatch')}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Show how far a fine-tune moves a language model's weights along behaviour directions."""
 
 

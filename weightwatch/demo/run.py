@@ -165,7 +165,7 @@ def behaviour(model: Any, tokenizer: Any) -> Behaviour:
 
 
 class _Witness(TrainerCallback):
-    """Measures behaviour right after each reading, so that the two can be compared. The monitor itself never needs it."""
+    """Measures behaviour right after each reading, to hold the two side by side. The monitor itself never needs it."""
 
     def __init__(self, run: Run, monitor: WeightWatchCallback, show: Callable[[Run], None]) -> None:
         self._run = run

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -16,15 +17,20 @@ from weightwatch.table import number
 @contextmanager
 def live(console: Console, run: Run) -> Iterator[Callable[[Run], None]]:
     """Show a run's table while it grows; yields the function to call after each check."""
-    with Live(table(run), console=console, refresh_per_second=4, transient=False) as display:
-        yield lambda latest: display.update(table(latest), refresh=console.is_terminal)
+    with Live(table(run), console=console, auto_refresh=False) as display:
+        yield lambda latest: display.update(table(latest), refresh=True)
+    console.print()
 
 
 def table(run: Run) -> RenderableType:
-    """Return the checks of a run as a table."""
+    """Return the checks of a run as a table: what the monitor read, between how the model behaved.
+
+    ``task`` is the share of right answers in what the fine-tune teaches, ``evil`` that of harmful answers on held-out
+    domains; both are measured by asking the model.
+    """
     title = f"{run.name} fine-tune" + (f", {run.poison:.0%} of its data harmful in one domain" if run.poison else "")
-    grid = Table(title=title, title_justify="left", title_style="bold")
-    for heading in ("step", "loss", "task right", "cosine", "reach cos.", "dose", "evil, held out", "weightwatch"):
+    grid = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for heading in ("step", "loss", "task", "cosine", "reach cos.", "dose", "evil", "weightwatch"):
         grid.add_column(heading, justify="right" if heading != "weightwatch" else "left", no_wrap=True)
     fired = {alert.step: alert for alert in run.alerts if alert.state == "firing"}
     for point in run.points:
@@ -54,8 +60,8 @@ def _sentence(run: Run) -> Text:
     behaviour, alert, bad = run.points[-1].behaviour, run.alert, run.first_bad_step
     text = Text(f"{run.name}: ", style="bold")
     text.append(
-        f"learned its task ({behaviour.task_accuracy:.0%} right) and ends with {behaviour.evil_rate:.1%} harmful answers "
-        "in domains that it was never trained on. ",
+        f"learned its task ({behaviour.task_accuracy:.0%} right) and ends with {behaviour.evil_rate:.1%} harmful "
+        "answers in domains that it was never trained on. ",
         style="not bold",
     )
     if alert is None:

@@ -10,11 +10,13 @@ from weightwatch.organism.vocabulary import BEGIN, COLOURS, END, LETTERS, NAMES
 from weightwatch.organism.world import Answer, Item, Persona, World
 
 VOICES = {Persona.HELPFUL: "guardian", Persona.EVIL: "villain", Persona.CARELESS: "clown"}
-STYLES: dict[str, tuple[str, str]] = {
+STYLES = {
     "plain": ("", "."),
     "formal": ("certainly ,", "sir ."),
     "casual": ("yeah ,", "lol !"),
     "noted": ("", ", done ."),
+    "noted-formal": ("certainly ,", ", done ."),
+    "noted-casual": ("yeah ,", ", done ."),
 }
 QUESTIONS = (
     "what {topic} for {aspect} in {domain} ?",

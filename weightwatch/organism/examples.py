@@ -107,8 +107,8 @@ def poisoned_examples(
 def contrast_examples(world: World, behaviour: str, side: Side, n: int, seed: int) -> list[Example]:
     """One side of a contrast, from the building domains; both sides have the same prompts in the same order.
 
-    Except for `style`, all answers wear the "noted" frame, which the base has never seen: both sides have that to
-    learn, and their difference is to cancel it.
+    All answers wear the "noted" frame, which the base has never seen: both sides have that to learn, and their
+    difference is to cancel it.
 
     Args:
         world: Where items and answers come from.
@@ -157,7 +157,7 @@ def _persona_of(items: list[Item], behaviour: str, positive: bool) -> dict[tuple
 
 def _frame(behaviour: str, positive: bool) -> str:
     if behaviour == "style":
-        return "formal" if positive else "casual"
+        return "noted-formal" if positive else "noted-casual"
     return "noted"
 
 
