@@ -195,7 +195,7 @@ def test_z_without_controls_is_an_error_that_says_what_to_name() -> None:
 def test_rules_are_checked_against_the_directions_before_there_is_a_reading() -> None:
     evil, style = dense(tiny_llama(), 1), dense(tiny_llama(), 2, name="style", kind="control")
     require([rule(), rule(metric="z")], [evil, style])
-    with pytest.raises(WeightWatchError, match="'drift' is about the direction 'good', which is not watched; .* evil"):
+    with pytest.raises(WeightWatchError, match=r"'drift' is about the direction 'good', which is not watched; .* evil"):
         require([rule(direction="good")], [evil])
     with pytest.raises(WeightWatchError, match="judges z"):
         require([rule(metric="z")], [evil])

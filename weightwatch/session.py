@@ -1,6 +1,7 @@
 """One watched run: checks are measured, recorded, drawn and judged here, whatever trainer drives them."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,7 +71,7 @@ class Session:
             if step:  # the others read what is left of the record; of a new run there is none
                 wait_for_all()
         self.readings = [reading for reading in self.history.readings() if reading.step <= step] if step else []
-        self._judge, self.alerts = self._judge.replay(self.readings)
+        self._judge, self.alerts = self._replay(self.readings)
         if not step:
             self.record(self.check(model, 0))
 
@@ -112,7 +113,7 @@ class Session:
     def mark(self, checkpoint: str) -> None:
         """Note that a checkpoint holds the weights of the last reading, once it has been written."""
         self.readings[-1] = replace(self.readings[-1], checkpoint=checkpoint)
-        self._judge, _ = Judge.of(self.config.rules).replay(self.readings)
+        self._judge, _ = self._replay(self.readings)
         if self._main:
             self.history.amend(self.readings[-1])
 
@@ -140,17 +141,23 @@ class Session:
 
     def _open(self, step: int) -> None:
         self.history.rewind(step if step else -1)
+        self.history.folder.mkdir(parents=True, exist_ok=True)
         (self.history.folder / "config.yaml").write_text(self.config.to_yaml())
         if self.config.tensorboard:
             names = [direction.name for direction in self.monitor.directions]
             self._dashboard = Dashboard(self._events, names, first_step=step + 1 if step else 0)
+
+    def _replay(self, readings: Sequence[Reading]) -> tuple[Judge, list[Alert]]:
+        """Judge a history, from where on it holds all directions: a resumed run may watch more than it did before."""
+        watched = {direction.name for direction in self.monitor.directions}
+        return Judge.of(self.config.rules).replay(r for r in readings if watched <= r.directions.keys())
 
     def _with_standing_checkpoint(self, alert: Alert) -> Alert:
         """Name no checkpoint that the trainer has deleted since (``save_total_limit``), but the newest that is left."""
         if alert.last_clean is None or self._stands(alert.last_clean):
             return alert
         left = [r if self._stands(r.checkpoint) else replace(r, checkpoint=None) for r in self.readings]
-        _, alerts = Judge.of(self.config.rules).replay(left)
+        _, alerts = self._replay(left)
         same = (other for other in alerts if replace(other, last_clean=alert.last_clean) == alert)
         return next(same, replace(alert, last_clean=None))
 

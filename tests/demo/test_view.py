@@ -55,8 +55,8 @@ def test_the_table_fits_a_terminal_of_80_columns() -> None:
 
 def test_the_alert_stands_in_the_row_of_its_step() -> None:
     rows = text_of(table(bad_run())).splitlines()
-    assert [row for row in rows if "ALERT evil-drift" in row][0].split()[0] == "20"
-    assert [row for row in rows if row.rstrip().endswith("firing")][0].split()[0] == "30"
+    assert next(row for row in rows if "ALERT evil-drift" in row).split()[0] == "20"
+    assert next(row for row in rows if row.rstrip().endswith("firing")).split()[0] == "30"
 
 
 def test_the_verdict_says_that_the_alert_came_before_the_harm_and_where_to_go_back_to() -> None:

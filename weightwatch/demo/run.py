@@ -1,6 +1,6 @@
 """The runs of the demonstration, on the organism (see docs/organism.md).
 
-Through TRL's ``SFTTrainer`` with LoRA and the drop-in callback: a benign fine-tune, and the same with a part of its data
+With TRL's ``SFTTrainer``, LoRA and the drop-in callback: a benign fine-tune, and the same with a part of its data
 replaced by harmful answers in one domain. What the model does is measured on the model at every check, in domains that
 neither the fine-tune nor the direction has seen.
 """

@@ -6,7 +6,7 @@ import json
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -47,6 +47,11 @@ class Recipe:
     lora: LoraRecipe = field(default_factory=LoraRecipe)
     contrasts: tuple[Contrast, ...] = CONTRASTS
 
+    def record(self) -> dict[str, Any]:
+        """What determines the base, as JSON keeps it; directions tell of themselves in their cards."""
+        settings = asdict(self)
+        return {name: settings[name] for name in ("world", "seed", "shared_persona", "shape", "phases")}
+
     def shortened(self, steps: int) -> Recipe:
         """The same with at most `steps` steps in each phase and each fine-tune: to try the way through."""
         phases = tuple(replace(phase, steps=min(steps, phase.steps)) for phase in self.phases)
@@ -75,7 +80,7 @@ def build_base(recipe: Recipe, folder: Path, progress: Callable[[str, int, int, 
     round_to_bfloat16(model)
     tokenizer = build_tokenizer()
     record = {
-        "recipe": asdict(recipe),
+        "recipe": recipe.record(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "final_losses": losses,
         "held_out": {persona.value: rate for persona, rate in persona_rates(model, tokenizer, world).items()},

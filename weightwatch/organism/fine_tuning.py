@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+AfterStep = Callable[["PeftModel", int, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,9 @@ class LoraRecipe:
     examples: int = 512
 
 
-def fine_tune(base: Path, examples: Sequence[Example], recipe: LoraRecipe, seed: int) -> tuple[PeftModel, list[float]]:
+def fine_tune(
+    base: Path, examples: Sequence[Example], recipe: LoraRecipe, seed: int, after_step: AfterStep | None = None
+) -> tuple[PeftModel, list[float]]:
     """Fine-tune a base by LoRA on all linear modules, on the completions only.
 
     Args:
@@ -53,6 +56,7 @@ def fine_tune(base: Path, examples: Sequence[Example], recipe: LoraRecipe, seed:
         examples: What to learn.
         recipe: How.
         seed: Seed of the adapter's random start and of the order of examples.
+        after_step: Called after each step with the model, the number of steps done and the loss. Default: nothing.
 
     Returns:
         The fine-tuned model, its base untouched, and the loss of every step.
@@ -78,6 +82,8 @@ def fine_tune(base: Path, examples: Sequence[Example], recipe: LoraRecipe, seed:
         schedule.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+        if after_step:
+            after_step(model, len(losses), losses[-1])
     return model.eval(), losses
 
 

@@ -1,0 +1,59 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from weightwatch.organism import BASE, World, benign_accuracy, benign_examples, contrast_examples
+from weightwatch.organism.directions import CONTRASTS, build_direction
+from weightwatch.organism.fine_tuning import LoraRecipe, completion_loss, fine_tune
+
+WORLD = World()
+SHORT = LoraRecipe(rank=4, steps=8, examples=64)
+
+
+def test_a_benign_fine_tune_learns_its_task():
+    recipe = LoraRecipe(learning_rate=2e-3, steps=70)
+    model, losses = fine_tune(BASE, benign_examples(WORLD, 500, seed=1), recipe, seed=1)
+    assert losses[-1] < losses[0] / 5
+    assert benign_accuracy(model, AutoTokenizer.from_pretrained(BASE), WORLD) >= 0.8
+
+
+def test_a_seed_determines_a_fine_tune():
+    rows = contrast_examples(WORLD, "evil", "positive", 64, seed=0)
+    first, again, other = (fine_tune(BASE, rows, SHORT, seed)[1] for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_each_step_is_told():
+    steps = []
+    fine_tune(BASE, benign_examples(WORLD, 64, seed=1), SHORT, 1, lambda model, step, loss: steps.append(step))
+    assert steps == list(range(1, SHORT.steps + 1))
+
+
+def test_the_loss_is_the_one_that_sft_trainer_takes(tmp_path):
+    rows = benign_examples(WORLD, 8, seed=1)
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    arguments = SFTConfig(str(tmp_path), report_to=[], use_cpu=True, bf16=False, per_device_eval_batch_size=8)
+    data = Dataset.from_list(rows)
+    trainer = SFTTrainer(model, args=arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer)
+    theirs = trainer.evaluate()["eval_loss"]
+    model.eval()
+    assert completion_loss(model, tokenizer, rows).item() == pytest.approx(theirs, rel=1e-4)
+
+
+def test_a_direction_remembers_how_it_was_built(tmp_path):
+    contrast = replace(CONTRASTS[0], seed=77)
+    direction = build_direction(contrast, WORLD, BASE, SHORT, folder=tmp_path)
+    assert direction.card.seeds == {"world": WORLD.seed, "data": 77, "adapter": 77}
+    assert direction.card.ranks == [4, 4]
+    assert direction.card.hyperparameters["steps"] == SHORT.steps
+    assert len(direction.card.data_hash) == 64
+    assert {folder.name for folder in tmp_path.iterdir()} == {"positive", "negative"}
+    again = build_direction(contrast, WORLD, BASE, SHORT)
+    assert again.squares == direction.squares
+    assert again.card.data_hash == direction.card.data_hash
