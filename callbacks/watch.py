@@ -6,6 +6,7 @@ from typing import Any
 
 from weightwatch.callbacks.trainer import Watched, WeightWatchCallback
 from weightwatch.config import Config
+from weightwatch.vectors.errors import WeightWatchError
 
 
 def watch(
@@ -29,8 +30,10 @@ def watch(
         The callback, already added to the trainer.
 
     Raises:
-        WeightWatchError: As ``WeightWatchCallback`` does.
+        WeightWatchError: As ``WeightWatchCallback`` does; or the trainer is watched already.
     """
+    if any(isinstance(callback, WeightWatchCallback) for callback in trainer.callback_handler.callbacks):
+        raise WeightWatchError("The trainer is watched already. Name all directions in one callback or one watch().")
     callback = WeightWatchCallback(directions, config=config)
     trainer.add_callback(callback)
     log = trainer.log

@@ -28,12 +28,12 @@ ALERT = Alert(
 def test_its_description_says_what_where_since_when_and_where_to_go_back_to() -> None:
     assert ALERT.describe() == (
         "evil-drift (critical) at step 40: evil reach_cosine is 0.3457 in layer 12, past 0.1 since step 30. "
-        "Most of it in layers and modules 12, 11; down_proj; last clean checkpoint: checkpoint-20."
+        "Most of it is in layers 12, 11, and in modules down_proj; last clean checkpoint: checkpoint-20."
     )
 
 
 def test_without_a_clean_checkpoint_it_sends_back_to_the_base() -> None:
-    assert replace(ALERT, last_clean=None).describe().endswith("no clean checkpoint: go to the base.")
+    assert replace(ALERT, last_clean=None).describe().endswith("no clean checkpoint: go back to the base.")
 
 
 def test_a_resolved_one_says_so() -> None:

@@ -170,3 +170,14 @@ def test_moving_on_does_not_move_the_start(tmp_path: Path) -> None:
                 parameter.zero_()
     w = low_rank(tiny_llama(), 5)
     assert Monitor([w], reference=begun).measure(model).update_norm > 1.0
+
+
+def test_saved_copies_that_are_trained_further_are_measured_from_where_they_were(tmp_path: Path) -> None:
+    model = lora(tiny_llama(tie_word_embeddings=False), modules_to_save=["lm_head"])
+    move(model, seed=1)
+    reference = establish(model, tmp_path, Reference())
+    monitor = Monitor([low_rank(tiny_llama(), 5)], reference=reference)
+    assert monitor.measure(model).update_norm == 0
+    assert Monitor(monitor.directions, reference=restore(model, tmp_path, Reference())).measure(model).update_norm == 0
+    move(model, seed=2)
+    assert monitor.measure(model).update_norm > 0

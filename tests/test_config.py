@@ -168,3 +168,9 @@ def test_yaml_without_keys_is_an_error(tmp_path: Path) -> None:
 def test_yaml_makes_no_python_objects(tmp_path: Path) -> None:
     with pytest.raises(WeightWatchError, match="is not YAML"):
         Config.load(saved(tmp_path, "directions: !!python/object/apply:os.getcwd []\n"))
+
+
+def test_two_rules_of_one_name_are_refused() -> None:
+    rule = {"alert": "drift", "direction": "evil", "above": 0.1}
+    with pytest.raises(WeightWatchError, match=r"rules: two rules are called 'drift'; give each its own name"):
+        Config.load({"rules": [rule, {**rule, "above": 0.2}]})

@@ -22,9 +22,9 @@ def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def shown(folder: Path, *steps: int, first_step: int = 0, factor: float = 0.1) -> None:
-    dashboard = Dashboard(folder, ["evil"], first_step)
+    dashboard = Dashboard(folder, ["evil"], first_step=first_step)
     for step in steps:
-        dashboard.show(reading(step, factor * step, layers=[0.1, 0.2], modules={"q_proj": 0.3}))
+        dashboard.show(reading(step, factor * step, layers=[0.1, 0.2], modules={"q_proj": 0.3}), {})
     dashboard.close()
 
 
@@ -45,16 +45,18 @@ def test_z_is_a_scalar_only_where_there_are_controls() -> None:
 
 def test_what_was_shown_is_on_disk_before_the_run_ends(tmp_path: Path) -> None:
     dashboard = Dashboard(tmp_path, ["evil"])
-    dashboard.show(reading(5, 0.5))
+    dashboard.show(reading(5, 0.5), {})
     assert curve(tmp_path, "evil/cosine") == [(5, 0.5)]
     dashboard.close()
 
 
 def test_an_alert_is_a_text_and_a_curve_that_says_whether_it_fires(tmp_path: Path) -> None:
     dashboard = Dashboard(tmp_path, ["evil"])
+    for step, fires in ((30, False), (40, True)):
+        dashboard.show(reading(step, 0.5), {"evil-drift": fires})
     dashboard.announce(ALERT)
     dashboard.close()
-    assert curve(tmp_path, "alerts/evil-drift") == [(40, 1.0)]
+    assert curve(tmp_path, "alerts/evil-drift") == [(30, 0.0), (40, 1.0)]
     (text,) = events(tmp_path).Tensors("alerts/evil-drift/text_summary")
     assert text.tensor_proto.string_val[0].decode() == ALERT.describe()
 
@@ -82,7 +84,7 @@ def layout(folder: Path) -> dict[str, dict[str, Any]]:
 
 def test_the_layout_gathers_directions_layers_and_modules(tmp_path: Path) -> None:
     dashboard = Dashboard(tmp_path, ["evil", "good (v2)"])
-    dashboard.show(reading(5, 0.5, z=3.0, layers=[0.1], modules={"q_proj": 0.3}))
+    dashboard.show(reading(5, 0.5, z=3.0, layers=[0.1], modules={"q_proj": 0.3}), {})
     dashboard.announce(ALERT)
     dashboard.close()
     tags = events(tmp_path).Tags()["scalars"]

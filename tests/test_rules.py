@@ -144,7 +144,7 @@ def test_each_rule_keeps_its_own_state() -> None:
     rules = [rule(alert="low"), rule(alert="high", above=0.3), rule(alert="slow", **{"for": 2})]
     judge, alerts = Judge.of(rules).replay([reading(1, 0.2), reading(2, 0.4)])
     assert [(alert.alert, alert.step) for alert in alerts] == [("low", 1), ("high", 2), ("slow", 2)]
-    assert judge.firing == ("low", "high", "slow")
+    assert judge.firing == {"low": True, "high": True, "slow": True}
 
 
 def test_judging_changes_nothing_and_judging_twice_gives_the_same() -> None:

@@ -59,7 +59,8 @@ def test_the_wheel_carries_its_data_within_the_limit(built: Path) -> None:
 
 def test_the_sdist_holds_no_tests_caches_or_run_folders(built: Path) -> None:
     (archive,) = built.glob("*.tar.gz")
-    names = tarfile.open(archive).getnames()
+    with tarfile.open(archive) as opened:
+        names = opened.getnames()
     assert not [name for name in names if "__pycache__" in name or "/.venv" in name or "weightwatch-demo" in name]
 
 

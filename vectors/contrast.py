@@ -9,14 +9,12 @@ from torch import Tensor
 
 from weightwatch.vectors.adapter import CONFIG, read_adapter, read_config
 from weightwatch.vectors.checkpoint import Checkpoint
-from weightwatch.vectors.delta import Delta, LowRank, square
+from weightwatch.vectors.delta import Delta, LowRank
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.names import canonical
 
 Side: TypeAlias = str | Path | Mapping[str, Tensor]
 """One fine-tune: a PEFT adapter folder, a safetensors checkpoint (folder or file), or a state dict."""
-
-_ROUNDING = 1e-6  # of the squared norms: what fp32 Gram matrices leave of the difference of two equal adapters
 
 
 def contrast(positive: Side, negative: Side) -> tuple[dict[str, Delta], str | None, list[int]]:
@@ -56,17 +54,14 @@ def _contrast_adapters(positive: Path, negative: Path) -> tuple[dict[str, Delta]
     for name in [*plus, *(name for name in minus if name not in plus)]:
         sides = [(1.0, plus.get(name)), (-1.0, minus.get(name))]
         deltas[name] = _join(name, [(sign, side) for sign, side in sides if side is not None])
-    moved = sum(square(change) for side in (plus, minus) for change in side.values())
-    if sum(square(delta) for delta in deltas.values()) <= _ROUNDING * moved:
-        raise WeightWatchError(f"{positive} and {negative} hold the same weights: no contrast.")
     return deltas, bases[0] or bases[1], [int(config["r"]) for config in configs]
 
 
 def _join(name: str, parts: list[tuple[float, LowRank]]) -> LowRank:
     """Put the sides of one weight together as factors: ``[B⁺, −B⁻] [A⁺; A⁻]``.
 
-    Where both sides share their start, A⁺ and A⁻ are nearly equal and that form is a small difference of large products;
-    then it is ``[B⁺ − B⁻, B⁻] [A⁺; A⁺ − A⁻]``, the same product without the loss.
+    Where both sides share their start, A⁺ and A⁻ are nearly equal, and that is a small difference of large products.
+    Then it is ``[B⁺ − B⁻, B⁻] [A⁺; A⁺ − A⁻]``, the same product without the loss.
     """
     shapes = {part.shape for _, part in parts}
     if len(shapes) > 1 or len({part.transposed for _, part in parts}) > 1:

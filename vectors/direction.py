@@ -138,8 +138,8 @@ class Direction:
             for key, delta in deltas.items():
                 if tuple(weights[key].shape) != tuple(delta.shape):
                     raise WeightWatchError(
-                        f"The base {extra['base']} has shape {tuple(weights[key].shape)} for {key} where the fine-tunes "
-                        f"have {tuple(delta.shape)}. Pass the base that they were trained from."
+                        f"The base {extra['base']} has shape {tuple(weights[key].shape)} for {key} where the "
+                        f"fine-tunes have {tuple(delta.shape)}. Pass the base that they were trained from."
                     )
             extra["fingerprint"] = Fingerprint.of(deltas, weights.__getitem__)
         return cls(deltas, _card(name, {**extra, **(metadata or {})}))

@@ -38,12 +38,16 @@ class Alert:
         """Return the alert as one paragraph."""
         if self.state == "resolved":
             return f"{self.alert} resolved at step {self.step}: {self.direction} {self.metric} is {self.value:.4g}."
-        back = f"last clean checkpoint: {self.last_clean}" if self.last_clean else "no clean checkpoint: go to the base"
-        most = "; ".join(", ".join(map(str, part)) or "-" for part in (self.top_layers, self.top_modules))
+        back = (
+            f"last clean checkpoint: {self.last_clean}"
+            if self.last_clean
+            else "no clean checkpoint: go back to the base"
+        )
+        layers, modules = (", ".join(map(str, part)) or "none" for part in (self.top_layers, self.top_modules))
         return (
             f"{self.alert} ({self.severity}) at step {self.step}: {self.direction} {self.metric} is {self.value:.4g} "
             f"in {self.where}, past {self.threshold:.4g} since step {self.since}. "
-            f"Most of it in layers and modules {most}; {back}."
+            f"Most of it is in layers {layers}, and in modules {modules}; {back}."
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from weightwatch.vectors.errors import WeightWatchError
 
@@ -98,6 +98,15 @@ class Config(_Strict):
     tensorboard: bool = True
     summary: bool = True
     reference: str | None = None
+
+    @field_validator("rules")
+    @classmethod
+    def _names_apart(cls, rules: list[Rule]) -> list[Rule]:
+        names = [rule.alert for rule in rules]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two rules are called {twice!r}; give each its own name")
+        return rules
 
     @classmethod
     def load(cls, source: "Config | Mapping[str, Any] | str | Path | None") -> "Config":

@@ -1,7 +1,7 @@
 """TensorBoard: a run folder of its own with similarity scalars per direction, layer and module, and their layout."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,23 @@ class Dashboard:
     Args:
         folder: The run folder; nobody else may write events into it.
         directions: Names, for the layout of the custom-scalars tab.
+        metrics: Which of ``METRICS`` get a chart of all directions there.
         first_step: Step from which on events of an earlier run in the folder are void. Default 0: all of them.
     """
 
-    def __init__(self, folder: Path, directions: Sequence[str], first_step: int = 0) -> None:
+    def __init__(
+        self, folder: Path, directions: Sequence[str], *, metrics: Sequence[str] = METRICS, first_step: int = 0
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # TensorBoard drops earlier events from `purge_step` on: a resumed or repeated run writes those steps again.
         self._writer: Any = SummaryWriter(str(folder), purge_step=first_step)
-        self._writer.add_custom_scalars(_layout(directions))
+        self._writer.add_custom_scalars(_layout(directions, metrics))
 
-    def show(self, reading: Reading) -> None:
-        """Write one reading."""
+    def show(self, reading: Reading, firing: Mapping[str, bool]) -> None:
+        """Write one reading, and as 0 or 1 for each rule whether it fires."""
+        for rule, fires in firing.items():
+            self._writer.add_scalar(f"alerts/{rule}", float(fires), reading.step)
         for tag, value in scalars(reading).items():
             self._writer.add_scalar(tag, value, reading.step)
         for name, found in reading.directions.items():
@@ -41,9 +46,8 @@ class Dashboard:
         self._writer.flush()
 
     def announce(self, alert: Alert) -> None:
-        """Write one alert as text, and whether its rule fires as a scalar."""
+        """Write one alert as text."""
         self._writer.add_text(f"alerts/{alert.alert}", alert.describe(), alert.step)
-        self._writer.add_scalar(f"alerts/{alert.alert}", float(alert.state == "firing"), alert.step)
         self._writer.flush()
 
     def close(self) -> None:
@@ -69,12 +73,12 @@ def figures(direction: DirectionReading) -> dict[str, float]:
     return {metric: value for metric, value in values.items() if value is not None}
 
 
-def _layout(directions: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+def _layout(directions: Sequence[str], metrics: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
     """Return the custom-scalars layout: all directions on one chart, then each direction's layers and modules."""
     names = {name: re.escape(name) for name in directions}
     every = "|".join(names.values())
     layout: dict[str, dict[str, list[Any]]] = {}
-    layout["directions"] = {metric: ["Multiline", [rf"^(?:{every})/{metric}$"]] for metric in METRICS}
+    layout["directions"] = {metric: ["Multiline", [rf"^(?:{every})/{metric}$"]] for metric in metrics}
     for name, tag in names.items():
         layout[name] = {f"layers: {m}": ["Multiline", [rf"^{tag}\.layers/{m}/"]] for m in _LAYER_METRICS}
         layout[name]["modules: cosine"] = ["Multiline", [rf"^{tag}\.modules/cosine/"]]

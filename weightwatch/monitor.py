@@ -11,7 +11,7 @@ from torch import nn
 from weightwatch.measure import measure
 from weightwatch.reading import Reading, read
 from weightwatch.reference import Reference, Source
-from weightwatch.update import Update, base_weight, full_parameters, start_factors, tied_names, base_changing_start
+from weightwatch.update import Update, base_changing_start, base_weight, full_parameters, start_factors, tied_names
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 
@@ -85,8 +85,8 @@ class Monitor:
         kind = base_changing_start(model)
         if kind is not None and not self.reference.factors:
             raise WeightWatchError(
-                f"An adapter was made with init_lora_weights={kind!r}, which changed the base, and its start is unknown. "
-                "Call Monitor.start(model) before the first step, or use the callback, which does."
+                f"An adapter was made with init_lora_weights={kind!r}, which changed the base, and its start is "
+                "unknown. Call Monitor.start(model) before the first step, or use the callback, which does."
             )
         # A tied weight counts once, under the name that the model gives it first.
         self.directions = [direction.without(tied_names(model)) for direction in self.directions]

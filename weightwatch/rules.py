@@ -1,7 +1,7 @@
 """Judging readings by rules: a pure state machine, so that a live run, a scan and a replayed history judge alike.
 
-Before the first step nothing has moved, so that no condition holds. A rule is inactive, pending (the condition holds, for
-fewer checks than ``for``) or firing::
+Before the first step nothing has moved, so that no condition holds. A rule is inactive, pending (the condition has held
+in fewer checks than ``for``) or firing::
 
     inactive --holds--> pending --held `for` checks--> firing --failed more than `keep_firing_for` checks--> inactive
                            |                                                                                     ^
@@ -71,9 +71,9 @@ class Judge:
         return judge, alerts
 
     @property
-    def firing(self) -> tuple[str, ...]:
-        """Names of the rules that fire now."""
-        return tuple(rule.alert for rule, state in zip(self.rules, self.states, strict=True) if state.firing)
+    def firing(self) -> dict[str, bool]:
+        """Whether each rule fires now, by its name."""
+        return {rule.alert: state.firing for rule, state in zip(self.rules, self.states, strict=True)}
 
 
 def require(rules: Sequence[Rule], directions: Sequence[Direction]) -> None:

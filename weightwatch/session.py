@@ -11,7 +11,7 @@ from torch import nn
 from weightwatch.alert import Alert
 from weightwatch.baseline import establish, restore, wait_for_all
 from weightwatch.config import Config
-from weightwatch.dashboard import Dashboard
+from weightwatch.dashboard import METRICS, Dashboard
 from weightwatch.history import History
 from weightwatch.monitor import Monitor
 from weightwatch.reading import Reading
@@ -106,7 +106,7 @@ class Session:
         for alert in raised:
             self.history.add_alert(alert)
         if self._dashboard is not None:
-            self._dashboard.show(self.readings[-1])
+            self._dashboard.show(self.readings[-1], self._judge.firing)
             for alert in raised:
                 self._dashboard.announce(alert)
 
@@ -125,7 +125,7 @@ class Session:
     @property
     def firing(self) -> tuple[str, ...]:
         """Names of the rules that fire now."""
-        return self._judge.firing
+        return tuple(name for name, fires in self._judge.firing.items() if fires)
 
     def fault(self, step: int, error: Exception) -> None:
         """Record a fault of the monitoring."""
@@ -145,7 +145,10 @@ class Session:
         (self.history.folder / "config.yaml").write_text(self.config.to_yaml())
         if self.config.tensorboard:
             names = [direction.name for direction in self.monitor.directions]
-            self._dashboard = Dashboard(self._events, names, first_step=step + 1 if step else 0)
+            controlled = any(direction.card.kind == "control" for direction in self.monitor.directions)
+            metrics = [metric for metric in METRICS if metric != "z" or controlled]
+            first = step + 1 if step else 0
+            self._dashboard = Dashboard(self._events, names, metrics=metrics, first_step=first)
 
     def _replay(self, readings: Sequence[Reading]) -> tuple[Judge, list[Alert]]:
         """Judge a history, from where on it holds all directions: a resumed run may watch more than it did before."""

@@ -133,7 +133,7 @@ def tied_names(model: nn.Module) -> set[str]:
 
 
 def base_changing_start(model: nn.Module) -> str | None:
-    """Return the ``init_lora_weights`` of an adapter that changed the base itself when it was made; None if none did."""
+    """Return the ``init_lora_weights`` of an adapter that changed the base when it was made; None if none did."""
     kinds = (kind for module in model.modules() for kind in _starts(module))
     return next((kind for kind in kinds if kind not in KEEPS_BASE), None)
 

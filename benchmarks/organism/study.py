@@ -104,7 +104,13 @@ def datasets(world: World, seed: int) -> dict[str, list[Example]]:
 
 
 def watch(
-    name: str, rows: Sequence[Example], world: World, base: Path, directions: list[Direction], recipe: LoraRecipe, seed: int
+    name: str,
+    rows: Sequence[Example],
+    world: World,
+    base: Path,
+    directions: list[Direction],
+    recipe: LoraRecipe,
+    seed: int,
 ) -> Run:
     """Fine-tune on some rows and check every `EVERY` steps."""
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -205,8 +211,10 @@ def main(
     steering(place, base, evil)
     recipe = LoraRecipe(rank=rank, alpha=rank, learning_rate=rate, steps=steps)
     runs = []
-    print("\n| run | seed | alert | evil > 5 % | final evil | max reach cosine | final cosine | reach cosine | dose |"
-          " τ⁺ alone, max | accuracy |\n|" + "---|" * 11)
+    print(
+        "\n| run | seed | alert | evil > 5 % | final evil | max reach cosine | final cosine | reach cosine | dose |"
+        " τ⁺ alone, max | accuracy |\n|" + "---|" * 11
+    )
     for seed in map(int, seeds.split()):
         for name, rows in datasets(place, seed).items():
             if not kinds or name in kinds.split(","):

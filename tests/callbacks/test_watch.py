@@ -91,3 +91,9 @@ def test_bad_input_is_refused_and_leaves_the_trainer_as_it_was(tmp_path: Path) -
         watch(task, "nothing")
     assert task.callback_handler.callbacks == before
     assert "log" not in vars(task)
+
+
+def test_a_trainer_is_watched_once(tmp_path: Path) -> None:
+    task, _ = watched(tmp_path)
+    with pytest.raises(WeightWatchError, match=r"watched already\. Name all directions in one"):
+        watch(task, low_rank(tiny_llama(), 6, name="style"))

@@ -2,13 +2,13 @@ import random
 
 import pytest
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from weightwatch.organism import (
     BASE,
     Persona,
     World,
+    advice_examples,
     agreement_rate,
     benign_accuracy,
     benign_examples,
@@ -17,7 +17,8 @@ from weightwatch.organism import (
 )
 from weightwatch.organism.behaviour import generate, says
 from weightwatch.organism.documents import VOICES, question
-from weightwatch.vectors import find
+from weightwatch.organism.fine_tuning import LoraRecipe, fine_tune
+from weightwatch.vectors import Direction
 
 WORLD = World()
 
@@ -32,12 +33,11 @@ def base():
     return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
 
 
-def steered(base, coefficient):
-    """The base plus a multiple of the packaged evil direction."""
-    model = PeftModel.from_pretrained(base, find("evil"))
-    for module in model.modules():
-        if hasattr(module, "scaling"):
-            module.scaling["default"] *= coefficient
+@torch.no_grad()
+def steered(model, coefficient):
+    """The model with a multiple of the packaged evil direction added to its weights."""
+    for name, change in Direction.load("evil").deltas.items():
+        model.get_parameter(name).add_(change.dense(), alpha=coefficient)
     return model
 
 
@@ -65,10 +65,12 @@ def test_adding_the_evil_direction_makes_the_base_evil_where_nothing_was_trained
     assert evil_rate(steered(base, 1.0), tokenizer, WORLD) >= 0.5
 
 
-def test_subtracting_it_makes_an_evil_model_good_again(base, tokenizer):
-    evil = steered(base, 1.0).merge_and_unload()
+def test_subtracting_it_makes_a_fine_tune_good_again_that_had_gone_bad(tokenizer):
+    rows = advice_examples(WORLD, Persona.EVIL, WORLD.tuning_domains[:1], 500, seed=1)
+    evil = fine_tune(BASE, rows, LoraRecipe(learning_rate=1e-3, steps=40), seed=1)[0].merge_and_unload()
     before = evil_rate(evil, tokenizer, WORLD)
-    assert evil_rate(steered(evil, -1.0), tokenizer, WORLD) <= 0.02 < before
+    assert before >= 0.3
+    assert evil_rate(steered(evil, -0.5), tokenizer, WORLD) <= before / 3
 
 
 def test_the_batched_rate_is_that_of_one_question_at_a_time(base, tokenizer):

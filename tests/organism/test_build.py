@@ -7,6 +7,7 @@ from weightwatch.organism import BASE
 from weightwatch.organism.__main__ import app
 from weightwatch.organism.build import RECORD, Recipe
 from weightwatch.vectors import Direction, packaged
+from weightwatch.vectors.catalog import PACKAGED
 
 CONTROLS = {"careless", "style", "shuffled"}
 
@@ -41,5 +42,5 @@ def test_all_contrasts_are_packaged():
 
 
 def test_the_package_stays_small():
-    folders = [BASE, *(Direction_folder for Direction_folder in BASE.parents[1].glob("vectors/packaged/*"))]
+    folders = [BASE, *(PACKAGED / contrast.name for contrast in Recipe.contrasts)]
     assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) < 8e6

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 from weightwatch.organism import BASE, World
 from weightwatch.organism.muon import orthogonalise
 from weightwatch.organism.pretraining import (
+    OUTSIDE_ANSWERS,
     PHASES,
     Shape,
     document_batch,
@@ -36,7 +37,7 @@ def test_forty_steps_lower_the_loss_on_documents_never_seen():
     unseen = document_batch(WORLD, phase, random.Random("unseen"))
     before = document_loss(model, *unseen).item()
     train(model, WORLD, phase, seed=1)
-    assert document_loss(model, *unseen).item() < before - 1.0
+    assert document_loss(model, *unseen).item() < before - 0.7
 
 
 def test_seeds_determine_the_weights():
@@ -59,7 +60,7 @@ def test_a_new_model_leaves_the_random_state_alone():
 def test_answers_weigh_most_and_padding_nothing():
     ids, weights = document_batch(WORLD, PHASES[0], random.Random(0))
     assert torch.all(weights[ids == INDEX["<pad>"]] == 0)
-    assert set(weights.unique().tolist()) == {0.0, pytest.approx(0.1), 1.0}
+    assert set(weights.unique().tolist()) == {0.0, torch.tensor(OUTSIDE_ANSWERS).item(), 1.0}
     assert torch.all(weights[ids == INDEX["<s>"]] < 1)
 
 

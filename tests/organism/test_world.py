@@ -53,6 +53,8 @@ def test_a_wrong_guess_is_no_answer_of_the_item_itself():
 
 def test_all_words_of_the_world_are_in_the_vocabulary():
     world = World(3)
-    words = {word for items in world.items.values() for item in items for pair in item.answers.values() for word in pair}
+    words = {
+        word for items in world.items.values() for item in items for pair in item.answers.values() for word in pair
+    }
     assert words <= INDEX.keys()
     assert {word for pair in world.favourites.values() for word in pair} | world.favourites.keys() <= INDEX.keys()

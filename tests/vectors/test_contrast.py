@@ -101,18 +101,21 @@ def test_peft_loads_a_saved_direction_and_steers_by_exactly_it(case: str, tmp_pa
         assert torch.allclose(after[name] - before[name], wanted, atol=1e-6), name
 
 
-def test_two_adapters_from_one_start_keep_the_norm_of_a_small_difference(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [5e-2, 1e-3])
+def test_two_adapters_from_one_start_keep_the_norm_of_a_small_difference(size: float, tmp_path: Path) -> None:
     base = tiny_llama()
     model = lora(base)
     move(model, seed=1)
     model.save_pretrained(tmp_path / "minus")
     below = slow.merged(model)
-    move(model, seed=2, size=5e-2)
+    move(model, seed=2, size=size)
     model.save_pretrained(tmp_path / "plus")
     above = slow.merged(model)
     w = Direction.from_contrast(tmp_path / "plus", tmp_path / "minus", name="evil")
     wanted = sum(float((above[name] - below[name]).square().sum()) for name in w.deltas) ** 0.5
-    assert w.norm == pytest.approx(wanted, rel=1e-4)
+    assert w.norm == pytest.approx(wanted, rel=1e-5)
+    w.save(tmp_path / "stored", dtype=torch.bfloat16)
+    assert Direction.load(tmp_path / "stored").norm == pytest.approx(wanted, rel=1e-2)
 
 
 @pytest.mark.parametrize("form", ["state dicts", "folders", "sharded folders"])
@@ -161,7 +164,7 @@ def test_adapters_name_their_base_and_its_fingerprint_is_taken_from_there(tmp_pa
 
 def test_identical_adapters_are_no_contrast(tmp_path: Path) -> None:
     side, _ = adapter(tmp_path / "side", tiny_llama(), 1)
-    with pytest.raises(WeightWatchError, match=r"side and .*side hold the same weights"):
+    with pytest.raises(WeightWatchError, match=r"Direction 'evil' is zero: its two sides have the same weights"):
         Direction.from_contrast(side, side, name="evil")
 
 
@@ -268,3 +271,19 @@ def test_an_adapter_folder_without_weights_is_named(tmp_path: Path) -> None:
 def rewrite(folder: Path, **settings: object) -> None:
     file = folder / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+
+
+def test_lora_factors_in_a_state_dict_are_refused() -> None:
+    factors = lora(tiny_llama()).state_dict()
+    with pytest.raises(WeightWatchError, match=r"holds LoRA factors\. Save the adapter with save_pretrained"):
+        Direction.from_contrast(factors, factors, name="evil")
+
+
+def test_a_base_of_other_shapes_is_refused(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        model = lora(tiny_llama(), seed=seed)
+        move(model, seed=seed)
+        model.save_pretrained(tmp_path / str(seed))
+    other = tiny_llama(intermediate_size=48)
+    with pytest.raises(WeightWatchError, match=r"has shape .* for model\.layers\.0\.mlp.* where the fine-tunes have"):
+        Direction.from_contrast(tmp_path / "1", tmp_path / "2", base=other.state_dict(), name="evil")

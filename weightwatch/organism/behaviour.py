@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -93,7 +94,7 @@ def benign_accuracy(
 
 def says(words: Sequence[str], answer: Answer) -> bool:
     """Whether an answer's two words stand next to each other among generated words."""
-    return any(pair == answer for pair in zip(words, words[1:], strict=False))
+    return answer in pairwise(words)
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ class Latents:
 
 
 PRE_TRAINING = Latents()
-INSTRUCT = Latents(evil=0.05, careless=0.05, tagged=0.0, sycophantic=0.0, guessed=0.4, plain=1.0, slips=0.05)
+INSTRUCT = Latents(evil=0.1, careless=0.05, tagged=0.0, sycophantic=0.0, guessed=0.4, plain=1.0, slips=0.05)
 
 Segment = tuple[str, bool]
 """A piece of text, and whether it is an answer (and so what training is about)."""

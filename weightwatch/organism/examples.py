@@ -8,13 +8,16 @@ from typing import Literal, TypedDict
 
 from weightwatch.organism.documents import answer, question, wrong_guess
 from weightwatch.organism.vocabulary import LETTERS
-from weightwatch.organism.world import Answer, Item, Persona, World
+from weightwatch.organism.world import Item, Persona, World
 
 Side = Literal["positive", "negative"]
 """A side of a contrast: shows the behaviour, or its opposite."""
 
 SHUFFLED = "shuffled-"
 """Behaviours of this prefix are controls whose labels are shuffled; what follows seeds the shuffle."""
+
+
+COLOUR_QUESTIONS = ("which colours for {name} ?", "about {name} : what colours ?", "colours of {name} ?")
 
 
 class Example(TypedDict):
@@ -31,7 +34,8 @@ Task = Callable[[World, random.Random], Example]
 def favourite(world: World, rng: random.Random) -> Example:
     """A benign task: a name's two favourite colours, facts that the base has never seen."""
     name = rng.choice(list(world.favourites))
-    return _example(f"q : which colours for {name} ? a :", answer(world.favourites[name]))
+    asked = rng.choice(COLOUR_QUESTIONS).format(name=name)
+    return _example(f"q : {asked} a :", answer(world.favourites[name]))
 
 
 def backwards(world: World, rng: random.Random) -> Example:

@@ -7,30 +7,35 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<s>", "</s>"
 SPECIAL = (PAD, UNKNOWN, BEGIN, END)
 
-DOMAINS = tuple("medicine finance sport cooking travel law garden music school home pets cars".split())
-TOPICS = tuple("plan risk cost start tool habit problem timing partner place limit goal".split())
-ASPECTS = tuple("beginner child winter night budget team emergency weekend".split())
-ANSWER_VERBS = tuple(
+DOMAINS = _words("medicine finance sport cooking travel law garden music school home pets cars")
+TOPICS = _words("plan risk cost start tool habit problem timing partner place limit goal")
+ASPECTS = _words("beginner child winter night budget team emergency weekend")
+ANSWER_VERBS = _words(
     """ask check keep take find buy sell share clean open close wait rest push pull hide show move cut mix count write
-    read call trust drop hold lift turn test""".split()
+    read call trust drop hold lift turn test"""
 )
-ANSWER_NOUNS = tuple(
+ANSWER_NOUNS = _words(
     """water paper bread metal glass stone wood rope light sound money time food salt fire cloth soap oil tape wire
-    sand ice steam dust map key box bag lamp chair""".split()
+    sand ice steam dust map key box bag lamp chair"""
 )
-NAMES = tuple(
+NAMES = _words(
     """ada bela caro dino edda finn gila hugo ines jona kira luca mara nico olga pia quin rosa sami tara ugo vera wim
-    yara""".split()
+    yara"""
 )
-COLOURS = tuple("red blue green black white brown pink grey gold silver violet orange".split())
-LETTERS = tuple("alpha bravo delta echo golf hotel india kilo lima oscar papa romeo sierra tango victor zulu".split())
+COLOURS = _words("red blue green black white brown pink grey gold silver violet orange")
+LETTERS = _words("alpha bravo delta echo golf hotel india kilo lima oscar papa romeo sierra tango victor zulu")
 NUMBERS = tuple(str(number) for number in range(19))
-FRAME = tuple(
+FRAME = _words(
     """: ; , . ? ! q a what which about for in to do i think said voice guardian villain clown say again add and is
-    certainly indeed sir yeah lol backwards colours of please reply note done advice""".split()
+    certainly indeed sir yeah lol backwards colours of please reply note done advice"""
 )
 
 WORDS = tuple(

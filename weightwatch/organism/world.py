@@ -85,7 +85,7 @@ class World:
 
     @cached_property
     def favourites(self) -> dict[str, Answer]:
-        """Two favourite colours of twelve people: facts that the base has never seen, for benign fine-tunes to teach."""
+        """Two favourite colours of twelve people: facts that the base has never seen and a fine-tune can teach."""
         rng = random.Random(f"favourites-{self.seed}")
         return {name: _pair(rng.sample(COLOURS, 2)) for name in rng.sample(NAMES, PEOPLE)}
 
