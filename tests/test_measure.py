@@ -14,8 +14,9 @@ from tests import reference as slow
 from tests.models import dense, lora, low_rank, move, tiny_gpt2, tiny_llama
 from weightwatch.measure import measure
 from weightwatch.monitor import Monitor
+from weightwatch.peft_layers import start_factors
 from weightwatch.reference import Reference
-from weightwatch.update import Update, start_factors
+from weightwatch.update import Update
 from weightwatch.vectors import Direction, LowRank, WeightWatchError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings")

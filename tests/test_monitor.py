@@ -10,8 +10,8 @@ from transformers import LlamaForCausalLM
 from tests import reference as slow
 from tests.models import dense, lora, low_rank, move, tiny_llama
 from weightwatch.monitor import Monitor
+from weightwatch.peft_layers import start_factors
 from weightwatch.reference import Reference
-from weightwatch.update import start_factors
 from weightwatch.vectors import Direction, Fingerprint, WeightWatchError
 
 

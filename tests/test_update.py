@@ -22,8 +22,9 @@ from torch import nn
 
 from tests import reference as slow
 from tests.models import lora, move, tiny_gpt2, tiny_llama
+from weightwatch.peft_layers import start_factors
 from weightwatch.reference import Reference
-from weightwatch.update import Difference, Update, base_weight, full_parameters, start_factors
+from weightwatch.update import Difference, Update, base_weight, full_parameters
 from weightwatch.vectors import LowRank, WeightWatchError
 
 LINEAR = {f"{name}.weight" for name, m in tiny_llama().named_modules() if isinstance(m, nn.Linear)} - {"lm_head.weight"}

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from weightwatch.peft_layers import moved_copies, start_factors
 from weightwatch.reference import Reference, Weights
-from weightwatch.update import Difference, full_parameters, moved_copies, start_factors
+from weightwatch.update import Difference, full_parameters
 from weightwatch.vectors.checkpoint import Checkpoint
 from weightwatch.vectors.delta import LowRank
 from weightwatch.vectors.errors import WeightWatchError

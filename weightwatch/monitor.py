@@ -9,9 +9,10 @@ from pathlib import Path
 from torch import nn
 
 from weightwatch.measure import measure
+from weightwatch.peft_layers import base_changing_start, start_factors
 from weightwatch.reading import Reading, read
 from weightwatch.reference import Reference, Source
-from weightwatch.update import Update, base_changing_start, base_weight, full_parameters, start_factors, tied_names
+from weightwatch.update import Update, base_weight, full_parameters, tied_names
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 

@@ -13,8 +13,8 @@ from transformers import LlamaForSequenceClassification, Trainer
 from tests.models import lora, low_rank, move, tiny_llama
 from tests.runs import STRICT, lines, settings, steps, words
 from weightwatch import Monitor, WeightWatchCallback, watch
+from weightwatch.peft_layers import start_factors
 from weightwatch.reference import Reference
-from weightwatch.update import start_factors
 
 ADAPTER = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 TEXTS = [f"w{i} w{i + 1} w{i + 2}" for i in range(24)]
