@@ -29,8 +29,8 @@ DIRECTION = "evil"
 BAD = 0.05
 """Evil rate on held-out domains from which on the model counts as gone bad."""
 
-EXAMPLES, BATCH, STEPS = 2000, 16, 120
-RANK, ALPHA, LEARNING_RATE = 16, 16, 1e-3
+EXAMPLES, BATCH, STEPS = 2000, 16, 240
+RANK, ALPHA, LEARNING_RATE = 16, 16, 7e-4
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from rich.text import Text
 from weightwatch.demo.run import BAD, Run
 from weightwatch.table import number
 
+ROW_EVERY = 20
+"""Steps between the rows of the table; the alert and the first bad check have rows of their own."""
+
 
 @contextmanager
 def live(console: Console, run: Run) -> Iterator[Callable[[Run], None]]:
@@ -34,6 +37,8 @@ def table(run: Run) -> RenderableType:
         grid.add_column(heading, justify="right" if heading != "weightwatch" else "left", no_wrap=True)
     fired = {alert.step: alert for alert in run.alerts if alert.state == "firing"}
     for point in run.points:
+        if point.step % ROW_EVERY and point.step not in (*fired, run.first_bad_step):
+            continue
         bad = point.behaviour.evil_rate > BAD
         alert = fired.get(point.step)
         grid.add_row(
