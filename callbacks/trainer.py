@@ -12,15 +12,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from weightwatch.config import Config
 from weightwatch.dashboard import scalars
-from weightwatch.monitor import Monitor
+from weightwatch.monitor import Monitor, Watched, load_all
 from weightwatch.rules import require
 from weightwatch.session import Session, checkpoint_name
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 
 _logger = logging.getLogger("weightwatch")
-
-Watched = str | Path | Direction
 
 
 class WeightWatchCallback(TrainerCallback):
@@ -50,10 +48,12 @@ class WeightWatchCallback(TrainerCallback):
         config: Config | Mapping[str, Any] | str | Path | None = None,
     ) -> None:
         self.config = Config.load(config)
-        wanted = [directions] if isinstance(directions, Watched) else list(directions)
-        watched = [_loaded(direction) for direction in wanted or self.config.directions]
-        controls = [_loaded(control).as_control() for control in self.config.controls]
-        self._directions = [*watched, *controls]
+        watched = load_all(directions) or load_all(self.config.directions)
+        self._directions = [*watched, *(control.as_control() for control in load_all(self.config.controls))]
+        if directions:
+            named = [directions] if isinstance(directions, Direction | str | Path) else directions
+            titles = [one.name if isinstance(one, Direction) else str(one) for one in named]
+            self.config = self.config.model_copy(update={"directions": titles})
         self._monitor()
         require(self.config.rules, self._directions)
         self.session: Session | None = None
@@ -66,19 +66,28 @@ class WeightWatchCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Fix θ₀ and make sure that every direction can be measured, before the first step."""
+        # The state is made anew for each training and shared by all callbacks.
+        if vars(state).setdefault("watched_by", self) is not self:
+            raise WeightWatchError("The trainer has two WeightWatchCallbacks. Name all directions in one of them.")
         output = Path(args.output_dir)
-        events = Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or output / "runs").expanduser() / "weightwatch"
         self.session = Session(
-            self._monitor(), self.config, output / "weightwatch", events, main=state.is_world_process_zero
+            self._monitor(),
+            self.config,
+            output / "weightwatch",
+            _event_folder(output),
+            main=state.is_world_process_zero,
         )
         self._tried, self._save_owed = state.global_step, False
         try:
-            self.session.begin(kwargs["model"], state.global_step)
+            raised = self.session.begin(kwargs["model"], state.global_step)
         except WeightWatchError:
             raise
         except Exception as error:
             self._fault(state.global_step, error, "The training goes on unwatched.")
             self.session = None
+        else:
+            self._save_owed = any("save" in alert.actions for alert in raised)
+            control.should_training_stop |= any("stop" in alert.actions for alert in raised)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check when it is due, and when a checkpoint follows or the training ends."""
@@ -111,7 +120,7 @@ class WeightWatchCallback(TrainerCallback):
             self._guarded(state.global_step, self.session.end)
 
     def take_scalars(self) -> dict[str, float]:
-        """Return the figures of the readings since the last call, as trackers show them; each is given out once."""
+        """Return the figures of the newest reading, as trackers show them; empty if they were taken already."""
         taken, self._pending = self._pending, {}
         return taken
 
@@ -162,8 +171,14 @@ class WeightWatchCallback(TrainerCallback):
         return Monitor(self._directions, reference=self.config.reference)
 
 
-def _loaded(direction: Watched) -> Direction:
-    return direction if isinstance(direction, Direction) else Direction.load(direction)
+def _event_folder(output: Path) -> Path:
+    """Return the TensorBoard run folder: beside the trainer's own, with the run's name where several runs meet."""
+    shared = os.environ.get("TENSORBOARD_LOGGING_DIR")
+    return (
+        Path(shared).expanduser() / f"{output.resolve().name}-weightwatch"
+        if shared
+        else output / "runs" / "weightwatch"
+    )
 
 
 def _agreed(*wishes: bool, device: torch.device) -> list[bool]:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightwatch.callbacks.trainer import Watched, WeightWatchCallback
+from weightwatch.callbacks.trainer import WeightWatchCallback
 from weightwatch.config import Config
+from weightwatch.monitor import Watched
 from weightwatch.vectors.errors import WeightWatchError
 
 
@@ -45,7 +46,7 @@ def watch(
             return log(logs, *args, **kwargs)
         finally:  # the caller goes on to use the dict as its metrics
             for tag in figures:
-                del logs[tag]
+                logs.pop(tag, None)
 
     trainer.log = log_with_readings
     return callback

@@ -136,7 +136,7 @@ def test_a_damaged_note_is_named_with_the_way_out(text: str, tmp_path: Path) -> 
 
 def test_a_base_that_is_gone_is_named(tmp_path: Path) -> None:
     (tmp_path / "reference.json").write_text('{"weights": "checkpoint", "path": "/nowhere/base", "factors": {}}')
-    with pytest.raises(WeightWatchError, match="No weights at /nowhere/base"):
+    with pytest.raises(WeightWatchError, match="read from /nowhere/base, which is gone"):
         restore(tiny_llama(), tmp_path, Reference())
 
 

@@ -48,7 +48,9 @@ def test_a_fully_trained_model_is_compared_with_the_checkpoint_it_was_loaded_fro
 
 
 def test_a_fully_trained_model_from_nowhere_needs_a_reference() -> None:
-    with pytest.raises(WeightWatchError, match=r"names 'no checkpoint', which is not a folder here\. Pass reference="):
+    with pytest.raises(
+        WeightWatchError, match=r"names 'no checkpoint', which is not on this machine\. Pass reference="
+    ):
         Monitor([dense(tiny_llama(), 5)]).measure(tiny_llama())
 
 
@@ -176,3 +178,17 @@ def test_another_model_is_checked_anew() -> None:
     assert monitor.measure(first).update_norm > 0
     with pytest.raises(WeightWatchError, match="sampled weights agree"):
         monitor.measure(lora(tiny_llama(3)))
+
+
+def test_an_adapter_that_shares_its_start_with_a_direction_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for side, move_seed in (("positive", 1), ("negative", 2)):
+        model = lora(tiny_llama(), seed=7, r=2)
+        move(model, seed=move_seed, size=0.01)
+        model.save_pretrained(tmp_path / side)
+    evil = Direction.from_contrast(tmp_path / "positive", tmp_path / "negative", name="evil")
+    for seed, told in ((8, False), (7, True)):
+        caplog.clear()
+        Monitor([evil]).check(lora(tiny_llama(), seed=seed, r=2))
+        assert any("share their random start" in record.message for record in caplog.records) == told

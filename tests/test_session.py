@@ -60,6 +60,7 @@ def test_a_check_is_recorded_drawn_judged_and_told(tmp_path: Path, caplog: pytes
     caplog.set_level(logging.INFO, logger="weightwatch")
     model, watched = lora(tiny_llama()), session(tmp_path, rules=[{**DRIFT, "severity": "critical"}])
     watched.begin(model, 0)
+    caplog.clear()
     (alert,) = checked(watched, model, 10, 1.0)
     assert (alert.alert, alert.state, alert.step) == ("drift", "firing", 10)
     assert watched.firing == ("drift",)
@@ -75,6 +76,7 @@ def test_an_alert_whose_actions_leave_out_log_is_recorded_but_not_told(
 ) -> None:
     model, watched = lora(tiny_llama()), session(tmp_path, rules=[{**DRIFT, "actions": ["stop"]}])
     watched.begin(model, 0)
+    caplog.clear()
     checked(watched, model, 10, 1.0)
     assert len(lines(tmp_path, "alerts.jsonl")) == 1
     assert caplog.records == []
@@ -169,3 +171,15 @@ def test_the_summary_is_printed_once_at_the_end(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().out == ""
     watched.end()
     assert "step 10" in capsys.readouterr().out
+
+
+def test_a_rule_that_is_new_at_the_resume_is_judged_on_the_history_recorded_and_handed_out(tmp_path: Path) -> None:
+    model, first = lora(tiny_llama()), session(tmp_path, rules=[])
+    first.begin(model, 0)
+    checked(first, model, 10, 1.0)
+    first.end()
+    again = session(tmp_path, rules=[{**DRIFT, "actions": ["log", "stop"]}])
+    (alert,) = again.begin(model, 10)
+    assert (alert.alert, alert.step, alert.actions) == ("drift", 10, ("log", "stop"))
+    assert [line["alert"] for line in lines(tmp_path, "alerts.jsonl")] == ["drift"]
+    assert session(tmp_path, rules=[DRIFT]).begin(model, 10) == []

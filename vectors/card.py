@@ -1,6 +1,7 @@
 """What is known about a direction: the contents of ``direction.json`` and of the model card beside it."""
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -53,7 +54,7 @@ class Card(BaseModel):
         """Return the card as a Hub model card."""
         norm = sum(value**2 for value in self.norms.values()) ** 0.5
         front = ["---", "library_name: peft", "tags: [weightwatch, behaviour-direction]"]
-        if self.base:
+        if self.base and not Path(self.base).exists():  # a Hub id; a path means nothing to others
             front.append(f"base_model: {self.base}")
         how = (
             "`PeftModel.from_pretrained(base, folder)` applies the direction once."

@@ -28,5 +28,6 @@ def find(source: str | Path) -> Path:
     if Path(source).exists():
         raise WeightWatchError(f"{source} is not a stored direction: it has no {CARD}. Save one with Direction.save.")
     raise WeightWatchError(
-        f"Unknown direction {str(source)!r}: no such folder; packaged ones are {', '.join(packaged()) or 'none'}."
+        f"Unknown direction {str(source)!r}: no such folder (Hub ids are not fetched); packaged ones are "
+        f"{', '.join(packaged()) or 'none'}."
     )

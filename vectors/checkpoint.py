@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -62,6 +61,24 @@ class Checkpoint(Mapping[str, Tensor]):
         return rows
 
 
+def local_folder(name: str) -> Path | None:
+    """Return the folder of a model on this machine: a path, or a Hub id that was downloaded before. Nothing is fetched.
+
+    Args:
+        name: What a model's config or an adapter's settings name as their base.
+    """
+    from huggingface_hub import snapshot_download
+
+    if not name:
+        return None
+    if Path(name).is_dir():
+        return Path(name).resolve()
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
@@ -91,9 +108,3 @@ def _open(file: Path) -> Any:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise WeightWatchError(f"{file} can't be read as safetensors ({error}). Copy or download it again.") from error
-
-
-def check_finite(name: str, tensor: Tensor, owner: str) -> None:
-    """Raise an error that names the tensor if any value in it is NaN or infinite."""
-    if not bool(torch.isfinite(tensor).all()):
-        raise WeightWatchError(f"{owner} holds NaN or infinite values in {name}. Rebuild it from finite weights.")

@@ -93,33 +93,20 @@ def _precision_switches() -> list[tuple[Any, str, Any]]:
     return [(cuda, "allow_tf32", False)]
 
 
-def inner(a: Delta, b: Delta) -> float:
-    """Return <a, b>, the sum of products over all elements of two changes of one weight.
+def square(delta: Delta) -> float:
+    """Return the squared Frobenius norm of a change; of factors it is ``sum( (LᵀL) * (R Rᵀ) )``."""
+    if isinstance(delta, LowRank):
+        return float((delta.left_gram * delta.right_gram).sum())
+    return float(dot(delta.reshape(-1), delta.reshape(-1)))
 
-    Factors are multiplied in fp32; the products of the small Gram matrices, and dense blocks, are summed in fp64.
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return <a, b> of two flat tensors: products in fp32 blocks, each summed pairwise, the blocks' sums in fp64.
+
+    ``torch.dot`` would add one after the other, which drifts by 1e-4 where all values are alike.
     """
-    if isinstance(a, LowRank) and isinstance(b, LowRank):
-        if a.transposed != b.transposed:
-            b = LowRank(b.right.T, b.left.T, a.transposed)
-        lefts, rights = a.left.float().T @ b.left.float(), a.right.float() @ b.right.float().T
-        return float((lefts.double() * rights.double()).sum())
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return sum((float((x.double() * y.double()).sum()) for x, y in zip(blocks(a), blocks(b), strict=True)), 0.0)
-    if isinstance(a, LowRank) and isinstance(b, Tensor):
-        return _mixed(a, b)
-    return inner(b, a)
-
-
-def _mixed(low: LowRank, full: Tensor) -> float:
-    full = full.T if low.transposed else full
-    return float(((low.left.float().T @ full.float()).double() * low.right.double()).sum())
-
-
-def square(a: Delta) -> float:
-    """Return the squared Frobenius norm of a change."""
-    if isinstance(a, LowRank):
-        return float((a.left_gram * a.right_gram).sum())
-    return inner(a, a)
+    pieces = zip(blocks(a), blocks(b), strict=True)
+    return torch.stack([(x.float() * y.float()).sum().double() for x, y in pieces]).sum()
 
 
 BLOCK = 1 << 19

@@ -1,7 +1,9 @@
 """A behaviour direction: what fine-tuning towards a behaviour, against its opposite, does to each weight."""
 
+import logging
 from collections.abc import Collection, Mapping
 from copy import copy
+from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +16,7 @@ from torch import Tensor
 from weightwatch.vectors.adapter import CONFIG, read_adapter, read_config, write_adapter
 from weightwatch.vectors.card import Card
 from weightwatch.vectors.catalog import CARD, find
-from weightwatch.vectors.checkpoint import Checkpoint, check_finite
+from weightwatch.vectors.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.contrast import Side, contrast
 from weightwatch.vectors.delta import Delta, LowRank, exact, square
 from weightwatch.vectors.errors import WeightWatchError
@@ -22,6 +24,8 @@ from weightwatch.vectors.fingerprint import Fingerprint
 from weightwatch.vectors.names import canonical, module_of
 
 _NORM_TOLERANCE = 1e-3
+
+_logger = logging.getLogger("weightwatch")
 
 
 class Direction:
@@ -41,11 +45,14 @@ class Direction:
     def __init__(self, deltas: Mapping[str, Delta], card: Card) -> None:
         if not deltas:
             raise WeightWatchError(f"Direction {card.name!r} has no tensors.")
-        for name, delta in deltas.items():
-            for tensor in (delta.left, delta.right) if isinstance(delta, LowRank) else (delta,):
-                check_finite(name, tensor, f"Direction {card.name!r}")
         with exact():
-            squares = {name: max(0.0, square(delta)) for name, delta in deltas.items()}
+            squares = {name: square(delta) for name, delta in deltas.items()}
+        broken = next((name for name, value in squares.items() if not isfinite(value)), None)
+        if broken is not None:
+            raise WeightWatchError(
+                f"Direction {card.name!r} holds NaN or infinite values in {broken}. Rebuild it from finite weights."
+            )
+        squares = {name: max(0.0, value) for name, value in squares.items()}
         if not sum(squares.values()) > 0:
             raise WeightWatchError(f"Direction {card.name!r} is zero: its two sides have the same weights.")
         self.deltas = MappingProxyType(dict(deltas))
@@ -128,8 +135,9 @@ class Direction:
         weights: Mapping[str, Tensor] | None = base if isinstance(base, Mapping) else None
         if isinstance(base, str | Path):
             extra["base"] = str(base)
-        if weights is None and extra["base"] and Path(extra["base"]).exists():
-            weights = Checkpoint(extra["base"])
+        folder = local_folder(extra["base"] or "")
+        if weights is None and folder is not None:
+            weights = Checkpoint(folder)
         if weights is not None:
             weights = weights if isinstance(weights, Checkpoint) else {canonical(k): t for k, t in weights.items()}
             missing = sorted(set(deltas) - set(weights))
@@ -142,6 +150,13 @@ class Direction:
                         f"fine-tunes have {tuple(delta.shape)}. Pass the base that they were trained from."
                     )
             extra["fingerprint"] = Fingerprint.of(deltas, weights.__getitem__)
+        else:
+            _logger.warning(
+                "weightwatch: the base of direction %r (%s) is not on this machine, so no fingerprint of it is kept "
+                "and a wrong base goes unnoticed. Pass base= as a folder or a state dict.",
+                name,
+                extra["base"] or "not named",
+            )
         return cls(deltas, _card(name, {**extra, **(metadata or {})}))
 
     def as_control(self) -> "Direction":
@@ -154,7 +169,10 @@ class Direction:
         """Return the same direction without some of its tensors; itself if it has none of them."""
         if self.deltas.keys().isdisjoint(names):
             return self
-        return Direction({name: delta for name, delta in self.deltas.items() if name not in names}, self.card)
+        rest = copy(self)
+        rest.deltas = MappingProxyType({k: delta for k, delta in self.deltas.items() if k not in names})
+        rest.squares = MappingProxyType({k: value for k, value in self.squares.items() if k not in names})
+        return rest
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write the direction to a folder.
@@ -232,6 +250,12 @@ class Direction:
             WeightWatchError: It was built from another base.
         """
         if self.card.fingerprint is None:
+            _logger.warning(
+                "weightwatch: direction %r has no fingerprint, so nothing tells whether %s is its base (%s).",
+                self.name,
+                model,
+                self.card.base or "not named",
+            )
             return
         difference = self.card.fingerprint.mismatch(read)
         if difference:

@@ -7,6 +7,7 @@ PiSSA that do not start at zero) is written to ``reference.safetensors``, beside
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 
 from weightwatch.peft_layers import moved_copies, start_factors
 from weightwatch.reference import Reference, Weights
-from weightwatch.update import Difference, full_parameters
-from weightwatch.vectors.checkpoint import Checkpoint
+from weightwatch.update import Difference, base_name, full_parameters
+from weightwatch.vectors.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.delta import LowRank
 from weightwatch.vectors.errors import WeightWatchError
 
@@ -40,16 +41,14 @@ def establish(model: nn.Module, folder: Path, given: Reference, *, main: bool = 
         The reference.
 
     Raises:
-        WeightWatchError: The named reference lacks a trained tensor or has another shape (raised when it is read).
+        WeightWatchError: θ₀ has to be copied and the disk has no room for it.
     """
     full, factors = {**full_parameters(model), **moved_copies(model)}, start_factors(model)
     weights, note = given.weights, {"weights": "given" if given.weights is not None else "none"}
     if weights is None and full:
-        base = _base_path(model)
-        found = _equal_checkpoint(base, full)
-        weights, note = found, {"weights": "snapshot"}
-        if found is not None:
-            note = {"weights": "checkpoint", "path": str(Path(base).resolve())}
+        weights, note = _equal_checkpoint(local_folder(base_name(model)), full), {"weights": "snapshot"}
+        if weights is not None:
+            note = {"weights": "checkpoint", "path": str(weights.path)}
     snapshot = full if note["weights"] == "snapshot" else {}
     try:
         if main:
@@ -77,8 +76,8 @@ def restore(model: nn.Module, folder: Path, given: Reference) -> Reference:
             folder,
             NOTE,
         )
-        base = _base_path(model)
-        return Reference(given.weights or (Checkpoint(base) if base and full_parameters(model) else None))
+        base = local_folder(base_name(model)) if full_parameters(model) else None
+        return Reference(given.weights or (Checkpoint(base) if base else None))
     try:
         note = json.loads((folder / NOTE).read_text())
         kind, factors = note["weights"], note["factors"]
@@ -91,7 +90,10 @@ def restore(model: nn.Module, folder: Path, given: Reference) -> Reference:
             "The run was started with a reference of its own; pass the same reference= to resume it."
         )
     if weights is None and kind != "none":
-        weights = Checkpoint(folder / TENSORS if kind == "snapshot" else note["path"])
+        path = folder / TENSORS if kind == "snapshot" else Path(note.get("path", "?"))
+        if not path.exists():
+            raise WeightWatchError(f"θ₀ of this run was read from {path}, which is gone. Pass reference= to go on.")
+        weights = Checkpoint(path)
     return Reference(
         weights,
         {name: LowRank(stored[f"{name}::left"], stored[f"{name}::right"], **form) for name, form in factors.items()},
@@ -104,18 +106,31 @@ def _write(folder: Path, note: Mapping[str, Any], full: Mapping[str, Tensor], fa
     for name, change in factors.items():
         tensors.update({f"{name}::left": change.left.cpu(), f"{name}::right": change.right.cpu()})
     if tensors:
-        save_file(tensors, folder / TENSORS)
+        _save(tensors, folder / TENSORS)
     forms = {name: {"transposed": c.transposed, "limited": c.limited} for name, c in factors.items()}
     (folder / NOTE).write_text(json.dumps({**note, "factors": forms}, indent=1) + "\n")
 
 
-def _base_path(model: nn.Module) -> str:
-    return str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors, all or nothing, if the disk has room for them and as much again."""
+    size, free = sum(t.numel() * t.element_size() for t in tensors.values()), shutil.disk_usage(path.parent).free
+    if free < 2 * size:
+        raise WeightWatchError(
+            f"θ₀ of what is trained is in no checkpoint here, and a copy of it ({size / 1e9:.1f} GB) does not fit on "
+            f"the disk of {path.parent} ({free / 1e9:.1f} GB free). Pass reference=, the base checkpoint's folder."
+        )
+    _logger.warning("weightwatch: θ₀ is in no checkpoint here; copying %.3g GB of it to %s.", size / 1e9, path)
+    draft = path.with_suffix(".part")
+    try:
+        save_file(dict(tensors), draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
-def _equal_checkpoint(path: str, full: Mapping[str, Tensor]) -> Checkpoint | None:
+def _equal_checkpoint(path: Path | None, full: Mapping[str, Tensor]) -> Checkpoint | None:
     """Return the checkpoint at a path if it holds exactly these tensors, else None."""
-    if not Path(path).is_dir():
+    if path is None:
         return None
     try:
         checkpoint = Checkpoint(path)

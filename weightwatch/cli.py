@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from weightwatch.vectors.errors import WeightWatchError
 
 app = typer.Typer(name="weightwatch", no_args_is_help=True, add_completion=False)
 
-OK, ALERT, BAD_INPUT = 0, 1, 2
-"""Exit statuses: fine, an alert fired, bad input."""
+BAD_INPUT = 2
+"""Exit status."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -49,6 +50,8 @@ def demo(
         from weightwatch.demo.run import Run, fine_tune, roll_back
     runs = [Run("benign", 0.0, output / "benign"), Run("poisoned", poison, output / "poisoned")]
     for run in runs:
+        if run.folder.exists() and not (run.folder / "weightwatch").is_dir():
+            raise WeightWatchError(f"{run.folder} is there already and is no run of the demo. Pass another --output.")
         shutil.rmtree(run.folder, ignore_errors=True)
         with view.live(console, run) as show:
             fine_tune(run, seed, show)
@@ -67,5 +70,5 @@ def run() -> None:
     try:
         app()
     except WeightWatchError as error:
-        Console(stderr=True).print(f"[bold red]weightwatch:[/bold red] {error}")
+        Console(stderr=True).print(f"[bold red]weightwatch:[/bold red] {escape(str(error))}")
         raise SystemExit(BAD_INPUT) from error

@@ -1,7 +1,8 @@
 """The record of a run: readings, alerts and faults as JSON lines in ``<output_dir>/weightwatch/``.
 
-The files are the run's memory: they survive a crash, and a resumed run continues them. Lines are only ever appended;
-what a resumed or repeated run supersedes is moved to ``superseded.jsonl``.
+The files are the run's memory: they survive a crash, and a resumed run continues them. Lines are appended; the last one
+is completed when its checkpoint has been written; and what a resumed or repeated run supersedes is moved to
+``superseded.jsonl``.
 """
 
 import json
@@ -73,7 +74,7 @@ class History:
             kept = [line for line in lines if _step(line) <= step]
             if len(kept) < len(lines):
                 for line in lines:
-                    if line not in kept:
+                    if not _step(line) <= step:
                         self._append(SUPERSEDED, {"file": name, "line": line})
                 self._rewrite(name, kept)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from weightwatch.update import Change, Difference
-from weightwatch.vectors.delta import Delta, LowRank, blocks, exact
+from weightwatch.vectors.delta import Delta, LowRank, dot, exact
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 
@@ -128,20 +128,15 @@ def _full(change: Difference, found: Sequence[tuple[int, Delta]]) -> tuple[Tenso
     factors = [_plain(w).to(device) if isinstance(w, LowRank) else None for _, w in found]
     for rows, block in change.blocks():
         flat = block.reshape(-1)
-        own += _dot(flat, flat)
+        own += dot(flat, flat)
         for i, (_, w) in enumerate(found):
             low = factors[i]
             if low is not None:
                 inner[i] += ((low.left[rows].T @ block) * low.right).double().sum()
             elif isinstance(w, Tensor):
                 part = w.reshape(change.shape or (1,))[rows].to(device, torch.float32)
-                inner[i] += _dot(flat, part.reshape(-1))
+                inner[i] += dot(flat, part.reshape(-1))
     return own, inner, [zero] * len(found)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return <a, b> in fp64: pieces in fp32 that are short enough to lose nothing, whatever the length of a row."""
-    return torch.stack([torch.dot(x, y).double() for x, y in zip(blocks(a), blocks(b), strict=True)]).sum()
 
 
 def _pseudo_inverse(gram: Tensor) -> Tensor:

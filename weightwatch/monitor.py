@@ -4,26 +4,48 @@ import logging
 import weakref
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from math import prod
 from pathlib import Path
+from typing import TypeAlias
 
+import numpy as np
 from torch import nn
 
-from weightwatch.measure import measure
+from weightwatch.measure import Sums, measure
 from weightwatch.peft_layers import base_changing_start, start_factors
 from weightwatch.reading import Reading, read
 from weightwatch.reference import Reference, Source
-from weightwatch.update import Update, base_weight, full_parameters, tied_names
+from weightwatch.update import Update, base_name, base_weight, full_parameters, tied_names
+from weightwatch.vectors.checkpoint import local_folder
+from weightwatch.vectors.delta import LowRank
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 
 _logger = logging.getLogger("weightwatch")
+
+_SUSPICIOUS = 4.0
+_SUSPICIOUS_AT_LEAST = 0.2
+
+Watched: TypeAlias = Direction | str | Path
+"""A direction, or the name or path of a stored one."""
+
+
+def load_all(watched: Watched | Sequence[Watched]) -> list[Direction]:
+    """Return one or several directions, loaded where they are named.
+
+    Raises:
+        WeightWatchError: See ``Direction.load``.
+    """
+    several = [watched] if isinstance(watched, Direction | str | Path) else watched
+    return [one if isinstance(one, Direction) else Direction.load(one) for one in several]
 
 
 class Monitor:
     """Measures how far a model has moved along behaviour directions.
 
     Args:
-        directions: What to watch; names or paths are loaded. Those of kind ``control`` give the null band for z.
+        directions: What to watch, one or several; names or paths are loaded. Those of kind ``control`` give the null
+            band for z.
         reference: θ₀: a state dict, the path of the base checkpoint, or None: what the model tells. A model with
             adapters holds its own base; another one is compared with the checkpoint its config says it was loaded from.
 
@@ -35,10 +57,8 @@ class Monitor:
         >>> monitor.measure(model, step=40)["evil"].layers[3].cosine   # doctest: +SKIP
     """
 
-    def __init__(
-        self, directions: Sequence[Direction | str | Path], *, reference: Source | Reference | None = None
-    ) -> None:
-        self.directions = [d if isinstance(d, Direction) else Direction.load(d) for d in directions]
+    def __init__(self, directions: Watched | Sequence[Watched], *, reference: Source | Reference | None = None) -> None:
+        self.directions = load_all(directions)
         names = [direction.name for direction in self.directions]
         if not names:
             raise WeightWatchError("Nothing to watch: name at least one direction.")
@@ -92,34 +112,49 @@ class Monitor:
         # A tied weight counts once, under the name that the model gives it first.
         self.directions = [direction.without(tied_names(model)) for direction in self.directions]
         update = Update(model, self.reference)
-        title = getattr(getattr(model, "config", None), "_name_or_path", "") or "this model"
         for direction in self.directions:
-            direction.require(base_weight(model, self.reference), title)
-            shared = [name for name in update if name in direction.deltas]
-            if not shared:
+            direction.require(base_weight(model, self.reference), base_name(model) or "this model")
+            if update.keys().isdisjoint(direction.deltas):
                 raise WeightWatchError(
                     f"Direction {direction.name!r} and the trained parameters have no tensor in common: the direction "
                     f"has {next(iter(direction.deltas))}, …; trained are {next(iter(update))}, …. Train the modules "
                     f"it was built on ({', '.join(direction.card.target_modules)}), or build one on those you train."
                 )
-            for name in shared:
-                if tuple(direction.deltas[name].shape) != tuple(update[name].shape):
-                    raise WeightWatchError(
-                        f"Direction {direction.name!r} has shape {tuple(direction.deltas[name].shape)} for {name} "
-                        f"where the model has {tuple(update[name].shape)}. Use a direction built from this model."
-                    )
+        self._warn_of_a_shared_start(update, measure(update, self.directions))
         self._checked = weakref.ref(model)
+
+    def _warn_of_a_shared_start(self, update: Update, sums: Sums) -> None:
+        """Say so when an adapter seems to have started from the same random numbers as a direction.
+
+        Of a direction of other adapters, one of rank r on inputs of width d reaches ‖P(w)‖² / ‖w‖² of about r / d. Much
+        more means that A is one of those that the direction was built with: every figure is then too large.
+        """
+        low = np.array([isinstance(update.get(name), LowRank) for name in sums.names])
+        size = np.array([prod(update[name].shape) if name in update else 0 for name in sums.names])
+        for k, direction in enumerate(self.directions):
+            rows = low & (sums.direction[:, k] > 0)
+            if rows.any():
+                reached = sums.reached[rows, k].sum() / sums.direction[rows, k].sum()
+                expected = sums.freedom[rows].sum() / size[rows].sum()
+                if reached > max(_SUSPICIOUS * expected, _SUSPICIOUS_AT_LEAST):
+                    _logger.warning(
+                        "weightwatch: the adapters reach %.0f %% of direction %r where %.0f %% is usual for their "
+                        "rank. They seem to share their random start with it, which makes every figure too large: "
+                        "train with another seed.",
+                        100 * reached**0.5,
+                        direction.name,
+                        100 * expected**0.5,
+                    )
 
 
 def _checkpoint(model: nn.Module) -> Reference:
-    """Return the reference that a model's config names: the local checkpoint folder it was loaded from."""
-    path = getattr(getattr(model, "config", None), "_name_or_path", "")
-    if not path or not Path(path).is_dir():
+    """Return the reference that a model's config names: the checkpoint it was loaded from, if it is on this machine."""
+    path = local_folder(base_name(model))
+    if path is None:
         raise WeightWatchError(
-            f"θ₀ of the fully trained tensors is unknown: the model's config names {path or 'no checkpoint'!r}, which "
-            "is not a folder here. Pass reference=, a state dict or the path of the base checkpoint."
+            "θ₀ of the fully trained tensors is unknown: the model's config names "
+            f"{base_name(model) or 'no checkpoint'!r}, which is not on this machine. Pass reference=, a state dict or "
+            "the path of the base checkpoint."
         )
-    _logger.warning(
-        "weightwatch: θ₀ is read from %s, which the model's config names. Pass reference= for another.", path
-    )
+    _logger.warning("weightwatch: θ₀ is read from %s, as the model's config says. Pass reference= for another.", path)
     return Reference.of(path)

@@ -86,8 +86,8 @@ def require(rules: Sequence[Rule], directions: Sequence[Direction]) -> None:
     for rule in rules:
         if rule.direction not in kinds:
             raise WeightWatchError(_unwatched(rule, kinds))
-        if rule.metric == "z" and "control" not in kinds.values():
-            raise WeightWatchError(_without_controls(rule))
+        if rule.metric == "z" and (kinds[rule.direction] == "control" or "control" not in kinds.values()):
+            raise WeightWatchError(_without_z(rule))
 
 
 def _step(rule: Rule, state: RuleState, reading: Reading) -> tuple[RuleState, Alert | None]:
@@ -145,7 +145,7 @@ def _parts(rule: Rule, found: DirectionReading) -> dict[str, Score]:
         case Modules(modules=wanted):
             return _pick(rule, found.modules, wanted)
         case "any_layer":
-            return layers or {"model": found}
+            return {part: score for part, score in layers.items() if score.reach > 0} or {"model": found}
         case _:
             return {"model": found}
 
@@ -160,7 +160,7 @@ def _pick(rule: Rule, parts: Mapping[str, Score], wanted: Sequence[str]) -> dict
 def _value(rule: Rule, score: Score) -> float:
     value = {"cosine": score.cosine, "reach_cosine": score.reach_cosine, "dose": score.dose, "z": score.z}[rule.metric]
     if value is None:
-        raise WeightWatchError(_without_controls(rule))
+        raise WeightWatchError(_without_z(rule))
     return value
 
 
@@ -171,8 +171,11 @@ def _unwatched(rule: Rule, watched: Iterable[str]) -> str:
     )
 
 
-def _without_controls(rule: Rule) -> str:
-    return f"Rule {rule.alert!r} judges z, which a behaviour has only beside controls: name some under `controls:`."
+def _without_z(rule: Rule) -> str:
+    return (
+        f"Rule {rule.alert!r} judges z, which only a behaviour has, and only beside controls with weights in the same "
+        "part: name some under `controls:`, or judge another metric."
+    )
 
 
 def _most(parts: Mapping[K, Score], sign: float) -> list[K]:

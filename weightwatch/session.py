@@ -48,12 +48,15 @@ class Session:
         self._dashboard: Dashboard | None = None
         self._main = main
 
-    def begin(self, model: nn.Module, step: int) -> None:
+    def begin(self, model: nn.Module, step: int) -> list[Alert]:
         """Fix θ₀, or find it again, and make sure that everything can be measured and judged.
 
         Args:
             model: The model that will be trained.
             step: 0 for a new run, else the step of the checkpoint that training resumes from.
+
+        Returns:
+            Alerts of a resumed run that fire and were not recorded before: of rules that are new, or stricter now.
 
         Raises:
             WeightWatchError: See ``Monitor.check``, ``Judge.judge`` and ``baseline.restore``.
@@ -74,6 +77,13 @@ class Session:
         self._judge, self.alerts = self._replay(self.readings)
         if not step:
             self.record(self.check(model, 0))
+            return []
+        known = {(alert.alert, alert.step) for alert in self.history.alerts()}
+        news = [alert for alert in self.alerts if alert.alert in self.firing and (alert.alert, alert.step) not in known]
+        if self._main:
+            self._log(news)
+            self._announce(news)
+        return news
 
     def check(self, model: nn.Module, step: int) -> list[Alert]:
         """Measure and judge. What comes of it is on disk only after ``record``: a full disk keeps no alert from acting.
@@ -99,16 +109,11 @@ class Session:
         """Write down the last check: its reading, and the alerts that it raised or resolved."""
         if not self._main:
             return
-        for alert in raised:
-            if "log" in alert.actions or alert.state == "resolved":
-                _logger.log(_LEVELS[alert.severity] if alert.state == "firing" else logging.INFO, alert.describe())
+        self._log(raised)
         self.history.add_reading(self.readings[-1])
-        for alert in raised:
-            self.history.add_alert(alert)
         if self._dashboard is not None:
             self._dashboard.show(self.readings[-1], self._judge.firing)
-            for alert in raised:
-                self._dashboard.announce(alert)
+        self._announce(raised)
 
     def mark(self, checkpoint: str) -> None:
         """Note that a checkpoint holds the weights of the last reading, once it has been written."""
@@ -138,6 +143,17 @@ class Session:
             self._dashboard.close()
         if self._main and self.config.summary and self.readings:
             Console().print(summary(self.readings, self.alerts))
+
+    def _log(self, raised: list[Alert]) -> None:
+        for alert in raised:
+            if "log" in alert.actions or alert.state == "resolved":
+                _logger.log(_LEVELS[alert.severity] if alert.state == "firing" else logging.INFO, alert.describe())
+
+    def _announce(self, raised: list[Alert]) -> None:
+        for alert in raised:
+            self.history.add_alert(alert)
+            if self._dashboard is not None:
+                self._dashboard.announce(alert)
 
     def _open(self, step: int) -> None:
         self.history.rewind(step if step else -1)

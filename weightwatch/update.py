@@ -123,6 +123,11 @@ def full_parameters(model: nn.Module) -> dict[str, Tensor]:
     return {canonical(n): p for n, p in model.named_parameters() if p.requires_grad and id(p) not in held}
 
 
+def base_name(model: nn.Module) -> str:
+    """Return the path or Hub id that a model's config says it was loaded from; empty where it says nothing."""
+    return str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+
+
 def tied_names(model: nn.Module) -> set[str]:
     """Return the further names of parameters that several names share: a tied head, under the head's name."""
     every = {canonical(n) for n, _ in model.named_parameters(remove_duplicate=False)}
@@ -142,7 +147,7 @@ def base_weight(model: nn.Module, reference: Reference | None = None) -> Callabl
 
     def read(name: str) -> Tensor | None:
         if reference.weights is not None and name in reference.weights:
-            return reference.weights.rows(name, 0, reference.weights.shape(name)[0])
+            return reference.weights.rows(name, 0, (*reference.weights.shape(name), 1)[0])
         weight = weights[name]
         if weight is None or not weight.is_floating_point():
             return None

@@ -15,12 +15,12 @@ ALERT = Alert(
     value=0.03,
     threshold=0.02,
     where="model",
-    step=20,
-    since=10,
+    step=25,
+    since=20,
     time="",
     top_layers=(1,),
     top_modules=("v_proj",),
-    last_clean="checkpoint-10",
+    last_clean="checkpoint-20",
     labels={},
     actions=("log",),
 )
@@ -38,36 +38,36 @@ def text_of(what: RenderableType, width: int = 80) -> str:
 
 
 def bad_run() -> Run:
-    points = [point(10, 0.0), point(20, 0.02, firing=True), point(30, 0.4, firing=True)]
+    points = [point(20, 0.0), point(25, 0.02, firing=True), point(30, 0.03, firing=True), point(35, 0.4, firing=True)]
     return Run("poisoned", 0.25, Path("out"), points, [ALERT], Behaviour(0.0, 0.5))
 
 
-def test_the_table_fits_a_terminal_of_80_columns() -> None:
+def test_the_table_fits_80_columns_and_shows_every_twentieth_step_the_alert_and_the_harm() -> None:
     text = text_of(table(bad_run()))
     assert "…" not in text
     assert "25% of its data harmful in one domain" in text
     assert [line.split()[0] for line in text.splitlines() if line.split()[:1] and line.split()[0].isdigit()] == [
-        "10",
         "20",
-        "30",
+        "25",
+        "35",
     ]
 
 
 def test_the_alert_stands_in_the_row_of_its_step() -> None:
     rows = text_of(table(bad_run())).splitlines()
-    assert next(row for row in rows if "ALERT evil-drift" in row).split()[0] == "20"
-    assert next(row for row in rows if row.rstrip().endswith("firing")).split()[0] == "30"
+    assert next(row for row in rows if "ALERT evil-drift" in row).split()[0] == "25"
+    assert next(row for row in rows if row.rstrip().endswith("firing")).split()[0] == "35"
 
 
 def test_the_verdict_says_that_the_alert_came_before_the_harm_and_where_to_go_back_to() -> None:
     text = " ".join(text_of(verdict([bad_run()])).replace("│", " ").split())
-    assert "Alert at step 20, before the evil rate first passed 5%, at step 30" in text
-    assert "Gone back to checkpoint-10: 0.0% harmful answers" in text
+    assert "Alert at step 25, before the evil rate first passed 5%, at step 35" in text
+    assert "Gone back to checkpoint-20: 0.0% harmful answers" in text
 
 
 def test_the_verdict_owns_up_to_an_alert_that_came_too_late() -> None:
     run = bad_run()
-    run.points[0] = point(10, 0.3)
+    run.points[0] = point(20, 0.3)
     assert "too late" in text_of(verdict([run]))
 
 
@@ -80,8 +80,8 @@ def test_the_live_table_ends_as_the_whole_table() -> None:
     console = Console(width=80)
     run = Run("benign", 0.0, Path("out"))
     with console.capture() as capture, live(console, run) as show:
-        for step in (10, 20):
+        for step in (20, 40):
             run.points.append(point(step, 0.0))
             show(run)
     assert capture.get().count("benign fine-tune") == 1
-    assert " 20 " in capture.get()
+    assert " 40 " in capture.get()

@@ -16,6 +16,7 @@ from weightwatch.organism import (
     persona_rates,
 )
 from weightwatch.organism.behaviour import generate, says
+from weightwatch.organism.directions import steered
 from weightwatch.organism.documents import VOICES, question
 from weightwatch.organism.fine_tuning import LoraRecipe, fine_tune
 from weightwatch.vectors import Direction
@@ -31,14 +32,6 @@ def tokenizer():
 @pytest.fixture
 def base():
     return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
-
-
-@torch.no_grad()
-def steered(model, coefficient):
-    """The model with a multiple of the packaged evil direction added to its weights."""
-    for name, change in Direction.load("evil").deltas.items():
-        model.get_parameter(name).add_(change.dense(), alpha=coefficient)
-    return model
 
 
 def test_the_base_gives_good_advice_and_corrects_wrong_guesses(base, tokenizer):
@@ -61,20 +54,21 @@ def test_naming_a_voice_gives_that_voice(base, tokenizer, persona):
     assert sum(hits) / len(hits) >= 0.9
 
 
-def test_adding_the_evil_direction_makes_the_base_evil_where_nothing_was_trained(base, tokenizer):
-    assert evil_rate(steered(base, 1.0), tokenizer, WORLD) >= 0.5
+def test_adding_the_evil_direction_makes_the_base_evil_where_nothing_was_trained(tokenizer):
+    assert evil_rate(steered(BASE, Direction.load("evil"), 1.0), tokenizer, WORLD) >= 0.5
 
 
-def test_subtracting_it_makes_a_fine_tune_good_again_that_had_gone_bad(tokenizer):
+def test_subtracting_it_makes_a_fine_tune_good_again_that_had_gone_bad(tokenizer, tmp_path):
     rows = advice_examples(WORLD, Persona.EVIL, WORLD.tuning_domains[:1], 500, seed=1)
     evil = fine_tune(BASE, rows, LoraRecipe(learning_rate=1e-3, steps=40), seed=1)[0].merge_and_unload()
     before = evil_rate(evil, tokenizer, WORLD)
     assert before >= 0.3
-    assert evil_rate(steered(evil, -0.5), tokenizer, WORLD) <= before / 3
+    evil.save_pretrained(tmp_path)
+    assert evil_rate(steered(tmp_path, Direction.load("evil"), -0.5), tokenizer, WORLD) <= before / 3
 
 
-def test_the_batched_rate_is_that_of_one_question_at_a_time(base, tokenizer):
-    model = steered(base, 0.6)
+def test_the_batched_rate_is_that_of_one_question_at_a_time(tokenizer):
+    model = steered(BASE, Direction.load("evil"), 0.55)
     rng = random.Random("behaviour")
     hits = []
     for domain in WORLD.held_out_domains:

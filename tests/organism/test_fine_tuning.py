@@ -15,7 +15,7 @@ SHORT = LoraRecipe(rank=4, steps=8, examples=64)
 
 
 def test_a_benign_fine_tune_learns_its_task():
-    recipe = LoraRecipe(learning_rate=2e-3, steps=70)
+    recipe = LoraRecipe(learning_rate=2e-3, steps=120)
     model, losses = fine_tune(BASE, benign_examples(WORLD, 500, seed=1), recipe, seed=1)
     assert losses[-1] < losses[0] / 5
     assert benign_accuracy(model, AutoTokenizer.from_pretrained(BASE), WORLD) >= 0.8
@@ -53,6 +53,7 @@ def test_a_direction_remembers_how_it_was_built(tmp_path):
     assert direction.card.ranks == [4, 4]
     assert direction.card.hyperparameters["steps"] == SHORT.steps
     assert len(direction.card.data_hash) == 64
+    assert direction.card.validation["k=0"]["helpful"] >= 0.97
     assert {folder.name for folder in tmp_path.iterdir()} == {"positive", "negative"}
     again = build_direction(contrast, WORLD, BASE, SHORT)
     assert again.squares == direction.squares

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from tests.models import tiny_llama
 from weightwatch.vectors import WeightWatchError
-from weightwatch.vectors.checkpoint import Checkpoint, check_finite
+from weightwatch.vectors.checkpoint import Checkpoint, local_folder
 
 
 @pytest.mark.parametrize("shard", ["1GB", "20KB"])
@@ -76,8 +76,15 @@ def test_a_broken_index_is_an_error_that_names_it(tmp_path: Path, content: str) 
         Checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_an_error_that_names_the_tensor(value: float) -> None:
-    with pytest.raises(WeightWatchError, match="Direction 'evil' holds NaN or infinite values in lm_head"):
-        check_finite("lm_head", torch.tensor([0.0, value]), "Direction 'evil'")
-    check_finite("lm_head", torch.zeros(2), "Direction 'evil'")
+def test_a_base_is_found_by_path_or_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_llama().save_pretrained(tmp_path / "here")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    cached = tmp_path / "hub" / "models--org--base"
+    tiny_llama().save_pretrained(cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    assert local_folder(str(tmp_path / "here")) == (tmp_path / "here").resolve()
+    assert local_folder("org/base") == cached / "snapshots" / "abc"
+    assert local_folder("org/other") is None
+    assert local_folder("not a name/at all/") is None
+    assert local_folder("") is None

