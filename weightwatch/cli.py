@@ -48,6 +48,7 @@ def demo(
     with console.status("loading torch, transformers and trl"):
         from weightwatch.demo import view
         from weightwatch.demo.run import Run, fine_tune, roll_back
+    console.print(view.LEGEND)
     runs = [Run("benign", 0.0, output / "benign"), Run("poisoned", poison, output / "poisoned")]
     for run in runs:
         if run.folder.exists() and not (run.folder / "weightwatch").is_dir():

@@ -13,6 +13,13 @@ from rich.text import Text
 from weightwatch.demo.run import BAD, Run
 from weightwatch.table import number
 
+LEGEND = Text(
+    "task: right answers in what the fine-tune teaches. evil: harmful answers in domains that nothing was trained on.\n"
+    "Both come from asking the model at every check; cosine, reach cos. and dose are read from its weights.\n",
+    style="dim",
+)
+"""What the columns mean."""
+
 ROW_EVERY = 20
 """Steps between the rows of the table; the alert and the first bad check have rows of their own."""
 
