@@ -43,7 +43,7 @@ class WeightWatchCallback(TrainerCallback):
 
     def __init__(
         self,
-        directions: Watched | Sequence[Watched] = (),
+        directions: Watched | Sequence[Watched] | None = None,
         *,
         config: Config | Mapping[str, Any] | str | Path | None = None,
     ) -> None:

@@ -12,7 +12,7 @@ from weightwatch.vectors.errors import WeightWatchError
 
 def watch(
     trainer: Any,
-    directions: Watched | Sequence[Watched] = (),
+    directions: Watched | Sequence[Watched] | None = None,
     *,
     config: Config | Mapping[str, Any] | str | Path | None = None,
 ) -> WeightWatchCallback:

@@ -11,6 +11,10 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from tests.models import tiny_gpt2, tiny_llama
 
+# Models are tiny: more threads only wait for one another, and for those of the processes that tests start.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:

@@ -28,7 +28,8 @@ ALERT = Alert(
 def test_its_description_says_what_where_since_when_and_where_to_go_back_to() -> None:
     assert ALERT.describe() == (
         "evil-drift (critical) at step 40: evil reach_cosine is 0.3457 in layer 12, past 0.1 since step 30. "
-        "Most of it is in layers 12, 11, and in modules down_proj; last clean checkpoint: checkpoint-20."
+        "Over the model, most of it is in layers 12, 11, and in modules down_proj; "
+        "last clean checkpoint: checkpoint-20."
     )
 
 

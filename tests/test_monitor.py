@@ -49,7 +49,7 @@ def test_a_fully_trained_model_is_compared_with_the_checkpoint_it_was_loaded_fro
 
 def test_a_fully_trained_model_from_nowhere_needs_a_reference() -> None:
     with pytest.raises(
-        WeightWatchError, match=r"names 'no checkpoint', which is not on this machine\. Pass reference="
+        WeightWatchError, match=r"config names nothing, and no checkpoint of that name is on this machine\. Pass"
     ):
         Monitor([dense(tiny_llama(), 5)]).measure(tiny_llama())
 

@@ -65,10 +65,13 @@ def test_a_check_is_recorded_drawn_judged_and_told(tmp_path: Path, caplog: pytes
     assert (alert.alert, alert.state, alert.step) == ("drift", "firing", 10)
     assert watched.firing == ("drift",)
     assert [line["alert"] for line in lines(tmp_path, "alerts.jsonl")] == ["drift"]
-    assert [(r.levelno, r.message) for r in caplog.records] == [(logging.CRITICAL, alert.describe())]
+    assert [(r.levelno, r.message) for r in caplog.records] == [(logging.CRITICAL, f"weightwatch: {alert.describe()}")]
     (resolved,) = checked(watched, model, 20, -1.0)
     assert (resolved.state, watched.firing) == ("resolved", ())
-    assert (caplog.records[-1].levelno, caplog.records[-1].message) == (logging.INFO, resolved.describe())
+    assert (caplog.records[-1].levelno, caplog.records[-1].message) == (
+        logging.INFO,
+        f"weightwatch: {resolved.describe()}",
+    )
 
 
 def test_an_alert_whose_actions_leave_out_log_is_recorded_but_not_told(

@@ -47,7 +47,7 @@ class Alert:
         return (
             f"{self.alert} ({self.severity}) at step {self.step}: {self.direction} {self.metric} is {self.value:.4g} "
             f"in {self.where}, past {self.threshold:.4g} since step {self.since}. "
-            f"Most of it is in layers {layers}, and in modules {modules}; {back}."
+            f"Over the model, most of it is in layers {layers}, and in modules {modules}; {back}."
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -131,7 +131,7 @@ class Config(_Strict):
         except ValidationError as error:
             first = _first(error)
             where = f"{title}, line {_line(lines, first['loc'])}" if lines is not None else title
-            raise WeightWatchError(f"{where}: {_explain(first)}") from error
+            raise WeightWatchError(f"{where}: {_explain(first)}") from None
 
     def to_yaml(self) -> str:
         """Return the settings, defaults included, as YAML that ``load`` reads."""

@@ -60,18 +60,20 @@ def measure(update: Mapping[str, Change], directions: Sequence[Direction]) -> Su
     names = tuple(dict.fromkeys([*update, *(name for d in directions for name in d.deltas)]))
     rows, count = [], len(directions)
     with exact():
+        inverses = _pseudo_inverses({name: _limiting_gram(c) for name, c in update.items() if isinstance(c, LowRank)})
         for name, change in update.items():
             found = [(k, d.deltas[name]) for k, d in enumerate(directions) if name in d.deltas]
-            row = torch.zeros(1 + 2 * count, dtype=torch.float64)
             for k, delta in found:
                 _require_shape(name, change.shape, tuple(delta.shape), directions[k].name)
-            own, inner, reached = _low_rank(change, found) if isinstance(change, LowRank) else _full(change, found)
-            row = row.to(own.device)
-            row[0] = own
-            for (k, _), one, other in zip(found, inner, reached, strict=True):
-                row[1 + k], row[1 + count + k] = one, other
+            if isinstance(change, LowRank):
+                own, inner, reached = _low_rank(change, found, inverses[name])
+            else:
+                own, inner, reached = _full(change, found)
+            row, places = np.zeros(1 + 2 * count), [k for k, _ in found]
+            figures = torch.stack([own, *inner, *reached]).cpu().numpy()
+            row[[0, *(1 + k for k in places), *(1 + count + k for k in places)]] = figures
             rows.append(row)
-    table = torch.stack([row.cpu() for row in rows]).numpy()
+    table = np.stack(rows)
     for name, line in zip(update, table, strict=True):
         if not np.isfinite(line).all():
             raise WeightWatchError(f"{name} holds NaN or infinite values; the training has diverged there.")
@@ -89,22 +91,28 @@ def measure(update: Mapping[str, Change], directions: Sequence[Direction]) -> Su
     )
 
 
-def _low_rank(change: LowRank, found: Sequence[tuple[int, Delta]]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Return ‖τ‖², and ⟨τ,w⟩ and ‖P(w)‖² for each direction, of a tensor that changes by factors."""
+def _low_rank(
+    change: LowRank, found: Sequence[tuple[int, Delta]], inverse: Tensor
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Return ‖τ‖², and ⟨τ,w⟩ and ‖P(w)‖² for each direction, of a tensor that changes by factors.
+
+    Args:
+        change: The change.
+        found: The directions' positions and what they are of this tensor.
+        inverse: Pseudo-inverse of the Gram matrix of the limiting factor.
+    """
     own = (change.left_gram * change.right_gram).sum()
     on_right = change.limited == "right"
-    inverse = _pseudo_inverse(change.right_gram if on_right else change.left_gram)
+    device = change.left.device
     inner: dict[int, Tensor] = {}
     reached: dict[int, Tensor] = {}
-    factored = [(k, _oriented(w, change)) for k, w in found if isinstance(w, LowRank)]
-    if factored:
-        device, ranks = change.left.device, [w.rank for _, w in factored]
-        lefts = change.left.T @ torch.cat([w.left.to(device, torch.float32) for _, w in factored], 1)
-        rights = change.right @ torch.cat([w.right.to(device, torch.float32) for _, w in factored], 0).T
-        pairs = zip(lefts.double().split(ranks, 1), rights.double().split(ranks, 1), strict=True)
-        for (k, w), (left, right) in zip(factored, pairs, strict=True):
+    for k, w in found:
+        if isinstance(w, LowRank):
+            aligned = _oriented(w, change)
+            left = (change.left.T @ aligned.left.to(device, torch.float32)).double()
+            right = (change.right @ aligned.right.to(device, torch.float32).T).double()
             inner[k] = (left * right).sum()
-            shared, gram = (right, w.left_gram) if on_right else (left, w.right_gram)
+            shared, gram = (right, aligned.left_gram) if on_right else (left, aligned.right_gram)
             reached[k] = (gram.to(device) * (shared.T @ inverse @ shared)).sum()
     for k, dense in found:
         if isinstance(dense, Tensor):
@@ -139,14 +147,30 @@ def _full(change: Difference, found: Sequence[tuple[int, Delta]]) -> tuple[Tenso
     return own, inner, [zero] * len(found)
 
 
-def _pseudo_inverse(gram: Tensor) -> Tensor:
-    """Invert a Gram matrix on its range. Rows are scaled to unit length first: small ones count like large ones."""
-    length = gram.diagonal().clamp(min=0).sqrt()
-    scale = torch.where(length > 0, 1 / length, torch.zeros_like(length))
-    unit = gram * scale[:, None] * scale[None, :]
-    if not bool(torch.isfinite(unit).all()):
-        return unit  # NaN in the weights: it comes out in the sums and is reported there by name
-    return torch.linalg.pinv(unit, rtol=_DEPENDENT, hermitian=True) * scale[:, None] * scale[None, :]
+def _limiting_gram(change: LowRank) -> Tensor:
+    return change.right_gram if change.limited == "right" else change.left_gram
+
+
+def _pseudo_inverses(grams: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Invert Gram matrices on their ranges, all of one size at once.
+
+    Rows are scaled to unit length first, so that small ones count like large ones. Of a matrix with NaN the inverse is
+    NaN: that comes out in the sums and is reported there by the tensor's name.
+    """
+    alike: dict[tuple[int, torch.device], list[str]] = {}
+    for name, gram in grams.items():
+        alike.setdefault((len(gram), gram.device), []).append(name)
+    found: dict[str, Tensor] = {}
+    for names in alike.values():
+        stacked = torch.stack([grams[name] for name in names])
+        length = stacked.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+        scale = torch.where(length > 0, 1 / length, 0.0)
+        scales = scale[:, :, None] * scale[:, None, :]
+        unit = stacked * scales
+        finite = unit.isfinite().flatten(1).all(1)[:, None, None]
+        inverse = torch.linalg.pinv(torch.where(finite, unit, 0.0), rtol=_DEPENDENT, hermitian=True)
+        found.update(zip(names, torch.where(finite, inverse * scales, torch.nan), strict=True))
+    return found
 
 
 def _plain(w: LowRank) -> LowRank:

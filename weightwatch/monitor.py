@@ -30,13 +30,13 @@ Watched: TypeAlias = Direction | str | Path
 """A direction, or the name or path of a stored one."""
 
 
-def load_all(watched: Watched | Sequence[Watched]) -> list[Direction]:
-    """Return one or several directions, loaded where they are named.
+def load_all(watched: Watched | Sequence[Watched] | None) -> list[Direction]:
+    """Return one or several directions, loaded where they are named; of None, none.
 
     Raises:
         WeightWatchError: See ``Direction.load``.
     """
-    several = [watched] if isinstance(watched, Direction | str | Path) else watched
+    several = [watched] if isinstance(watched, Direction | str | Path) else watched or []
     return [one if isinstance(one, Direction) else Direction.load(one) for one in several]
 
 
@@ -61,7 +61,9 @@ class Monitor:
         self.directions = load_all(directions)
         names = [direction.name for direction in self.directions]
         if not names:
-            raise WeightWatchError("Nothing to watch: name at least one direction.")
+            raise WeightWatchError(
+                "Nothing to watch: name at least one direction, here or under `directions:` in the settings."
+            )
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise WeightWatchError(f"Two directions are called {twice[0]!r}; give each its own name.")
@@ -153,8 +155,8 @@ def _checkpoint(model: nn.Module) -> Reference:
     if path is None:
         raise WeightWatchError(
             "θ₀ of the fully trained tensors is unknown: the model's config names "
-            f"{base_name(model) or 'no checkpoint'!r}, which is not on this machine. Pass reference=, a state dict or "
-            "the path of the base checkpoint."
+            f"{base_name(model) or 'nothing'}, and no checkpoint of that name is on this machine. Pass reference=, a "
+            "state dict or the path of the base checkpoint."
         )
     _logger.warning("weightwatch: θ₀ is read from %s, as the model's config says. Pass reference= for another.", path)
     return Reference.of(path)

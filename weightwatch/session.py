@@ -147,7 +147,8 @@ class Session:
     def _log(self, raised: list[Alert]) -> None:
         for alert in raised:
             if "log" in alert.actions or alert.state == "resolved":
-                _logger.log(_LEVELS[alert.severity] if alert.state == "firing" else logging.INFO, alert.describe())
+                level = _LEVELS[alert.severity] if alert.state == "firing" else logging.INFO
+                _logger.log(level, "weightwatch: %s", alert.describe())
 
     def _announce(self, raised: list[Alert]) -> None:
         for alert in raised:

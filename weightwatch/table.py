@@ -33,8 +33,11 @@ def summary(readings: Sequence[Reading], alerts: Sequence[Alert], title: str = "
     """
     last = readings[-1]
     table = Table(title=f"{title}: step {last.step}, update norm {last.update_norm:.3g}", title_justify="left")
-    for heading in ("direction", "cosine", "reach cos.", "peak", "dose", "z", "layers", "alert"):
-        table.add_column(heading, justify="left" if heading in ("direction", "layers", "alert") else "right")
+    controlled = any(found.z is not None for found in last.directions.values())
+    headings = ("direction", "cosine", "reach cos.", "peak", "dose", *(["z"] if controlled else []), "layers", "alert")
+    for heading in headings:
+        left = heading in ("direction", "layers", "alert")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=heading != "alert")
     for name, found in last.directions.items():
         watched = [reading for reading in readings if name in reading.directions]
         peak = max(watched, key=lambda reading: reading[name].reach_cosine)
@@ -45,7 +48,7 @@ def summary(readings: Sequence[Reading], alerts: Sequence[Alert], title: str = "
             number(found.reach_cosine),
             f"{number(peak[name].reach_cosine)} at {peak.step}",
             number(found.dose),
-            "–" if found.z is None else f"{found.z:+.1f}",
+            *(["–" if found.z is None else f"{found.z:+.1f}"] if controlled else []),
             profile(found.layers.values()),
             Text(f"{fired.alert} at {fired.step}", style="bold red") if fired else Text("none", style="green"),
         )

@@ -216,7 +216,7 @@ def test_controls_give_the_z_that_rules_can_judge(tmp_path: Path) -> None:
     ("given", "message"),
     [
         ({"directions": "evill-typo"}, "Unknown direction 'evill-typo': no such folder"),
-        ({"directions": []}, "Nothing to watch: name at least one direction."),
+        ({"directions": []}, "Nothing to watch: name at least one direction, here"),
         ({"config": {"every": 0}}, "config: every: 0 is not allowed; it should be greater than or equal to 1."),
         ({"config": "nowhere.yaml"}, "No config at nowhere.yaml"),
         ({"config": {"rules": [{**MOVED, "direction": "good"}]}}, "Rule 'moved' is about the direction 'good', which"),
