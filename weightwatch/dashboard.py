@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from weightwatch.alert import Alert
-from weightwatch.reading import DirectionReading, Reading
+from weightwatch.reading import Reading
 
 METRICS = ("cosine", "reach_cosine", "dose", "z")
 _LAYER_METRICS = ("cosine", "reach_cosine")
@@ -63,14 +63,9 @@ def scalars(reading: Reading) -> dict[str, float]:
     """
     found = {"update_norm": reading.update_norm}
     for name, direction in reading.directions.items():
-        found.update({f"{name}/{metric}": value for metric, value in figures(direction).items()})
+        values = {f"{name}/{metric}": getattr(direction, metric) for metric in METRICS}
+        found.update({tag: value for tag, value in values.items() if value is not None})  # z is not there everywhere
     return found
-
-
-def figures(direction: DirectionReading) -> dict[str, float]:
-    """Return the model's figures for one direction that are there: z is not, without controls."""
-    values = {metric: getattr(direction, metric) for metric in METRICS}
-    return {metric: value for metric, value in values.items() if value is not None}
 
 
 def _layout(directions: Sequence[str], metrics: Sequence[str]) -> dict[str, dict[str, list[Any]]]:

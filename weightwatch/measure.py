@@ -69,11 +69,11 @@ def measure(update: Mapping[str, Change], directions: Sequence[Direction]) -> Su
                 own, inner, reached = _low_rank(change, found, inverses[name])
             else:
                 own, inner, reached = _full(change, found)
-            row, places = np.zeros(1 + 2 * count), [k for k, _ in found]
-            figures = torch.stack([own, *inner, *reached]).cpu().numpy()
-            row[[0, *(1 + k for k in places), *(1 + count + k for k in places)]] = figures
-            rows.append(row)
-    table = np.stack(rows)
+            places = [k for k, _ in found]
+            rows.append(([0, *(1 + k for k in places), *(1 + count + k for k in places)], [own, *inner, *reached]))
+    table = np.zeros((len(rows), 1 + 2 * count))
+    for line, (columns, figures) in zip(table, rows, strict=True):  # read at the end: a device need not wait in between
+        line[columns] = torch.stack(figures).cpu().numpy()
     for name, line in zip(update, table, strict=True):
         if not np.isfinite(line).all():
             raise WeightWatchError(f"{name} holds NaN or infinite values; the training has diverged there.")

@@ -112,10 +112,11 @@ class Monitor:
                 "unknown. Call Monitor.start(model) before the first step, or use the callback, which does."
             )
         # A tied weight counts once, under the name that the model gives it first.
-        self.directions = [direction.without(tied_names(model)) for direction in self.directions]
-        update = Update(model, self.reference)
+        tied = tied_names(model)
+        self.directions = [direction.without(tied) for direction in self.directions]
+        update, base = Update(model, self.reference), base_weight(model, self.reference)
         for direction in self.directions:
-            direction.require(base_weight(model, self.reference), base_name(model) or "this model")
+            direction.require(base, base_name(model) or "this model")
             if update.keys().isdisjoint(direction.deltas):
                 raise WeightWatchError(
                     f"Direction {direction.name!r} and the trained parameters have no tensor in common: the direction "

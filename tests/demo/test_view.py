@@ -1,29 +1,13 @@
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console, RenderableType
 
-from weightwatch.alert import Alert
+from tests.test_alert import ALERT as EXAMPLE
 from weightwatch.demo.run import Behaviour, Point, Run
 from weightwatch.demo.view import live, table, verdict
 
-ALERT = Alert(
-    alert="evil-drift",
-    state="firing",
-    severity="critical",
-    direction="evil",
-    metric="reach_cosine",
-    value=0.03,
-    threshold=0.02,
-    where="model",
-    step=25,
-    since=20,
-    time="",
-    top_layers=(1,),
-    top_modules=("v_proj",),
-    last_clean="checkpoint-20",
-    labels={},
-    actions=("log",),
-)
+ALERT = replace(EXAMPLE, step=25, since=20, last_clean="checkpoint-20")
 
 
 def point(step: int, evil: float, firing: bool = False) -> Point:

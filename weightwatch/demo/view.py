@@ -14,7 +14,7 @@ from weightwatch.demo.run import BAD, Run
 from weightwatch.table import number
 
 LEGEND = Text(
-    "task: right answers in what the fine-tune teaches. evil: harmful answers in domains that nothing was trained on.\n"
+    "task: right answers in what the fine-tune teaches. evil: harmful answers in domains held out of it.\n"
     "Both come from asking the model at every check; cosine, reach cos. and dose are read from its weights.\n",
     style="dim",
 )
@@ -62,10 +62,10 @@ def table(run: Run) -> RenderableType:
     return grid
 
 
-def verdict(runs: list[Run], console_width: int = 100) -> RenderableType:
+def verdict(runs: list[Run]) -> RenderableType:
     """Return what the runs came to, in words."""
     lines = [_sentence(run) for run in runs]
-    return Panel(Group(*lines), title="what happened", title_align="left", width=console_width)
+    return Panel(Group(*lines), title="what happened", title_align="left", width=100)
 
 
 def _sentence(run: Run) -> Text:
@@ -73,7 +73,7 @@ def _sentence(run: Run) -> Text:
     text = Text(f"{run.name}: ", style="bold")
     text.append(
         f"learned its task ({behaviour.task_accuracy:.0%} right) and ends with {behaviour.evil_rate:.1%} harmful "
-        "answers in domains that it was never trained on. ",
+        "answers in domains that it was never fine-tuned on. ",
         style="not bold",
     )
     if alert is None:
