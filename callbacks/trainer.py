@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from weightwatch.config import Config
 from weightwatch.dashboard import scalars
 from weightwatch.monitor import Monitor, Watched, load_all
+from weightwatch.ranks import Ranks
 from weightwatch.rules import require
 from weightwatch.session import Session, checkpoint_name
 from weightwatch.vectors.direction import Direction
@@ -75,7 +76,7 @@ class WeightWatchCallback(TrainerCallback):
             self.config,
             output / "weightwatch",
             _event_folder(output),
-            main=state.is_world_process_zero,
+            ranks=Ranks.world(),
         )
         self._tried, self._save_owed = state.global_step, False
         try:
@@ -139,11 +140,12 @@ class WeightWatchCallback(TrainerCallback):
 
         if session is not None:
             self._guarded(step, lambda: act(session))
-        save, stop = _agreed("save" in wishes, "stop" in wishes, device=args.device)
+        # What one process wants is done by all: if one alone stopped or saved, the others would wait for ever.
+        save, stop = Ranks.world().add(np.array([float("save" in wishes), float("stop" in wishes)])) > 0
         # Under `save_strategy="best"` an evaluation in this step takes the save back: then it is made up for.
-        self._save_owed |= save
-        control.should_save |= save
-        control.should_training_stop |= stop
+        self._save_owed |= bool(save)
+        control.should_save |= bool(save)
+        control.should_training_stop |= bool(stop)
 
     def _guarded(self, step: int, act: Callable[[], None]) -> None:
         """Run a part of the monitoring; a fault in it ends the training only if the user asked for that."""
@@ -168,7 +170,7 @@ class WeightWatchCallback(TrainerCallback):
                     _logger.error("weightwatch could not record that either: %s.", unwritten)
 
     def _monitor(self) -> Monitor:
-        return Monitor(self._directions, reference=self.config.reference)
+        return Monitor(self._directions, reference=self.config.reference, ranks=Ranks.world())
 
 
 def _event_folder(output: Path) -> Path:
@@ -179,12 +181,3 @@ def _event_folder(output: Path) -> Path:
         if shared
         else output / "runs" / "weightwatch"
     )
-
-
-def _agreed(*wishes: bool, device: torch.device) -> list[bool]:
-    """Let what one process wants be done by all: if one alone stopped or saved, the others would wait for ever."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return list(wishes)
-    table = torch.tensor(wishes, dtype=torch.int32, device=device)
-    torch.distributed.all_reduce(table, torch.distributed.ReduceOp.MAX)
-    return [bool(wish) for wish in table]

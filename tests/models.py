@@ -4,10 +4,13 @@ import copy
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from weightwatch import adapters
+from weightwatch.ranks import ALONE
+from weightwatch.update import Parts
 from weightwatch.vectors import Direction, LowRank
 
 
@@ -46,6 +49,12 @@ def move(model: nn.Module, seed: int, size: float = 0.05) -> None:
         if parameter.requires_grad:
             scale = float(parameter.float().std(correction=0)) or 1.0
             parameter += size * scale * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+
+
+def starts(model: nn.Module) -> dict[str, Tensor]:
+    """Return what has to be kept of a model's adapters to measure from here."""
+    parts = Parts(model)
+    return adapters.starts(parts.layers, parts.adapter_values(ALONE))
 
 
 def low_rank(base: nn.Module, seed: int, *, name: str = "evil", rank: int = 3, kind: str = "behaviour") -> Direction:

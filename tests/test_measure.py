@@ -11,10 +11,9 @@ from peft import LoraConfig
 from torch import nn
 
 from tests import reference as slow
-from tests.models import dense, lora, low_rank, move, tiny_gpt2, tiny_llama
+from tests.models import dense, lora, low_rank, move, starts, tiny_gpt2, tiny_llama
 from weightwatch.measure import measure
 from weightwatch.monitor import Monitor
-from weightwatch.peft_layers import start_factors
 from weightwatch.reference import Reference
 from weightwatch.update import Update
 from weightwatch.vectors import Direction, LowRank, WeightWatchError
@@ -38,7 +37,7 @@ class Run:
 
 def moved(model: nn.Module, size: float = 0.05, *, factors: bool = False, names: list[str] | None = None) -> Run:
     start = copy.deepcopy(model)
-    kept = Reference(factors=start_factors(model)) if factors else Reference()
+    kept = Reference(adapters=starts(model)) if factors else Reference()
     move(model, seed=3, size=size)
     return Run(model, start, kept, names)
 

@@ -8,9 +8,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
 from tests import reference as slow
-from tests.models import dense, lora, low_rank, move, tiny_llama
+from tests.models import dense, lora, low_rank, move, starts, tiny_llama
 from weightwatch.monitor import Monitor
-from weightwatch.peft_layers import start_factors
 from weightwatch.reference import Reference
 from weightwatch.vectors import Direction, Fingerprint, WeightWatchError
 
@@ -86,7 +85,7 @@ def test_a_direction_of_the_models_base_is_let_through(dtype: torch.dtype) -> No
 def test_a_model_whose_adapter_did_not_start_at_zero_is_known_by_its_start() -> None:
     evil = of_base(tiny_llama())
     model = lora(tiny_llama(), init_lora_weights="pissa", r=16)
-    reference = Reference(factors=start_factors(model))
+    reference = Reference(adapters=starts(model))
     move(model, seed=1)
     assert Monitor([evil], reference=reference).measure(model)["evil"].reach > 0
 

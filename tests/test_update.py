@@ -21,11 +21,14 @@ from peft import (
 from torch import nn
 
 from tests import reference as slow
-from tests.models import lora, move, tiny_gpt2, tiny_llama
-from weightwatch.peft_layers import start_factors
+from tests.models import lora, move, starts, tiny_gpt2, tiny_llama
+from weightwatch.base import Base
+from weightwatch.baseline import to_fix
+from weightwatch.change import Difference
 from weightwatch.reference import Reference
-from weightwatch.update import Difference, Update, base_weight, full_parameters
+from weightwatch.update import Update
 from weightwatch.vectors import LowRank, WeightWatchError
+from weightwatch.vectors.names import canonical
 
 LINEAR = {f"{name}.weight" for name, m in tiny_llama().named_modules() if isinstance(m, nn.Linear)} - {"lm_head.weight"}
 
@@ -33,8 +36,11 @@ LINEAR = {f"{name}.weight" for name, m in tiny_llama().named_modules() if isinst
 def multiplied_out(update: Update) -> dict[str, torch.Tensor]:
     found = {}
     for name, change in update.items():
-        dense = change.dense() if isinstance(change, LowRank) else torch.cat([block for _, block in change.blocks()])
-        found[name] = dense.reshape(change.shape)
+        if isinstance(change, LowRank):
+            found[name] = change.dense()
+        elif isinstance(change, Difference):
+            (piece,) = change.held.pieces
+            found[name] = piece.values.float() - change.start(piece.box).float()
     return found
 
 
@@ -100,7 +106,7 @@ def test_biases_that_train_beside_lora_are_part_of_the_update() -> None:
     move(model, seed=1)
     biases = {name for name, _ in base.named_parameters() if name.endswith(".bias")}
     assert {name for name in Update(model, reference) if name.endswith(".bias")} == biases
-    assert set(full_parameters(model)) == biases
+    assert set(to_fix(model)) == biases
     with pytest.raises(WeightWatchError, match=r"θ₀ of .*\.bias is unknown"):
         Update(model)
 
@@ -114,47 +120,33 @@ def test_a_base_weight_that_trains_beneath_its_adapter_is_refused() -> None:
 
 
 def test_start_factors_are_those_of_trained_adapters_that_did_not_start_at_zero() -> None:
-    assert start_factors(lora(tiny_llama())) == {}
+    assert starts(lora(tiny_llama())) == {}
     model = lora(tiny_llama(), init_lora_weights="pissa")
-    kept = start_factors(model)
-    assert set(kept) == LINEAR
-    before = {name: factors.dense() for name, factors in kept.items()}
+    kept = starts(model)
+    assert {canonical(name.partition(".lora_")[0] + ".") + "weight" for name in kept} == LINEAR
+    before = {name: tensor.clone() for name, tensor in kept.items()}
     move(model, seed=1)
-    assert all(torch.equal(factors.dense(), before[name]) for name, factors in kept.items())  # copies, not views
+    assert all(torch.equal(tensor, before[name]) for name, tensor in kept.items())  # copies, not views
 
 
 def test_an_adapter_added_after_the_start_was_taken_counts_from_zero() -> None:
     model = lora(tiny_llama(), init_lora_weights=False)
-    kept = start_factors(model)
+    kept = starts(model)
     start = slow.merged(model)
     model.add_adapter("second", LoraConfig(r=2, target_modules=["q_proj"]))
     model.base_model.set_adapter(["default", "second"])
     move(model, seed=1)
     after = slow.merged(model)
-    for name, change in multiplied_out(Update(model, Reference(factors=kept))).items():
+    for name, change in multiplied_out(Update(model, Reference(adapters=kept))).items():
         assert torch.allclose(change.double(), after[name] - start[name], atol=1e-5), name
 
 
 def test_full_parameters_are_those_whose_start_the_model_does_not_hold() -> None:
     model = lora(tiny_llama(tie_word_embeddings=False), modules_to_save=["lm_head"])
-    assert full_parameters(model) == {}
+    assert to_fix(model) == {}
     model.base_model.model.model.norm.weight.requires_grad_(True)
-    assert set(full_parameters(model)) == {"model.norm.weight"}
-    assert set(full_parameters(tiny_llama())) == {name for name, _ in tiny_llama().named_parameters()}
-
-
-def test_blocks_of_a_large_tensor_are_small_and_cover_it() -> None:
-    now, start = torch.randn(3000, 500), torch.randn(3000, 500)
-    parts = list(Difference(now, lambda first, last: start[first:last]).blocks())
-    assert len(parts) == 3
-    assert [rows.start for rows, _ in parts] == [0, 1048, 2096]
-    assert torch.equal(torch.cat([block for _, block in parts]), now - start)
-
-
-def test_the_start_is_rounded_as_it_was_on_loading() -> None:
-    start = torch.randn(8, 8)
-    ((_, block),) = Difference(start.bfloat16(), lambda first, last: start[first:last]).blocks()
-    assert not block.any()
+    assert set(to_fix(model)) == {"model.norm.weight"}
+    assert set(to_fix(tiny_llama())) == {name for name, _ in tiny_llama().named_parameters()}
 
 
 def test_a_scalar_parameter_can_be_trained() -> None:
@@ -220,12 +212,12 @@ def test_base_weight_reads_the_start_and_not_what_training_made_of_it(source: st
         model, reference = base, Reference.of(start)
     else:
         model = lora(base, modules_to_save=["lm_head"], init_lora_weights="pissa")
-        reference = Reference(factors=start_factors(model))
+        reference = Reference(adapters=starts(model))
     move(model, seed=1)
-    read = base_weight(model, reference)
+    read = Base(model, reference)
     for name in ("model.layers.0.self_attn.q_proj.weight", "lm_head.weight", "model.norm.weight"):
-        found = read(name)
-        assert found is not None
-        assert torch.allclose(found, start[name], atol=1e-6)
+        assert read.shape(name) == tuple(start[name].shape)
+        where = torch.tensor([0, 7, start[name].numel() - 1])
+        assert torch.allclose(read.values(name, where), start[name].reshape(-1)[where], atol=1e-6)
     with pytest.raises(KeyError):
-        read("model.layers.9.self_attn.q_proj.weight")
+        read.shape("model.layers.9.self_attn.q_proj.weight")

@@ -52,13 +52,13 @@ class Checkpoint(Mapping[str, Tensor]):
         file, key = self._where[name]
         return tuple(self._files[file].get_slice(key).get_shape())
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Read the rows ``start`` to ``stop`` of a tensor's first dimension, and nothing else of it."""
+    def read(self, name: str, box: tuple[slice, ...]) -> Tensor:
+        """Read a part of a tensor, one slice for each dimension, and nothing else of it."""
         file, key = self._where[name]
-        if not self.shape(name):
+        if not box:
             return self[name]
-        rows: Tensor = self._files[file].get_slice(key)[start:stop]
-        return rows
+        part: Tensor = self._files[file].get_slice(key)[box]
+        return part
 
 
 def local_folder(name: str) -> Path | None:

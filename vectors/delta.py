@@ -48,12 +48,12 @@ class LowRank:
     @cached_property
     def left_gram(self) -> Tensor:
         """``leftᵀ left``, shape (r, r), multiplied in fp32 and kept in fp64."""
-        return (self.left.float().T @ self.left.float()).double()
+        return wide(self.left.float().T @ self.left.float())
 
     @cached_property
     def right_gram(self) -> Tensor:
         """``right rightᵀ``, shape (r, r), multiplied in fp32 and kept in fp64."""
-        return (self.right.float() @ self.right.float().T).double()
+        return wide(self.right.float() @ self.right.float().T)
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "LowRank":
         """Return it with both factors on a device and of a dtype; the same tensors where nothing changes."""
@@ -106,7 +106,12 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     ``torch.dot`` would add one after the other, which drifts by 1e-4 where all values are alike.
     """
     pieces = zip(blocks(a), blocks(b), strict=True)
-    return torch.stack([(x.float() * y.float()).sum().double() for x, y in pieces]).sum()
+    return torch.stack([wide((x.float() * y.float()).sum()) for x, y in pieces]).sum()
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in fp64; on the CPU where its device has no fp64 (Apple's MPS)."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 BLOCK = 1 << 19

@@ -20,7 +20,7 @@ from weightwatch.vectors.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.contrast import Side, contrast
 from weightwatch.vectors.delta import Delta, LowRank, exact, square
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.fingerprint import Fingerprint
+from weightwatch.vectors.fingerprint import Base, Fingerprint
 from weightwatch.vectors.names import canonical, module_of
 
 _NORM_TOLERANCE = 1e-3
@@ -239,11 +239,11 @@ class Direction:
                 )
         return direction
 
-    def require(self, read: Any, model: str) -> None:
+    def require(self, base: Base, model: str) -> None:
         """Make sure that the direction belongs to a model.
 
         Args:
-            read: Gives the model's reference weight of a name; see ``Fingerprint.mismatch``.
+            base: The model's θ₀; see ``Fingerprint.mismatch``.
             model: How to call the model in the message.
 
         Raises:
@@ -257,7 +257,7 @@ class Direction:
                 self.card.base or "not named",
             )
             return
-        difference = self.card.fingerprint.mismatch(read)
+        difference = self.card.fingerprint.mismatch(base)
         if difference:
             raise WeightWatchError(
                 f"Direction {self.name!r} was built from {self.card.base or 'another model'}, not from {model}: "

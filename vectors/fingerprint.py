@@ -1,6 +1,8 @@
 """Telling whether a direction belongs to a model: a few sampled weights of its base, kept with the direction."""
 
 from collections.abc import Callable, Iterable
+from math import prod
+from typing import Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -44,12 +46,11 @@ class Fingerprint(BaseModel):
             values={name: _sample(tensor) for name, tensor in chosen.items()},
         )
 
-    def mismatch(self, read: Callable[[str], Tensor | None]) -> str | None:
+    def mismatch(self, base: "Base") -> str | None:
         """Compare with a model at hand.
 
         Args:
-            read: Gives the model's tensor of a name; None where the model has the tensor but its values can't be
-                read (quantised); raises KeyError where the model has no such tensor.
+            base: Gives the shapes of the model's tensors, and single values.
 
         Returns:
             None if the model may be the base, else what differs, in words.
@@ -57,15 +58,15 @@ class Fingerprint(BaseModel):
         agreed = total = 0
         for name, shape in self.shapes.items():
             try:
-                tensor = read(name)
+                theirs_shape = base.shape(name)
             except KeyError:
                 return f"the model has no {name}"
-            if tensor is None:
+            if theirs_shape is None:
                 continue
-            if tuple(tensor.shape) != shape:
-                return f"{name} has shape {tuple(tensor.shape)} where the direction's base has {shape}"
+            if theirs_shape != shape:
+                return f"{name} has shape {theirs_shape} where the direction's base has {shape}"
+            theirs = base.values(name, _positions(shape))
             ours = torch.tensor(self.values[name])
-            theirs = torch.tensor(_sample(tensor))
             agreed += int(torch.isclose(ours, theirs, rtol=_TOLERANCE, atol=1e-6).sum())
             total += len(ours)
         if agreed < _AGREE * total:
@@ -73,7 +74,27 @@ class Fingerprint(BaseModel):
         return None
 
 
+class Base(Protocol):
+    """The weights of a model at hand, as far as a fingerprint looks at them."""
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Return the shape of a tensor; None where its values can't be read (quantised).
+
+        Raises:
+            KeyError: There is none of that name.
+        """
+        ...
+
+    def values(self, name: str, positions: Tensor) -> Tensor:
+        """Return the values at some positions of the flattened tensor, in fp32."""
+        ...
+
+
+def _positions(shape: tuple[int, ...]) -> Tensor:
+    size = prod(shape)
+    return torch.linspace(0, max(0, size - 1), min(_VALUES, size), dtype=torch.float64).long()
+
+
 def _sample(tensor: Tensor) -> tuple[float, ...]:
-    flat = tensor.detach().reshape(-1)
-    where = torch.linspace(0, max(0, flat.numel() - 1), min(_VALUES, flat.numel()), dtype=torch.float64).long()
-    return tuple(round(value, 8) for value in flat[where.to(flat.device)].float().tolist())
+    where = _positions(tuple(tensor.shape)).to(tensor.device)
+    return tuple(round(value, 8) for value in tensor.detach().reshape(-1)[where].float().tolist())

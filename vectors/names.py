@@ -3,11 +3,22 @@
 import re
 
 # Wrappers put their own segments into parameter names; the weight underneath is the same.
-_ANYWHERE = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer|original_module)\.")
+_ENGINE = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_ADAPTER = re.compile(r"\b(base_layer|original_module|token_adapter)\.")
 _SAVED_COPY = re.compile(r"\bmodules_to_save\.[^.]+\.")
 _LEADING = re.compile(r"^(?:module\.|base_model\.model\.|pretrained_model\.)+")
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
 _LEAVES = {"weight", "bias"}
+
+
+def unwrapped(name: str) -> str:
+    """Return a name without what DDP, FSDP, ``torch.compile`` and activation checkpointing add; PEFT's parts stay.
+
+    Example:
+        >>> unwrapped("module._orig_mod.model.norm.weight")
+        'model.norm.weight'
+    """
+    return _ENGINE.sub("", name).removeprefix("module.")
 
 
 def canonical(name: str) -> str:
@@ -22,7 +33,7 @@ def canonical(name: str) -> str:
         >>> canonical("base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight")
         'model.layers.0.self_attn.q_proj.weight'
     """
-    name = _SAVED_COPY.sub("", _ANYWHERE.sub("", name))
+    name = _SAVED_COPY.sub("", _ADAPTER.sub("", unwrapped(name)))
     return _LEADING.sub("", name)
 
 

@@ -1,41 +1,45 @@
 """Fixing θ₀ when a run begins, and finding the same θ₀ again when it is resumed.
 
 θ₀ is not copied where it can be had again: adapters that start at zero leave it in the base, and a base checkpoint that
-equals the model is read from disk. Only what is left (trained tensors that no checkpoint holds, adapters such as
-PiSSA that do not start at zero) is written to ``reference.safetensors``, beside ``reference.json``, which says so.
+equals the model is read from disk. Only what is left is written to the run's folder, beside ``reference.json``, which
+says so: trained tensors that no checkpoint holds (``reference-*.safetensors``), and adapters such as PiSSA that do not
+start at zero (``adapters.safetensors``).
 """
 
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from weightwatch.peft_layers import moved_copies, start_factors
+from weightwatch import adapters, snapshot
+from weightwatch.base import base_name
+from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reference import Reference, Weights
-from weightwatch.update import Difference, base_name, full_parameters
+from weightwatch.shards import Held
+from weightwatch.snapshot import Snapshot
+from weightwatch.update import Parts
 from weightwatch.vectors.checkpoint import Checkpoint, local_folder
-from weightwatch.vectors.delta import LowRank
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.names import canonical
 
-NOTE, TENSORS = "reference.json", "reference.safetensors"
+NOTE, ADAPTERS = "reference.json", "adapters.safetensors"
 
 _logger = logging.getLogger(__name__)
 
 
-def establish(model: nn.Module, folder: Path, given: Reference, *, main: bool = True) -> Reference:
+def establish(model: nn.Module, folder: Path, given: Reference, ranks: Ranks = ALONE) -> Reference:
     """Fix θ₀ as the model is now, and note in the run's folder how to find it again.
 
     Args:
         model: The model before its first step.
         folder: The run's weightwatch folder.
         given: A reference that the user named; its weights are taken at their word.
-        main: This process writes the files. All processes read them.
+        ranks: The processes that train the model. Each writes the parts of a copy that it answers for; the main one
+            writes the note.
 
     Returns:
         The reference.
@@ -43,92 +47,122 @@ def establish(model: nn.Module, folder: Path, given: Reference, *, main: bool = 
     Raises:
         WeightWatchError: θ₀ has to be copied and the disk has no room for it.
     """
-    full, factors = {**full_parameters(model), **moved_copies(model)}, start_factors(model)
+    parts = Parts(model)
+    starts = adapters.starts(parts.layers, parts.adapter_values(ranks))
+    full = to_fix(model)
     weights, note = given.weights, {"weights": "given" if given.weights is not None else "none"}
     if weights is None and full:
-        weights, note = _equal_checkpoint(local_folder(base_name(model)), full), {"weights": "snapshot"}
-        if weights is not None:
-            note = {"weights": "checkpoint", "path": str(weights.path)}
-    snapshot = full if note["weights"] == "snapshot" else {}
-    try:
-        if main:
-            _write(folder, note, snapshot, factors)
-    finally:
-        wait_for_all()
-    return Reference(Checkpoint(folder / TENSORS) if snapshot else weights, factors)
+        weights, note = None, {"weights": "snapshot"}
+        checkpoint = _equal_checkpoint(local_folder(base_name(model)), full)
+        if ranks.all(checkpoint is not None) and checkpoint is not None:
+            weights, note = checkpoint, {"weights": "checkpoint", "path": str(checkpoint.path)}
+    ranks.from_main(lambda: _write_note(folder, note, starts))
+    if note["weights"] == "snapshot":
+        fault: WeightWatchError | OSError | None = None
+        try:
+            _logger.warning("weightwatch: θ₀ is in no checkpoint here; copying it to %s.", folder)
+            snapshot.write(folder, full, ranks)
+        except (WeightWatchError, OSError) as error:
+            fault = error
+        everywhere = ranks.each(str(fault or ""))
+        if fault is not None or any(everywhere):
+            raise fault or WeightWatchError(f"Another process: {next(filter(None, everywhere))}")
+        weights = Snapshot(folder)
+    return Reference(weights, starts)
 
 
-def restore(model: nn.Module, folder: Path, given: Reference) -> Reference:
+def restore(model: nn.Module, folder: Path, given: Reference, ranks: Ranks = ALONE) -> Reference:
     """Find the θ₀ of a run that is resumed.
 
     Args:
         model: The model with the weights of the checkpoint that training resumes from.
         folder: The run's weightwatch folder.
         given: A reference that the user named; its weights go before what the folder says.
+        ranks: The processes that train the model.
 
     Raises:
         WeightWatchError: The folder's notes are damaged, or point to files that are gone.
     """
-    if not (folder / NOTE).is_file():
+    noted = ranks.from_main(lambda: _read_note(folder))
+    if noted is None:
         _logger.warning(
             "weightwatch: %s has no %s, since the run was started without weightwatch. θ₀ is taken to be the base that "
             "the model names, and adapters to have started at zero.",
             folder,
             NOTE,
         )
-        base = local_folder(base_name(model)) if full_parameters(model) else None
+        base = local_folder(base_name(model)) if Parts(model).full() else None
         return Reference(given.weights or (Checkpoint(base) if base else None))
-    try:
-        note = json.loads((folder / NOTE).read_text())
-        kind, factors = note["weights"], note["factors"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightWatchError(f"{folder / NOTE} is damaged ({error}). Pass reference= to go on.") from error
-    stored = Checkpoint(folder / TENSORS) if kind == "snapshot" or factors else {}
-    weights: Weights | None = given.weights
+    note, starts = noted
+    weights, kind = given.weights, note["weights"]
     if weights is None and kind == "given":
         raise WeightWatchError(
             "The run was started with a reference of its own; pass the same reference= to resume it."
         )
-    if weights is None and kind != "none":
-        path = folder / TENSORS if kind == "snapshot" else Path(note.get("path", "?"))
+    if weights is None and kind == "snapshot":
+        weights = Snapshot(folder)
+    if weights is None and kind == "checkpoint":
+        path = Path(note.get("path", "?"))
         if not path.exists():
             raise WeightWatchError(f"θ₀ of this run was read from {path}, which is gone. Pass reference= to go on.")
         weights = Checkpoint(path)
-    return Reference(
-        weights,
-        {name: LowRank(stored[f"{name}::left"], stored[f"{name}::right"], **form) for name, form in factors.items()},
-    )
+    return Reference(weights, starts)
 
 
-def _write(folder: Path, note: Mapping[str, Any], full: Mapping[str, Tensor], factors: Mapping[str, LowRank]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: parameter.detach().contiguous().cpu() for name, parameter in full.items()}
-    for name, change in factors.items():
-        tensors.update({f"{name}::left": change.left.cpu(), f"{name}::right": change.right.cpu()})
-    if tensors:
-        _save(tensors, folder / TENSORS)
-    forms = {name: {"transposed": c.transposed, "limited": c.limited} for name, c in factors.items()}
-    (folder / NOTE).write_text(json.dumps({**note, "factors": forms}, indent=1) + "\n")
+def noted(folder: Path) -> Weights | None:
+    """Return the θ₀ of fully trained tensors that a run's folder notes; None where it notes none.
+
+    Raises:
+        WeightWatchError: The notes are damaged, or point to files that are gone.
+    """
+    found = _read_note(folder)
+    if found is None or found[0]["weights"] not in ("snapshot", "checkpoint"):
+        return None
+    return Snapshot(folder) if found[0]["weights"] == "snapshot" else Checkpoint(found[0].get("path", "?"))
 
 
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors, all or nothing, if the disk has room for them and as much again."""
-    size, free = sum(t.numel() * t.element_size() for t in tensors.values()), shutil.disk_usage(path.parent).free
-    if free < 2 * size:
-        raise WeightWatchError(
-            f"θ₀ of what is trained is in no checkpoint here, and a copy of it ({size / 1e9:.1f} GB) does not fit on "
-            f"the disk of {path.parent} ({free / 1e9:.1f} GB free). Pass reference=, the base checkpoint's folder."
-        )
-    _logger.warning("weightwatch: θ₀ is in no checkpoint here; copying %.3g GB of it to %s.", size / 1e9, path)
-    draft = path.with_suffix(".part")
+def to_fix(model: nn.Module) -> dict[str, Held]:
+    """Return the fully trained tensors whose θ₀ the model doesn't hold itself, by parameter name.
+
+    A copy under ``modules_to_save`` that differs from its original before the first step is trained further: θ₀ is then
+    the copy. One that is sharded may be cut at other places than its original.
+    """
+    parts = Parts(model)
+    if parts.every:
+        return {}
+    found = {}
+    for key in parts.full():
+        parameter = parts.parameters[key]
+        if key in parts.copies and not parameter.sharded:
+            (copy,), (original,) = parameter.pieces, parts.parameters[parts.copies[key]].pieces
+            if torch.equal(copy.values, original.values):
+                continue
+        found[canonical(key)] = parameter
+    return found
+
+
+def _read_note(folder: Path) -> tuple[dict[str, str], dict[str, Tensor]] | None:
+    """Return a run's note on θ₀ and the start of its adapters; None where there is no note."""
+    if not (folder / NOTE).is_file():
+        return None
     try:
-        save_file(dict(tensors), draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+        note = json.loads((folder / NOTE).read_text())
+        starts = load_file(folder / ADAPTERS) if note["adapters"] else {}
+        return {"weights": note["weights"], "path": str(note.get("path", ""))}, starts
+    except Exception as error:  # safetensors raises its own, json its own
+        raise WeightWatchError(f"{folder / NOTE} is damaged ({error}). Pass reference= to go on.") from error
 
 
-def _equal_checkpoint(path: Path | None, full: Mapping[str, Tensor]) -> Checkpoint | None:
+def _write_note(folder: Path, note: Mapping[str, str], starts: Mapping[str, Tensor]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    snapshot.remove(folder)
+    (folder / ADAPTERS).unlink(missing_ok=True)
+    if starts:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in starts.items()}, folder / ADAPTERS)
+    (folder / NOTE).write_text(json.dumps({**note, "adapters": bool(starts)}, indent=1) + "\n")
+
+
+def _equal_checkpoint(path: Path | None, full: Mapping[str, Held]) -> Checkpoint | None:
     """Return the checkpoint at a path if it holds exactly these tensors, else None."""
     if path is None:
         return None
@@ -136,17 +170,11 @@ def _equal_checkpoint(path: Path | None, full: Mapping[str, Tensor]) -> Checkpoi
         checkpoint = Checkpoint(path)
     except WeightWatchError:
         return None  # pickled or incomplete: a snapshot serves instead
-    for name, parameter in full.items():
-        if name not in checkpoint or checkpoint.shape(name) != tuple(parameter.shape):
+    for name, held in full.items():
+        if name not in checkpoint or checkpoint.shape(name) != held.shape:
             return None
-        with torch.no_grad():
-            change = Difference(parameter, lambda first, last, name=name: checkpoint.rows(name, first, last))  # type: ignore[misc]
-            if any(bool(block.any()) for _, block in change.blocks()):
+        for piece in held.pieces:
+            stored = checkpoint.read(name, piece.box).to(piece.values.device, held.dtype)
+            if not torch.equal(stored.to(piece.values.dtype), piece.values):
                 return None
     return checkpoint
-
-
-def wait_for_all() -> None:
-    """Wait until every process of a distributed training is here; one that failed on its way comes too."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()

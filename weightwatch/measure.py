@@ -8,22 +8,33 @@ All sums are additive over tensors (and shards), so layers, module kinds and the
 * Fully trained tensors: blocks of θ_t − θ₀ in fp32, their sums in fp64. There P(w) = w.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from weightwatch.update import Change, Difference
-from weightwatch.vectors.delta import Delta, LowRank, dot, exact
+from weightwatch.change import Change, Difference, Merged, Rescaled
+from weightwatch.fused import pass_over
+from weightwatch.ranks import ALONE, Floats, Ranks
+from weightwatch.shards import Box
+from weightwatch.update import resized
+from weightwatch.vectors.delta import Delta, LowRank, dot, exact, wide
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 
-Floats = npt.NDArray[np.float64]
-
 _DEPENDENT = 1e-6  # eigenvalues of a Gram matrix of unit rows under this share of the largest are rounding
+_SAMPLES = 3  # columns of the table by which copies are compared
+_SAMPLED = 1024  # values of each tensor by which processes make sure that their copies are equal
+_APART = 1e-3  # copies may differ by this share: kernels that add in another order are no fault
+_PART = 1 << 24  # elements of a fully trained tensor that are worked on at a time, where θ₀ has to be copied for it
+
+Found = Sequence[tuple[int, Delta]]
+"""Directions that have a tensor: position and what they are of it."""
+Figures = tuple[Tensor, list[Tensor], list[Tensor]]
+"""‖τ‖² of a tensor, and ⟨τ,w⟩ and ‖P(w)‖² for each direction that has it: fp64 scalars."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,7 @@ class Sums:
         reached: ‖P(w)‖², shape (T, K).
         direction: ‖w‖², shape (T, K); 0 where the direction lacks the tensor.
         freedom: Elements that training can choose freely, shape (T,): out · r under LoRA, all of a full tensor.
+        left_out: Tensors that could not be measured, each with the reason; they count as not trained.
     """
 
     names: tuple[str, ...]
@@ -45,110 +57,300 @@ class Sums:
     reached: Floats
     direction: Floats
     freedom: Floats
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
-def measure(update: Mapping[str, Change], directions: Sequence[Direction]) -> Sums:
+def measure(
+    update: Mapping[str, Change],
+    directions: Sequence[Direction],
+    *,
+    left_out: Mapping[str, str] | None = None,
+    ranks: Ranks = ALONE,
+) -> Sums:
     """Measure an update against K directions.
 
     Args:
         update: The change of each trained tensor.
         directions: On any device and of any precision; brought to the tensor's device, in fp32, one tensor at a time.
+        left_out: Tensors that were left out of the update, each with the reason.
+        ranks: Processes that share the work. Each measures its part; one sum over all processes joins them.
 
     Raises:
-        WeightWatchError: A tensor's shape differs from the direction's, or its weights hold NaN or infinite values.
+        WeightWatchError: A tensor's shape differs from the direction's, all weights hold NaN or infinite values, or
+            copies that should be equal differ between processes.
     """
-    names = tuple(dict.fromkeys([*update, *(name for d in directions for name in d.deltas)]))
-    rows, count = [], len(directions)
-    with exact():
-        inverses = _pseudo_inverses({name: _limiting_gram(c) for name, c in update.items() if isinstance(c, LowRank)})
-        for name, change in update.items():
-            found = [(k, d.deltas[name]) for k, d in enumerate(directions) if name in d.deltas]
-            for k, delta in found:
-                _require_shape(name, change.shape, tuple(delta.shape), directions[k].name)
-            if isinstance(change, LowRank):
+    resized_out = _resized(update, directions)
+    kept = {name: change for name, change in update.items() if name not in resized_out}
+    try:
+        with exact():
+            table = np.concatenate([_table(kept, directions, ranks), _samples(kept, ranks)], 1)
+        error = None
+    except Exception as fault:
+        table, error = np.zeros(table_shape(update, directions)), fault
+    table = ranks.add(table, error)
+    _require_equal_copies(kept, table[:, -_SAMPLES:] / ranks.count)
+    return _joined(kept, directions, table[:, :-_SAMPLES], {**(left_out or {}), **resized_out})
+
+
+def table_shape(update: Mapping[str, Change], directions: Sequence[Direction]) -> tuple[int, int]:
+    """Return the shape of what ``measure`` adds up over processes: one that fails before it adds zeros of it."""
+    return len(update) - len(_resized(update, directions)), 1 + 2 * len(directions) + _SAMPLES
+
+
+def _table(update: Mapping[str, Change], directions: Sequence[Direction], ranks: Ranks) -> Floats:
+    """Return this process's part of ‖τ‖², ⟨τ,w⟩ and ‖P(w)‖² for each tensor, shape (T, 1 + 2 K)."""
+    count = len(directions)
+    mine = _shares(update, ranks)
+    inverses = _pseudo_inverses({name: _limiting_gram(c) for name, c in mine.items() if not _is_full(c)})
+    rows: dict[str, tuple[list[int], list[Tensor]]] = {}
+    for name, change in mine.items():
+        found = [(k, d.deltas[name]) for k, d in enumerate(directions) if name in d.deltas]
+        match change:
+            case LowRank():
                 own, inner, reached = _low_rank(change, found, inverses[name])
-            else:
+            case Rescaled():
+                own, inner, reached = _rescaled(change, found, inverses[name])
+            case Merged():
+                own, inner, reached = _merged(change, found)
+            case Difference():
                 own, inner, reached = _full(change, found)
-            places = [k for k, _ in found]
-            rows.append(([0, *(1 + k for k in places), *(1 + count + k for k in places)], [own, *inner, *reached]))
-    table = np.zeros((len(rows), 1 + 2 * count))
-    for line, (columns, figures) in zip(table, rows, strict=True):  # read at the end: a device need not wait in between
-        line[columns] = torch.stack(figures).cpu().numpy()
+        places = [k for k, _ in found]
+        rows[name] = [0, *(1 + k for k in places), *(1 + count + k for k in places)], [own, *inner, *reached]
+    table = np.zeros((len(update), 1 + 2 * count))
+    for line, name in zip(table, update, strict=True):  # read at the end: a device need not wait in between
+        if name in rows:
+            columns, figures = rows[name]
+            line[columns] = torch.stack(figures).cpu().numpy()
+    return table
+
+
+def _joined(
+    update: Mapping[str, Change], directions: Sequence[Direction], table: Floats, out: dict[str, str]
+) -> Sums:
+    """Turn the table of all processes into sums, without the tensors whose figures are no numbers."""
+    count = len(directions)
+    finite = np.isfinite(table).all(axis=1)
     for name, line in zip(update, table, strict=True):
         if not np.isfinite(line).all():
-            raise WeightWatchError(f"{name} holds NaN or infinite values; the training has diverged there.")
-    padding = np.zeros((len(names) - len(update), 1 + 2 * count))
-    table = np.concatenate([table, padding])
+            out[name] = "it holds NaN or infinite values"
+    if not finite.any():
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(out.items())[:3])
+        raise WeightWatchError(f"None of the trained tensors can be measured. {reasons}.")
+    table[~finite] = 0.0
+    names = tuple(dict.fromkeys([*update, *(name for d in directions for name in d.deltas)]))
+    table = np.concatenate([table, np.zeros((len(names) - len(update), 1 + 2 * count))])
     direction = np.array([[d.squares.get(name, 0.0) for d in directions] for name in names]).reshape(-1, count)
-    full = np.array([isinstance(update.get(name), Difference) for name in names])
+    measured = {name: change for name, change in update.items() if name not in out}
+    full = np.array([name in measured and _is_full(measured[name]) for name in names])
     return Sums(
         names=names,
         update=np.maximum(table[:, 0], 0.0),
         inner=table[:, 1 : 1 + count],
         reached=np.where(full[:, None], direction, np.clip(table[:, 1 + count :], 0.0, direction)),
         direction=direction,
-        freedom=np.array([_freedom(update.get(name)) for name in names], dtype=np.float64),
+        freedom=np.array([_freedom(measured.get(name)) for name in names], dtype=np.float64),
+        left_out=out,
     )
 
 
-def _low_rank(
-    change: LowRank, found: Sequence[tuple[int, Delta]], inverse: Tensor
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Return ‖τ‖², and ⟨τ,w⟩ and ‖P(w)‖² for each direction, of a tensor that changes by factors.
+def _shares(update: Mapping[str, Change], ranks: Ranks) -> dict[str, Change]:
+    """Return what this process measures: its part of each trained tensor, and a fair number of the adapters."""
+    mine: dict[str, Change] = {}
+    load = [0.0] * ranks.count
+    for name, change in update.items():
+        if isinstance(change, Difference):
+            mine[name] = change.of(ranks.share(change.held))
+            continue
+        owner = load.index(min(load))
+        load[owner] += sum(change.shape) if isinstance(change, LowRank) else prod(change.shape)
+        if owner == ranks.rank:
+            mine[name] = change
+    return mine
+
+
+def _samples(update: Mapping[str, Change], ranks: Ranks) -> Floats:
+    """Return of each tensor that all processes hold whole s, s² and Σ|x|, where s is the sum of some of its values x."""
+    table = np.zeros((len(update), _SAMPLES))
+    if ranks.count == 1:
+        return table
+    samples: dict[int, Tensor] = {}
+    for line, change in enumerate(update.values()):
+        match change:
+            case LowRank():
+                held = change.left
+            case Rescaled():
+                held = change.factors.left
+            case Difference(held=whole) if not whole.sharded:
+                held = whole.pieces[0].values
+            case _:
+                continue
+        flat = held.reshape(-1)[:: max(1, held.numel() // _SAMPLED)].float()
+        samples[line] = wide(torch.stack([flat.sum(), flat.abs().sum()]))
+    for line, sample in samples.items():
+        total, size = sample.tolist()
+        table[line] = total, total**2, size
+    return table
+
+
+def _require_equal_copies(update: Mapping[str, Change], means: Floats) -> None:
+    """Make sure that processes that should hold the same tensors do.
+
+    Args:
+        update: The changes.
+        means: Over the processes, of what ``_samples`` gives.
+    """
+    spread = np.sqrt(np.maximum(means[:, 1] - means[:, 0] ** 2, 0.0))
+    for name, apart in zip(update, spread > _APART * means[:, 2], strict=True):
+        if apart:
+            raise WeightWatchError(
+                f"The processes disagree about {name}, of which each should hold the same copy: the training has "
+                "gone apart. Make sure that the model is wrapped for data parallelism, and that all processes load "
+                "the same weights."
+            )
+
+
+def _low_rank(change: LowRank, found: Found, inverse: Tensor) -> Figures:
+    """Measure a tensor that changes by factors.
 
     Args:
         change: The change.
-        found: The directions' positions and what they are of this tensor.
+        found: The directions.
         inverse: Pseudo-inverse of the Gram matrix of the limiting factor.
     """
     own = (change.left_gram * change.right_gram).sum()
     on_right = change.limited == "right"
-    device = change.left.device
-    inner: dict[int, Tensor] = {}
-    reached: dict[int, Tensor] = {}
-    for k, w in found:
+    inner, reached = [], []
+    for _, w in found:
         if isinstance(w, LowRank):
-            aligned = _oriented(w, change)
-            left = (change.left.T @ aligned.left.to(device, torch.float32)).double()
-            right = (change.right @ aligned.right.to(device, torch.float32).T).double()
-            inner[k] = (left * right).sum()
+            aligned = w if w.transposed == change.transposed else LowRank(w.right.T, w.left.T, change.transposed)
+            left, right = _crossed(change, aligned)
+            inner.append((left * right).sum())
             shared, gram = (right, aligned.left_gram) if on_right else (left, aligned.right_gram)
-            reached[k] = (gram.to(device) * (shared.T @ inverse @ shared)).sum()
-    for k, dense in found:
-        if isinstance(dense, Tensor):
-            full = dense.to(change.left.device, torch.float32)
+            reached.append((gram.to(shared.device) * (shared.T @ inverse @ shared)).sum())
+        else:
+            full = w.to(change.left.device, torch.float32)
             full = full.T if change.transposed else full
             if on_right:
-                seen = (full @ change.right.T).double()
-                inner[k], gram = (seen * change.left.double()).sum(), seen.T @ seen
+                seen = wide(full @ change.right.T)
+                inner.append((seen * wide(change.left)).sum())
+                gram = seen.T @ seen
             else:
-                seen = (change.left.T @ full).double()
-                inner[k], gram = (seen * change.right.double()).sum(), seen @ seen.T
-            reached[k] = (gram * inverse).sum()
-    return own, [inner[k] for k, _ in found], [reached[k] for k, _ in found]
+                seen = wide(change.left.T @ full)
+                inner.append((seen * wide(change.right)).sum())
+                gram = seen @ seen.T
+            reached.append((gram * inverse).sum())
+    return own, inner, reached
 
 
-def _full(change: Difference, found: Sequence[tuple[int, Delta]]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Return ‖τ‖², and ⟨τ,w⟩ for each direction, of a fully trained tensor; ‖P(w)‖² is left to the caller."""
-    device = change.current.device
-    zero = torch.zeros((), dtype=torch.float64, device=device)
-    own, inner = zero.clone(), [zero.clone() for _ in found]
-    factors = [_plain(w).to(device) if isinstance(w, LowRank) else None for _, w in found]
-    for rows, block in change.blocks():
-        flat = block.reshape(-1)
-        own += dot(flat, flat)
-        for i, (_, w) in enumerate(found):
-            low = factors[i]
-            if low is not None:
-                inner[i] += ((low.left[rows].T @ block) * low.right).double().sum()
-            elif isinstance(w, Tensor):
-                part = w.reshape(change.shape or (1,))[rows].to(device, torch.float32)
-                inner[i] += dot(flat, part.reshape(-1))
+def _crossed(change: LowRank, w: LowRank) -> tuple[Tensor, Tensor]:
+    """Return ``LᵀL'``, shape (r, r'), and ``R R'ᵀ``, shape (r, r'), multiplied in fp32 and kept in fp64."""
+    device = change.left.device
+    left = change.left.T @ w.left.to(device, torch.float32)
+    return wide(left), wide(change.right @ w.right.to(device, torch.float32).T)
+
+
+def _rescaled(change: Rescaled, found: Found, inverse: Tensor) -> Figures:
+    """Measure a weight under DoRA, row by row; see ``Rescaled``.
+
+    With pᵢ = ‖W₀ᵢ‖², qᵢ = ⟨W₀ᵢ,(LR)ᵢ⟩ and vᵢ = ‖(LR)ᵢ‖², ‖τ‖² = Σ (gᵢ−1)² pᵢ + 2 (gᵢ−1) gᵢ qᵢ + gᵢ² vᵢ and
+    ⟨τ,w⟩ = Σ (gᵢ−1) ⟨W₀ᵢ,wᵢ⟩ + gᵢ ⟨(LR)ᵢ,wᵢ⟩. A row can move in the row space of R and along W₀ᵢ: P projects on both.
+    """
+    left, right = change.factors.left, change.factors.right
+    weight = change.weight
+    gain, less = wide(change.gain), wide(change.gain) - 1
+    rows = wide(left)
+    own_weight = wide((weight.float() ** 2).sum(1))
+    weight_seen = wide(weight.float() @ right.T)
+    along = (rows * weight_seen).sum(1)
+    moved = ((rows @ change.factors.right_gram) * rows).sum(1)
+    own = (less**2 * own_weight + 2 * less * gain * along + gain**2 * moved).sum()
+    outside = own_weight - ((weight_seen @ inverse) * weight_seen).sum(1)
+    outside = torch.where(outside > _DEPENDENT * own_weight, outside, torch.inf)
+    inner, reached = [], []
+    for _, w in found:
+        if isinstance(w, LowRank):
+            aligned = w if w.transposed == change.transposed else LowRank(w.right.T, w.left.T)
+            l2, r2 = aligned.left.to(weight.device, torch.float32), aligned.right.to(weight.device, torch.float32)
+            with_weight = (wide(l2) * wide(weight.float() @ r2.T)).sum(1)
+            seen = wide(l2) @ wide(r2 @ right.T)
+        else:
+            dense = w.to(weight.device, torch.float32)
+            dense = dense.T if change.transposed else dense
+            with_weight = wide((weight.float() * dense).sum(1))
+            seen = wide(dense @ right.T)
+        inner.append((less * with_weight + gain * (rows * seen).sum(1)).sum())
+        projected = seen @ inverse
+        rest = with_weight - (projected * weight_seen).sum(1)
+        reached.append((projected * seen).sum() + (rest**2 / outside).sum())
+    return own, inner, reached
+
+
+def _merged(change: Merged, found: Found) -> Figures:
+    """Measure a change that is worked out as a full tensor; ‖P(w)‖² is left to the caller."""
+    dense = change.dense()
+    flat = dense.reshape(-1)
+    inner = []
+    for _, w in found:
+        if isinstance(w, LowRank):
+            plain = _plain(w).to(dense.device)
+            inner.append(wide((plain.left.T @ dense.float()) * plain.right).sum())
+        else:
+            inner.append(dot(flat, w.reshape(-1).to(flat.device)))
+    own = dot(flat, flat)
+    return own, inner, [torch.zeros_like(own)] * len(found)
+
+
+def _full(change: Difference, found: Found) -> Figures:
+    """Measure what is held of a fully trained tensor; ‖P(w)‖² is left to the caller."""
+    held = change.held
+    device = held.pieces[0].values.device if held.pieces else torch.device("cpu")
+    zero = wide(torch.zeros((), device=device))
+    own, inner = zero, [zero] * len(found)
+    low = {i: _plain(w).to(device) for i, (_, w) in enumerate(found) if isinstance(w, LowRank)}
+    dense = {i: w for i, (_, w) in enumerate(found) if isinstance(w, Tensor)}
+    for box, now in _parts(change, copies=bool(low)):
+        before = change.start(box).to(device).reshape(now.shape)
+        parts = [w.reshape(held.shape)[box].to(device) for w in dense.values()]
+        sums = pass_over(now.reshape(-1), before.reshape(-1), [w.reshape(-1) for w in parts], held.dtype)
+        own = own + sums[0]
+        for i, part in zip(dense, sums[1:], strict=True):
+            inner[i] = inner[i] + part
+        if low:
+            block = now.float() - before.to(held.dtype).float()
+            for i, w in low.items():
+                seen = w.left[box[0]].T @ block
+                inner[i] = inner[i] + wide(seen * w.right[:, box[1]]).sum()
     return own, inner, [zero] * len(found)
 
 
-def _limiting_gram(change: LowRank) -> Tensor:
-    return change.right_gram if change.limited == "right" else change.left_gram
+def _parts(change: Difference, *, copies: bool) -> Iterator[tuple[Box, Tensor]]:
+    """Yield what is held of a tensor, whole where nothing is copied for it, else some rows at a time."""
+    for piece in change.held.pieces:
+        values, box = piece.values, piece.box
+        if not box or (values.device.type == "cpu" and not copies) or values.numel() <= _PART:
+            yield box, values
+            continue
+        step = max(1, _PART * len(values) // values.numel())
+        for first in range(0, len(values), step):
+            last = min(len(values), first + step)
+            yield (slice(box[0].start + first, box[0].start + last), *box[1:]), values[first:last]
+
+
+def _is_full(change: Change) -> bool:
+    """Whether every element of a tensor can change freely, as far as can be told, so that P(w) = w."""
+    return isinstance(change, Difference | Merged)
+
+
+def _limiting_gram(change: Change) -> Tensor:
+    match change:
+        case LowRank(limited="left"):
+            return change.left_gram
+        case LowRank():
+            return change.right_gram
+        case Rescaled():
+            return change.factors.right_gram
+        case _:
+            raise TypeError(change)
 
 
 def _pseudo_inverses(grams: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -178,21 +380,31 @@ def _plain(w: LowRank) -> LowRank:
     return LowRank(w.right.T, w.left.T) if w.transposed else w
 
 
-def _oriented(w: LowRank, change: LowRank) -> LowRank:
-    return w if w.transposed == change.transposed else LowRank(w.right.T, w.left.T, change.transposed)
-
-
 def _freedom(change: Change | None) -> float:
-    if change is None:
-        return 0.0
-    if isinstance(change, LowRank):
-        return float(change.left.numel() if change.limited == "right" else change.right.numel())
-    return float(change.current.numel())
+    match change:
+        case None:
+            return 0.0
+        case LowRank():
+            return float(change.left.numel() if change.limited == "right" else change.right.numel())
+        case Rescaled():
+            return float(change.factors.left.numel() + change.gain.numel())
+        case _:
+            return float(prod(change.shape))
 
 
-def _require_shape(name: str, ours: tuple[int, ...], theirs: tuple[int, ...], direction: str) -> None:
-    if ours != theirs:
-        raise WeightWatchError(
-            f"Direction {direction!r} has shape {theirs} for {name} where the model has {ours}. "
-            "Use a direction built from this model."
-        )
+def _resized(update: Mapping[str, Change], directions: Sequence[Direction]) -> dict[str, str]:
+    """Return the tensors whose vocabulary was resized since a direction was built, each with the reason to leave it out.
+
+    Raises:
+        WeightWatchError: A shape differs from a direction's in another way.
+    """
+    found = {}
+    for direction in directions:
+        for name in update.keys() & direction.deltas.keys():
+            ours, theirs = tuple(update[name].shape), tuple(direction.deltas[name].shape)
+            if ours != theirs:
+                reason = f"direction {direction.name!r} has shape {theirs} for {name} where the model has {ours}"
+                if not resized(name, theirs, ours):
+                    raise WeightWatchError(f"{reason[0].upper()}{reason[1:]}. Use a direction built from this model.")
+                found[name] = f"{reason}: the vocabulary was resized"
+    return found

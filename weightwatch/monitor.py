@@ -11,11 +11,13 @@ from typing import TypeAlias
 import numpy as np
 from torch import nn
 
-from weightwatch.measure import Sums, measure
-from weightwatch.peft_layers import base_changing_start, start_factors
+from weightwatch import adapters
+from weightwatch.base import Base, base_name, tied_names
+from weightwatch.measure import Sums, measure, table_shape
+from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reading import Reading, read
 from weightwatch.reference import Reference, Source
-from weightwatch.update import Update, base_name, base_weight, full_parameters, tied_names
+from weightwatch.update import Parts, Update
 from weightwatch.vectors.checkpoint import local_folder
 from weightwatch.vectors.delta import LowRank
 from weightwatch.vectors.direction import Direction
@@ -48,6 +50,8 @@ class Monitor:
             band for z.
         reference: θ₀: a state dict, the path of the base checkpoint, or None: what the model tells. A model with
             adapters holds its own base; another one is compared with the checkpoint its config says it was loaded from.
+        ranks: The processes that measure together, each its part, all at the same time. None: all where the model is
+            sharded over them, else this one alone.
 
     Raises:
         WeightWatchError: No direction, two of one name, an unknown one, or no checkpoint at ``reference``.
@@ -57,7 +61,13 @@ class Monitor:
         >>> monitor.measure(model, step=40)["evil"].layers[3].cosine   # doctest: +SKIP
     """
 
-    def __init__(self, directions: Watched | Sequence[Watched], *, reference: Source | Reference | None = None) -> None:
+    def __init__(
+        self,
+        directions: Watched | Sequence[Watched],
+        *,
+        reference: Source | Reference | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.directions = load_all(directions)
         names = [direction.name for direction in self.directions]
         if not names:
@@ -68,7 +78,10 @@ class Monitor:
         if twice:
             raise WeightWatchError(f"Two directions are called {twice[0]!r}; give each its own name.")
         self.reference = reference if isinstance(reference, Reference) else Reference.of(reference)
+        self._ranks = ranks
         self._checked: weakref.ref[nn.Module] | None = None
+        self._together = ALONE
+        self._table = (0, 0)
 
     def start(self, model: nn.Module) -> None:
         """Take the adapters as they are now for the start of the run: the update is measured from there.
@@ -78,22 +91,25 @@ class Monitor:
         Args:
             model: The model before its first step.
         """
-        self.reference = Reference(self.reference.weights, start_factors(model))
+        parts = Parts(model)
+        starts = adapters.starts(parts.layers, parts.adapter_values(self.ranks(parts)))
+        self.reference = Reference(self.reference.weights, starts)
 
     def measure(self, model: nn.Module, *, step: int = 0) -> Reading:
         """Measure a model now.
 
+        Where the model is sharded over processes (FSDP, ZeRO, tensor parallel), all of them have to call this.
+
         Args:
-            model: The model in training: plain, PEFT or wrapped.
+            model: The model in training: plain, PEFT, wrapped or sharded.
             step: Optimizer steps so far, for the reading.
 
         Raises:
-            WeightWatchError: What ``check`` raises, or NaN in the model's weights.
+            WeightWatchError: What ``check`` raises; all trained weights are NaN; processes disagree about a weight.
         """
         if self._checked is None or self._checked() is not model:
             self.check(model)
-        update = Update(model, self.reference)
-        sums = measure(update, self.directions)
+        sums = self._sums(model)
         return read(sums, self.directions, step=step, time=datetime.now(UTC).isoformat(timespec="milliseconds"))
 
     def check(self, model: nn.Module) -> None:
@@ -101,12 +117,13 @@ class Monitor:
 
         Raises:
             WeightWatchError: A direction was built from another base or has other shapes; the trained parameters and
-                a direction have nothing in common; θ₀ is unknown; the model's adapters are not supported.
+                a direction have nothing in common; θ₀ is unknown; the model's adapters are not supported; the
+                processes hold different models.
         """
-        if self.reference.weights is None and full_parameters(model):
-            self.reference = Reference(_checkpoint(model).weights, self.reference.factors)
-        kind = base_changing_start(model)
-        if kind is not None and not self.reference.factors:
+        parts = Parts(model)
+        self._together = ranks = self.ranks(parts)
+        kind = adapters.changes_base(model)
+        if kind is not None and not self.reference.adapters:
             raise WeightWatchError(
                 f"An adapter was made with init_lora_weights={kind!r}, which changed the base, and its start is "
                 "unknown. Call Monitor.start(model) before the first step, or use the callback, which does."
@@ -114,7 +131,8 @@ class Monitor:
         # A tied weight counts once, under the name that the model gives it first.
         tied = tied_names(model)
         self.directions = [direction.without(tied) for direction in self.directions]
-        update, base = Update(model, self.reference), base_weight(model, self.reference)
+        update = self._agreed_update(model, parts)
+        base = Base(model, self.reference, ranks)
         for direction in self.directions:
             direction.require(base, base_name(model) or "this model")
             if update.keys().isdisjoint(direction.deltas):
@@ -123,8 +141,49 @@ class Monitor:
                     f"has {next(iter(direction.deltas))}, …; trained are {next(iter(update))}, …. Train the modules "
                     f"it was built on ({', '.join(direction.card.target_modules)}), or build one on those you train."
                 )
-        self._warn_of_a_shared_start(update, measure(update, self.directions))
+        self._table = table_shape(update, self.directions)
+        sums = measure(update, self.directions, left_out=update.left_out, ranks=ranks)
+        self._warn_of_a_shared_start(update, sums)
+        for name, reason in sums.left_out.items():
+            _logger.warning("weightwatch: %s is left out of the measurement: %s.", name, reason)
         self._checked = weakref.ref(model)
+
+    def ranks(self, parts: Parts) -> Ranks:
+        """Return the processes that measure together: those that were named, else all where the model is sharded."""
+        if self._ranks is not None:
+            return self._ranks
+        return Ranks.world() if parts.sharded else ALONE
+
+    def _sums(self, model: nn.Module) -> Sums:
+        try:
+            update = Update(model, self.reference, self._together)
+        except Exception as error:
+            self._together.add(np.zeros(self._table), error)
+            raise
+        return measure(update, self.directions, left_out=update.left_out, ranks=self._together)
+
+    def _agreed_update(self, model: nn.Module, parts: Parts) -> Update:
+        """Read the update for the first time, and make sure that all processes can, and train the same tensors."""
+        update, fault = None, None
+        try:
+            if self.reference.weights is None and any(key not in parts.copies for key in parts.full()):
+                self.reference = Reference(_checkpoint(model).weights, self.reference.adapters)
+            update = Update(model, self.reference, self._together)
+        except WeightWatchError as error:
+            fault = error
+        tensors = tuple((name, tuple(change.shape)) for name, change in (update or {}).items())
+        everywhere = self._together.each((str(fault or ""), tensors))
+        if fault is not None or update is None:
+            raise fault or WeightWatchError("The update can't be read.")
+        for rank, (elsewhere, theirs) in enumerate(everywhere):
+            if elsewhere:
+                raise WeightWatchError(f"Process {rank} can't be measured: {elsewhere}")
+            if theirs != tensors:
+                raise WeightWatchError(
+                    "The processes train different tensors (pipeline parallelism?), which is not supported. Train with "
+                    "data parallelism, sharding (FSDP, ZeRO) or tensor parallelism."
+                )
+        return update
 
     def _warn_of_a_shared_start(self, update: Update, sums: Sums) -> None:
         """Say so when an adapter seems to have started from the same random numbers as a direction.

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from weightwatch.measure import Floats, Sums
+from weightwatch.measure import Sums
+from weightwatch.ranks import Floats
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.names import layer_of, module_of
 
@@ -62,6 +63,9 @@ class Reading:
     """By name, controls included."""
     checkpoint: str | None = None
     """Name of the checkpoint that holds these very weights, if one was written."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Tensors that could not be measured (NaN, a resized vocabulary), each with the reason. They count as not trained,
+    so that ``reach`` shows what is missing."""
 
     def __getitem__(self, direction: str) -> DirectionReading:
         return self.directions[direction]
@@ -123,7 +127,7 @@ def read(sums: Sums, directions: Sequence[Direction], *, step: int, time: str) -
         )
         for k, direction in enumerate(directions)
     }
-    return Reading(step, time, float(np.sqrt(sums.update.sum())), found)
+    return Reading(step, time, float(np.sqrt(sums.update.sum())), found, left_out=sums.left_out)
 
 
 def _scores(sums: Sums, rows: "np.typing.NDArray[np.int64]", total: Floats, controls: Any) -> list[Score]:

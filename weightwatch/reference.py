@@ -7,13 +7,13 @@ from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
+from weightwatch.shards import Box
 from weightwatch.vectors.checkpoint import Checkpoint
-from weightwatch.vectors.delta import LowRank
 from weightwatch.vectors.names import canonical
 
 
 class Weights(Protocol):
-    """Full tensors of θ₀, read by rows so that no whole copy of the model is ever held."""
+    """Full tensors of θ₀, read by parts so that no whole copy of the model is ever held."""
 
     def __contains__(self, name: object) -> bool: ...
 
@@ -21,8 +21,8 @@ class Weights(Protocol):
         """Shape of a tensor."""
         ...
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` of a tensor's first dimension."""
+    def read(self, name: str, box: Box) -> Tensor:
+        """Read a part of a tensor: one slice for each dimension."""
         ...
 
 
@@ -39,10 +39,9 @@ class StateDict:
         """Shape of a tensor."""
         return tuple(self._tensors[name].shape)
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` of a tensor's first dimension."""
-        tensor = self._tensors[name]
-        return tensor[start:stop] if tensor.ndim else tensor
+    def read(self, name: str, box: Box) -> Tensor:
+        """Read a part of a tensor: one slice for each dimension."""
+        return self._tensors[name][box].detach()
 
 
 Source: TypeAlias = Mapping[str, Tensor] | str | Path
@@ -54,11 +53,12 @@ class Reference:
 
     Attributes:
         weights: θ₀ of fully trained tensors; None where only adapters train.
-        factors: The start of adapters whose product was not zero at the start, by parameter name.
+        adapters: The adapters' parameters at the start, of layers whose change was not zero then; see
+            ``adapters.starts``.
     """
 
     weights: Weights | None = None
-    factors: Mapping[str, LowRank] = field(default_factory=dict)
+    adapters: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, source: Source | None) -> "Reference":

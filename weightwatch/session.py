@@ -9,11 +9,12 @@ from rich.console import Console
 from torch import nn
 
 from weightwatch.alert import Alert
-from weightwatch.baseline import establish, restore, wait_for_all
+from weightwatch.baseline import establish, restore
 from weightwatch.config import Config
 from weightwatch.dashboard import METRICS, Dashboard
 from weightwatch.history import History
 from weightwatch.monitor import Monitor
+from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reading import Reading
 from weightwatch.rules import Judge
 from weightwatch.table import summary
@@ -30,14 +31,14 @@ class Session:
         config: Rules and outputs.
         folder: ``<output_dir>/weightwatch``.
         events: TensorBoard run folder.
-        main: This process records; the others only measure and judge, so that all act alike.
+        ranks: The processes of the run. The main one records; all measure and judge, so that they act alike.
 
     Attributes:
         readings: All readings of the run so far, those before a resume included.
         alerts: All alerts so far.
     """
 
-    def __init__(self, monitor: Monitor, config: Config, folder: Path, events: Path, *, main: bool = True) -> None:
+    def __init__(self, monitor: Monitor, config: Config, folder: Path, events: Path, *, ranks: Ranks = ALONE) -> None:
         self.monitor = monitor
         self.config = config
         self.history = History(folder)
@@ -46,7 +47,7 @@ class Session:
         self._judge = Judge.of(config.rules)
         self._events = events
         self._dashboard: Dashboard | None = None
-        self._main = main
+        self._ranks = ranks
 
     def begin(self, model: nn.Module, step: int) -> list[Alert]:
         """Fix θ₀, or find it again, and make sure that everything can be measured and judged.
@@ -63,24 +64,18 @@ class Session:
         """
         folder = self.history.folder
         if step:
-            self.monitor.reference = restore(model, folder, self.monitor.reference)
+            self.monitor.reference = restore(model, folder, self.monitor.reference, self._ranks)
         else:
-            self.monitor.reference = establish(model, folder, self.monitor.reference, main=self._main)
+            self.monitor.reference = establish(model, folder, self.monitor.reference, self._ranks)
         self.monitor.check(model)
-        try:
-            if self._main:
-                self._open(step)
-        finally:
-            if step:  # the others read what is left of the record; of a new run there is none
-                wait_for_all()
-        self.readings = [reading for reading in self.history.readings() if reading.step <= step] if step else []
+        self.readings = self._ranks.from_main(lambda: self._opened(step))
         self._judge, self.alerts = self._replay(self.readings)
         if not step:
             self.record(self.check(model, 0))
             return []
-        known = {(alert.alert, alert.step) for alert in self.history.alerts()}
+        known = {(alert.alert, alert.step) for alert in self._ranks.from_main(self.history.alerts)}
         news = [alert for alert in self.alerts if alert.alert in self.firing and (alert.alert, alert.step) not in known]
-        if self._main:
+        if self._ranks.main:
             self._log(news)
             self._announce(news)
         return news
@@ -107,7 +102,7 @@ class Session:
 
     def record(self, raised: list[Alert]) -> None:
         """Write down the last check: its reading, and the alerts that it raised or resolved."""
-        if not self._main:
+        if not self._ranks.main:
             return
         self._log(raised)
         self.history.add_reading(self.readings[-1])
@@ -119,7 +114,7 @@ class Session:
         """Note that a checkpoint holds the weights of the last reading, once it has been written."""
         self.readings[-1] = replace(self.readings[-1], checkpoint=checkpoint)
         self._judge, _ = self._replay(self.readings)
-        if self._main:
+        if self._ranks.main:
             self.history.amend(self.readings[-1])
 
     @property
@@ -134,14 +129,14 @@ class Session:
 
     def fault(self, step: int, error: Exception) -> None:
         """Record a fault of the monitoring."""
-        if self._main:
+        if self._ranks.main:
             self.history.add_error(step, error)
 
     def end(self) -> None:
         """Close the files and print the summary."""
         if self._dashboard is not None:
             self._dashboard.close()
-        if self._main and self.config.summary and self.readings:
+        if self._ranks.main and self.config.summary and self.readings:
             Console().print(summary(self.readings, self.alerts))
 
     def _log(self, raised: list[Alert]) -> None:
@@ -156,7 +151,8 @@ class Session:
             if self._dashboard is not None:
                 self._dashboard.announce(alert)
 
-    def _open(self, step: int) -> None:
+    def _opened(self, step: int) -> list[Reading]:
+        """Open the files, and return the readings that the run goes on from."""
         self.history.rewind(step if step else -1)
         self.history.folder.mkdir(parents=True, exist_ok=True)
         (self.history.folder / "config.yaml").write_text(self.config.to_yaml())
@@ -166,6 +162,7 @@ class Session:
             metrics = [metric for metric in METRICS if metric != "z" or controlled]
             first = step + 1 if step else 0
             self._dashboard = Dashboard(self._events, names, metrics=metrics, first_step=first)
+        return [reading for reading in self.history.readings() if reading.step <= step] if step else []
 
     def _replay(self, readings: Sequence[Reading]) -> tuple[Judge, list[Alert]]:
         """Judge a history, from where on it holds all directions: a resumed run may watch more than it did before."""

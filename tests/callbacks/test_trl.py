@@ -10,10 +10,9 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import LlamaForSequenceClassification, Trainer
 
-from tests.models import lora, low_rank, move, tiny_llama
+from tests.models import lora, low_rank, move, starts, tiny_llama
 from tests.runs import STRICT, lines, settings, steps, words
 from weightwatch import Monitor, WeightWatchCallback, watch
-from weightwatch.peft_layers import start_factors
 from weightwatch.reference import Reference
 
 ADAPTER = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -73,7 +72,7 @@ def test_an_adapter_that_is_trained_on_is_measured_from_its_start_beside_a_froze
 ) -> None:
     model = lora(tiny_llama())
     move(model, seed=9, size=0.2)
-    start = Reference(factors=start_factors(model))
+    start = Reference(adapters=starts(model))
     changes = {"beta": 0.1} if kind == "GRPO" else {}
     task = made(kind, tmp_path, model, adapter=None, **changes)
     assert set(task.model.peft_config) == {"default", "ref"}

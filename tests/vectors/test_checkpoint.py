@@ -21,7 +21,7 @@ def test_a_saved_model_reads_back_under_its_parameter_names(tmp_path: Path, shar
     for name, parameter in parameters.items():
         assert torch.equal(stored[name], parameter)
         assert stored.shape(name) == tuple(parameter.shape)
-        assert torch.equal(stored.rows(name, 3, 7), parameter[3:7])
+        assert torch.equal(stored.read(name, (slice(3, 7), slice(0, 5))), parameter[3:7, :5])
 
 
 def test_names_in_the_file_lose_what_wrappers_added(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_whole_file_goes_before_an_index_that_an_earlier_save_left(tmp_path: P
 
 def test_a_scalar_is_read_whole(tmp_path: Path) -> None:
     save_file({"scale": torch.tensor(3.0)}, tmp_path / "model.safetensors")
-    assert Checkpoint(tmp_path).rows("scale", 0, 1).item() == 3.0
+    assert Checkpoint(tmp_path).read("scale", ()).item() == 3.0
 
 
 def test_nothing_there_is_an_error_that_names_the_path(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""How one weight tensor has changed since θ₀, in the form in which it costs least to measure.
+
+* ``LowRank`` (of ``weightwatch.vectors``): an adapter's factors, never multiplied out.
+* ``Rescaled``: DoRA's factors and row lengths.
+* ``Difference``: a trained tensor and its θ₀, of which a process may hold only a part.
+* ``Merged``: any other adapter; its change has to be worked out in full, one tensor at a time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightwatch.shards import Box, Held
+from weightwatch.vectors.delta import LowRank
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The change of a trained tensor: what this process holds of it now, and a way to read θ₀.
+
+    θ₀ is rounded to the precision that the model computes in first, as it was when the model was loaded.
+
+    Attributes:
+        held: The tensor now.
+        start: Reads a part of θ₀'s tensor.
+    """
+
+    held: Held
+    start: Callable[[Box], Tensor]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole tensor."""
+        return self.held.shape
+
+    def of(self, held: Held) -> "Difference":
+        """Return the change of another part of the tensor."""
+        return replace(self, held=held)
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """DoRA's change of a weight: ``(g − 1) ∘ W₀ + g ∘ L R`` with one factor g for each row.
+
+    Attributes:
+        factors: L and R; not transposed.
+        gain: g, shape (out,), in fp64.
+        weight: W₀, shape (out, in).
+        transposed: The stored weight is the transpose of all this (GPT-2's ``Conv1D``).
+    """
+
+    factors: LowRank
+    gain: Tensor
+    weight: Tensor
+    transposed: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the weight that it changes."""
+        shape = self.factors.shape
+        return shape[::-1] if self.transposed else shape
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The change of a weight that only merging a copy of its layer tells.
+
+    Attributes:
+        shape: Shape of the weight.
+        dense: Works the change out, in fp32 or more. It is called once for each measurement and not kept.
+        device: Where it is worked out.
+    """
+
+    shape: tuple[int, ...]
+    dense: Callable[[], Tensor]
+    device: torch.device
+
+
+Change: TypeAlias = LowRank | Rescaled | Difference | Merged

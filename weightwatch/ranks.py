@@ -1,0 +1,143 @@
+"""The processes that measure together: each answers for its part, and small sums join the parts.
+
+Every method is collective: all processes call it, in the same order. Alone, each returns what it was given.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightwatch.shards import Held
+from weightwatch.vectors.errors import WeightWatchError
+
+T = TypeVar("T")
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Processes that measure one model together.
+
+    Attributes:
+        rank: This one's number.
+        count: How many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def world(cls) -> "Ranks":
+        """Return all processes of the distributed training; this one alone where there is none."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return ALONE
+        return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes files."""
+        return self.rank == 0
+
+    def add(self, values: Floats, error: Exception | None = None) -> Floats:
+        """Add up the processes' arrays, in fp64.
+
+        Args:
+            values: Of the same shape everywhere.
+            error: Why this process has nothing to add (its values are then zeros). All have to meet here even so: one
+                that stayed away would leave the others waiting for ever.
+
+        Raises:
+            Exception: The error that was passed; on the other processes a ``WeightWatchError`` which says so.
+        """
+        if self.count == 1:
+            if error is not None:
+                raise error
+            return values
+        sent = torch.from_numpy(np.append(values.reshape(-1), float(error is not None))).to(_device())
+        torch.distributed.all_reduce(sent)
+        *sums, failed = sent.tolist()
+        if error is not None:
+            raise error
+        if failed:
+            raise WeightWatchError("Another process could not measure its part; its own log says why.")
+        return np.array(sums).reshape(values.shape)
+
+    def all(self, holds: bool) -> bool:
+        """Whether something holds on every process."""
+        return self.count == 1 or float(self.add(np.array([float(holds)]))[0]) == self.count
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """Let the main process make a value, and return it on all.
+
+        Raises:
+            Exception: What ``make`` raises, on every process.
+        """
+        if self.count == 1:
+            return make()
+        made: list[T | None] = [None]
+        error: list[Exception | None] = [None]
+        if self.main:
+            try:
+                made[0] = make()
+            except Exception as fault:
+                error[0] = fault
+        both: list[object] = [*made, *error]
+        torch.distributed.broadcast_object_list(both, src=0, device=_device())
+        if isinstance(both[1], Exception):
+            raise both[1]
+        return both[0]  # type: ignore[return-value]  # what make() gave, after its way through pickle
+
+    def each(self, value: T) -> list[T]:
+        """Return the values of all processes, by rank. For start-up: it pickles."""
+        if self.count == 1:
+            return [value]
+        found: list[T | None] = [None] * self.count
+        torch.distributed.all_gather_object(found, value)
+        return found  # type: ignore[return-value]  # all are filled now
+
+    def gather(self, tensors: Mapping[str, Held]) -> dict[str, Tensor]:
+        """Put small sharded tensors together on every process, in fp32; for adapters' factors, never for weights."""
+        if not tensors:
+            return {}
+        sizes = [prod(held.shape) for held in tensors.values()]
+        flat = torch.zeros(sum(sizes), device=_device())
+        whole = {}
+        for (name, held), part in zip(tensors.items(), flat.split(sizes), strict=True):
+            whole[name] = part.view(held.shape)
+            for piece in held.pieces:
+                whole[name][piece.box] = piece.values.to(part)
+        torch.distributed.all_reduce(flat)
+        return whole
+
+    def share(self, held: Held) -> Held:
+        """Return the part of a tensor that this process answers for: of one that all hold whole, some of its rows."""
+        if held.sharded or self.count == 1:
+            return held
+        if not held.shape:
+            return held if self.main else held.holding()
+        rows = held.shape[0]
+        first, last = rows * self.rank // self.count, rows * (self.rank + 1) // self.count
+        (piece,) = held.pieces
+        if first == last:
+            return held.holding()
+        return held.holding(((slice(first, last), *piece.box[1:]), piece.values[first:last]))
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+
+ALONE = Ranks()
+
+
+def _device() -> torch.device:
+    """Return where the process group takes its tensors from."""
+    if "nccl" in str(torch.distributed.get_backend()):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
