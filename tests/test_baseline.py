@@ -3,12 +3,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.models import dense, lora, low_rank, move, tiny_llama
 from weightwatch import Monitor, Reading, WeightWatchError
 from weightwatch.baseline import establish, restore
 from weightwatch.reference import Reference
+from weightwatch.shards import whole
+from weightwatch.snapshot import Snapshot
+from weightwatch.update import Update
+from weightwatch.vectors import LowRank
 
 
 def measured(model: torch.nn.Module, reference: Reference) -> Reading:
@@ -27,8 +30,8 @@ def test_adapters_that_start_at_zero_need_no_copy(tmp_path: Path) -> None:
     model = lora(tiny_llama())
     begun = establish(model, tmp_path, Reference())
     move(model, seed=3)
-    assert note(tmp_path) == {"weights": "none", "factors": {}}
-    assert not (tmp_path / "reference.safetensors").exists()
+    assert note(tmp_path) == {"weights": "none", "adapters": False}
+    assert [path.name for path in tmp_path.iterdir()] == ["reference.json"]
     assert same(measured(model, begun), measured(model, restore(model, tmp_path, Reference())))
 
 
@@ -49,8 +52,9 @@ def test_a_copied_start_keeps_the_form_of_embedding_adapters(tmp_path: Path) -> 
     model = lora(tiny_llama(tie_word_embeddings=False), target_modules=["embed_tokens"])
     move(model, seed=9)
     begun = establish(model, tmp_path, Reference())
-    (form,) = note(tmp_path)["factors"].values()  # type: ignore[attr-defined]
-    assert form == {"transposed": True, "limited": "left"}
+    (kept,) = Update(model, begun).values()
+    assert isinstance(kept, LowRank)
+    assert (kept.transposed, kept.limited) == (True, "left")
     move(model, seed=3)
     assert same(measured(model, begun), measured(model, restore(model, tmp_path, Reference())))
 
@@ -82,8 +86,8 @@ def test_a_model_that_was_changed_after_loading_is_copied(tmp_path: Path) -> Non
     start = {name: parameter.clone() for name, parameter in model.named_parameters()}
     begun = establish(model, tmp_path / "run", Reference())
     assert note(tmp_path / "run")["weights"] == "snapshot"
-    kept = load_file(tmp_path / "run" / "reference.safetensors")
-    assert all(torch.equal(kept[name], tensor) for name, tensor in start.items())
+    kept = Snapshot(tmp_path / "run")
+    assert all(torch.equal(kept.read(name, whole(tuple(tensor.shape))), tensor) for name, tensor in start.items())
     move(model, seed=3)
     assert same(measured(model, begun), measured(model, restore(model, tmp_path / "run", Reference())))
 
@@ -98,8 +102,9 @@ def test_only_what_is_trained_is_copied(tmp_path: Path) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("layers.1.mlp" in name)
     establish(model, tmp_path, Reference())
-    kept = load_file(tmp_path / "reference.safetensors")
-    assert sorted(kept) == [f"model.layers.1.mlp.{kind}_proj.weight" for kind in ("down", "gate", "up")]
+    kept = Snapshot(tmp_path)
+    names = [name for name, _ in model.named_parameters()]
+    assert [name for name in names if name in kept] == [name for name in names if "layers.1.mlp" in name]
 
 
 def test_a_named_reference_is_taken_at_its_word_and_asked_for_again(tmp_path: Path) -> None:
@@ -110,11 +115,6 @@ def test_a_named_reference_is_taken_at_its_word_and_asked_for_again(tmp_path: Pa
     assert restore(model, tmp_path, given).weights is given.weights
     with pytest.raises(WeightWatchError, match="started with a reference of its own; pass the same reference="):
         restore(model, tmp_path, Reference())
-
-
-def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path: Path) -> None:
-    establish(lora(tiny_llama()), tmp_path / "run", Reference(), main=False)
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_began_unwatched_is_measured_from_its_base_with_a_warning(
@@ -135,7 +135,7 @@ def test_a_damaged_note_is_named_with_the_way_out(text: str, tmp_path: Path) -> 
 
 
 def test_a_base_that_is_gone_is_named(tmp_path: Path) -> None:
-    (tmp_path / "reference.json").write_text('{"weights": "checkpoint", "path": "/nowhere/base", "factors": {}}')
+    (tmp_path / "reference.json").write_text('{"weights": "checkpoint", "path": "/nowhere/base", "adapters": false}')
     with pytest.raises(WeightWatchError, match="read from /nowhere/base, which is gone"):
         restore(tiny_llama(), tmp_path, Reference())
 
@@ -143,12 +143,12 @@ def test_a_base_that_is_gone_is_named(tmp_path: Path) -> None:
 def test_a_copy_that_is_gone_or_cut_short_is_named(tmp_path: Path) -> None:
     model = tiny_llama()
     establish(model, tmp_path, Reference())
-    copy = tmp_path / "reference.safetensors"
+    (copy,) = tmp_path.glob("*.safetensors")
     copy.write_bytes(copy.read_bytes()[:1000])
-    with pytest.raises(WeightWatchError, match=r"reference\.safetensors can't be read"):
+    with pytest.raises(WeightWatchError, match=r"reference-00000-of-00001\.safetensors can't be read"):
         restore(model, tmp_path, Reference())
     copy.unlink()
-    with pytest.raises(WeightWatchError, match=r"No weights at .*reference\.safetensors"):
+    with pytest.raises(WeightWatchError, match=r"was written to .*, and is gone"):
         restore(model, tmp_path, Reference())
 
 

@@ -299,15 +299,46 @@ def test_a_tensor_whose_rows_are_larger_than_a_block_is_summed_exactly() -> None
 
 @pytest.mark.parametrize("case", ["LoRA on all linear modules", "full"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_diverged_weights_are_an_error_that_names_the_tensor(case: str, value: float) -> None:
+def test_a_diverged_tensor_is_left_out_and_named(case: str, value: float, caplog: pytest.LogCaptureFixture) -> None:
+    run, name = RUNS[case](), "model.layers.1.mlp.down_proj.weight"
+    want = run.expected()
+    spoil(run.model, value, "layers.1.mlp.down_proj")
+    evil = low_rank(tiny_llama(), 5)
+    reading = Monitor([evil], reference=run.reference).measure(run.model)
+    assert reading.left_out == {name: "it holds NaN or infinite values"}
+    assert caplog.text.count(f"{name} is left out of the measurement: it holds NaN or infinite values.") == 1
+    del want.trained[name]
+    slow.assert_reading(reading, want, [evil], rel=2e-5)
+
+
+@pytest.mark.parametrize("case", ["LoRA on all linear modules", "full"])
+def test_a_model_that_has_diverged_everywhere_is_an_error(case: str) -> None:
     run = RUNS[case]()
-    with torch.no_grad():
-        for name, parameter in run.model.named_parameters():
-            if "layers.1.mlp.down_proj" in name and parameter.requires_grad:
-                parameter[0, 0] = value
-    monitor = Monitor([low_rank(tiny_llama(), 5)], reference=run.reference)
-    with pytest.raises(WeightWatchError, match=r"model\.layers\.1\.mlp\.down_proj\.weight holds NaN .* diverged"):
-        monitor.measure(run.model)
+    spoil(run.model, float("nan"), "")
+    with pytest.raises(WeightWatchError, match=r"None of the trained tensors can be measured.*\.weight: it holds NaN"):
+        Monitor([low_rank(tiny_llama(), 5)], reference=run.reference).measure(run.model)
+
+
+@torch.no_grad()
+def spoil(model: nn.Module, value: float, where: str) -> None:
+    for name, parameter in model.named_parameters():
+        if where in name and parameter.requires_grad:
+            parameter.view(-1)[0] = value
+
+
+def test_a_resized_vocabulary_is_left_out_and_the_rest_is_measured() -> None:
+    base = tiny_llama(tie_word_embeddings=False)
+    start = copy.deepcopy(base.state_dict())
+    evil = dense(base, 5)
+    base.resize_token_embeddings(56, mean_resizing=False)
+    move(base, seed=3)
+    for reference in (start, {**start, **{n: t.clone() for n, t in base.state_dict().items() if "embed" in n}}):
+        reading = Monitor([evil], reference=reference).measure(base)
+        assert set(reading.left_out) == {"model.embed_tokens.weight", "lm_head.weight"}
+        assert all("the vocabulary was resized" in reason for reason in reading.left_out.values())
+        assert reading["evil"].tensors["lm_head.weight"].reach == 0.0
+        assert reading["evil"].tensors["model.norm.weight"].reach == 1.0
+        assert 0.0 < reading["evil"].reach < 1.0
 
 
 def test_a_direction_of_another_shape_is_an_error_even_past_the_check() -> None:

@@ -14,10 +14,10 @@ from weightwatch.session import Session
 DRIFT = {"alert": "drift", "direction": "evil", "metric": "cosine", "above": 0.01}
 
 
-def session(folder: Path, *, main: bool = True, **settings: Any) -> Session:
+def session(folder: Path, **settings: Any) -> Session:
     config = Config.load({"summary": False, "rules": [DRIFT], **settings})
     monitor = Monitor([low_rank(tiny_llama(), 5)])
-    return Session(monitor, config, folder / "weightwatch", folder / "runs" / "weightwatch", main=main)
+    return Session(monitor, config, folder / "weightwatch", folder / "runs" / "weightwatch")
 
 
 def toward(model: PeftModel, dose: float) -> None:
@@ -143,14 +143,6 @@ def test_a_rule_on_a_layer_that_is_not_there_is_an_error_at_the_beginning(tmp_pa
     rule = {**DRIFT, "scope": {"layers": [17]}}
     with pytest.raises(WeightWatchError, match="the model has no layer 17; it has layer 0, layer 1"):
         session(tmp_path, rules=[rule]).begin(lora(tiny_llama()), 0)
-
-
-def test_a_process_that_is_not_the_main_one_judges_alike_and_writes_nothing(tmp_path: Path) -> None:
-    model, watched = lora(tiny_llama()), session(tmp_path / "other", main=False)
-    watched.begin(model, 0)
-    assert len(checked(watched, model, 10, 1.0)) == 1
-    watched.end()
-    assert not (tmp_path / "other").exists()
 
 
 def test_an_alert_is_returned_even_if_nothing_can_be_written(tmp_path: Path) -> None:

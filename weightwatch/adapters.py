@@ -76,20 +76,25 @@ def layers(model: nn.Module, parameters: Mapping[str, Held]) -> Iterator[Layer]:
 
 
 def saved_copies(model: nn.Module, parameters: Mapping[str, Held]) -> dict[str, str]:
-    """Return the names of the trained copies under PEFT's ``modules_to_save``, each with that of its frozen original."""
+    """Return the names of the trained copies under PEFT's ``modules_to_save``, each with its original's."""
     if "peft" not in sys.modules:
         return {}
     from peft.utils.other import ModulesToSaveWrapper
 
     found = {}
+    first = {
+        id(parameter): unwrapped(name) for name, parameter in model.named_parameters()
+    }  # of a tied head: its twin's
     for path, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             above = unwrapped(f"{path}.")
+            originals = dict(module.original_module.named_parameters())
             for adapter in module.active_adapters[:1]:
                 copies = f"{above}modules_to_save.{adapter}."
                 for name in parameters:
                     if name.startswith(copies):
-                        found[name] = f"{above}original_module.{name.removeprefix(copies)}"
+                        part = name.removeprefix(copies)
+                        found[name] = first.get(id(originals.get(part)), f"{above}original_module.{part}")
     return found
 
 

@@ -1,12 +1,10 @@
 """The base of a model in training, as the model and its reference tell it: for comparing fingerprints."""
 
-from math import prod
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from weightwatch import adapters
+from weightwatch.adapters import changes_base, start_factors
 from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reference import Reference
 from weightwatch.shards import Held
@@ -41,8 +39,8 @@ class Base:
         self._held = {canonical(n): p for n, p in parts.parameters.items() if n not in own and n not in parts.copies}
         self._weights, self._ranks = reference.weights, ranks
         self._starts: dict[str, LowRank] = {}
-        if adapters.changes_base(model) is not None:
-            self._starts = adapters.start_factors(parts.layers, reference.adapters)
+        if changes_base(model) is not None:
+            self._starts = start_factors(parts.layers, reference.adapters)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return the shape of a tensor; None where the base is quantised, so that its values can't be read.
@@ -63,7 +61,11 @@ class Base:
             positions: Of the values in the flattened tensor.
         """
         shape = self.shape(name)
-        places = np.stack(np.unravel_index(positions.numpy(), shape), axis=-1) if shape else np.zeros((len(positions), 0), int)
+        places = (
+            np.stack(np.unravel_index(positions.numpy(), shape), axis=-1)
+            if shape
+            else np.zeros((len(positions), 0), int)
+        )
         if self._weights is not None and name in self._weights:
             boxes = [tuple(slice(int(i), int(i) + 1) for i in place) for place in places]
             return torch.stack([self._weights.read(name, box).reshape(()).float() for box in boxes])

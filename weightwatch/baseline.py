@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from weightwatch import adapters, snapshot
+from weightwatch.adapters import starts
 from weightwatch.base import base_name
 from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reference import Reference, Weights
 from weightwatch.shards import Held
-from weightwatch.snapshot import Snapshot
+from weightwatch.snapshot import Snapshot, remove, write
 from weightwatch.update import Parts
 from weightwatch.vectors.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.errors import WeightWatchError
@@ -48,7 +48,7 @@ def establish(model: nn.Module, folder: Path, given: Reference, ranks: Ranks = A
         WeightWatchError: θ₀ has to be copied and the disk has no room for it.
     """
     parts = Parts(model)
-    starts = adapters.starts(parts.layers, parts.adapter_values(ranks))
+    begun = starts(parts.layers, parts.adapter_values(ranks))
     full = to_fix(model)
     weights, note = given.weights, {"weights": "given" if given.weights is not None else "none"}
     if weights is None and full:
@@ -56,19 +56,19 @@ def establish(model: nn.Module, folder: Path, given: Reference, ranks: Ranks = A
         checkpoint = _equal_checkpoint(local_folder(base_name(model)), full)
         if ranks.all(checkpoint is not None) and checkpoint is not None:
             weights, note = checkpoint, {"weights": "checkpoint", "path": str(checkpoint.path)}
-    ranks.from_main(lambda: _write_note(folder, note, starts))
+    ranks.from_main(lambda: _write_note(folder, note, begun))
     if note["weights"] == "snapshot":
         fault: WeightWatchError | OSError | None = None
         try:
             _logger.warning("weightwatch: θ₀ is in no checkpoint here; copying it to %s.", folder)
-            snapshot.write(folder, full, ranks)
+            write(folder, full, ranks)
         except (WeightWatchError, OSError) as error:
             fault = error
         everywhere = ranks.each(str(fault or ""))
         if fault is not None or any(everywhere):
             raise fault or WeightWatchError(f"Another process: {next(filter(None, everywhere))}")
         weights = Snapshot(folder)
-    return Reference(weights, starts)
+    return Reference(weights, begun)
 
 
 def restore(model: nn.Module, folder: Path, given: Reference, ranks: Ranks = ALONE) -> Reference:
@@ -83,8 +83,8 @@ def restore(model: nn.Module, folder: Path, given: Reference, ranks: Ranks = ALO
     Raises:
         WeightWatchError: The folder's notes are damaged, or point to files that are gone.
     """
-    noted = ranks.from_main(lambda: _read_note(folder))
-    if noted is None:
+    found = ranks.from_main(lambda: _read_note(folder))
+    if found is None:
         _logger.warning(
             "weightwatch: %s has no %s, since the run was started without weightwatch. θ₀ is taken to be the base that "
             "the model names, and adapters to have started at zero.",
@@ -93,7 +93,7 @@ def restore(model: nn.Module, folder: Path, given: Reference, ranks: Ranks = ALO
         )
         base = local_folder(base_name(model)) if Parts(model).full() else None
         return Reference(given.weights or (Checkpoint(base) if base else None))
-    note, starts = noted
+    note, begun = found
     weights, kind = given.weights, note["weights"]
     if weights is None and kind == "given":
         raise WeightWatchError(
@@ -106,7 +106,7 @@ def restore(model: nn.Module, folder: Path, given: Reference, ranks: Ranks = ALO
         if not path.exists():
             raise WeightWatchError(f"θ₀ of this run was read from {path}, which is gone. Pass reference= to go on.")
         weights = Checkpoint(path)
-    return Reference(weights, starts)
+    return Reference(weights, begun)
 
 
 def noted(folder: Path) -> Weights | None:
@@ -147,19 +147,19 @@ def _read_note(folder: Path) -> tuple[dict[str, str], dict[str, Tensor]] | None:
         return None
     try:
         note = json.loads((folder / NOTE).read_text())
-        starts = load_file(folder / ADAPTERS) if note["adapters"] else {}
-        return {"weights": note["weights"], "path": str(note.get("path", ""))}, starts
+        begun = load_file(folder / ADAPTERS) if note["adapters"] else {}
+        return {"weights": note["weights"], "path": str(note.get("path", ""))}, begun
     except Exception as error:  # safetensors raises its own, json its own
         raise WeightWatchError(f"{folder / NOTE} is damaged ({error}). Pass reference= to go on.") from error
 
 
-def _write_note(folder: Path, note: Mapping[str, str], starts: Mapping[str, Tensor]) -> None:
+def _write_note(folder: Path, note: Mapping[str, str], begun: Mapping[str, Tensor]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    snapshot.remove(folder)
+    remove(folder)
     (folder / ADAPTERS).unlink(missing_ok=True)
-    if starts:
-        save_file({name: tensor.contiguous().cpu() for name, tensor in starts.items()}, folder / ADAPTERS)
-    (folder / NOTE).write_text(json.dumps({**note, "adapters": bool(starts)}, indent=1) + "\n")
+    if begun:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in begun.items()}, folder / ADAPTERS)
+    (folder / NOTE).write_text(json.dumps({**note, "adapters": bool(begun)}, indent=1) + "\n")
 
 
 def _equal_checkpoint(path: Path | None, full: Mapping[str, Held]) -> Checkpoint | None:

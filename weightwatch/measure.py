@@ -29,7 +29,8 @@ _DEPENDENT = 1e-6  # eigenvalues of a Gram matrix of unit rows under this share 
 _SAMPLES = 3  # columns of the table by which copies are compared
 _SAMPLED = 1024  # values of each tensor by which processes make sure that their copies are equal
 _APART = 1e-3  # copies may differ by this share: kernels that add in another order are no fault
-_PART = 1 << 24  # elements of a fully trained tensor that are worked on at a time, where θ₀ has to be copied for it
+_PART = 1 << 24  # elements of θ₀ that are brought to another device at a time
+_BLOCK = 1 << 19  # elements whose change is multiplied with a direction's factors at a time
 
 Found = Sequence[tuple[int, Delta]]
 """Directions that have a tensor: position and what they are of it."""
@@ -60,45 +61,100 @@ class Sums:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
-def measure(
-    update: Mapping[str, Change],
-    directions: Sequence[Direction],
-    *,
-    left_out: Mapping[str, str] | None = None,
-    ranks: Ranks = ALONE,
-) -> Sums:
-    """Measure an update against K directions.
+@dataclass(frozen=True)
+class Part:
+    """What one process has measured: the tables of all processes added up are the measurement.
 
-    Args:
-        update: The change of each trained tensor.
-        directions: On any device and of any precision; brought to the tensor's device, in fp32, one tensor at a time.
-        left_out: Tensors that were left out of the update, each with the reason.
-        ranks: Processes that share the work. Each measures its part; one sum over all processes joins them.
+    Attributes:
+        update: The change of each of the T trained tensors.
+        directions: The K directions.
+        left_out: Tensors that can't be compared, each with the reason.
+        table: For each tensor ‖τ‖², ⟨τ,w⟩ and ‖P(w)‖² as far as this process has them, and three figures by which
+            processes see whether they hold equal copies; shape (T, 1 + 2 K + 3).
+    """
+
+    update: Mapping[str, Change]
+    directions: Sequence[Direction]
+    left_out: Mapping[str, str]
+    table: Floats
+
+    @classmethod
+    def of(
+        cls,
+        update: Mapping[str, Change],
+        directions: Sequence[Direction],
+        left_out: Mapping[str, str] | None = None,
+        ranks: Ranks = ALONE,
+    ) -> "Part":
+        """Measure what falls to this process.
+
+        Args:
+            update: The change of each trained tensor.
+            directions: On any device and of any precision; brought to the tensor's device, in fp32, one tensor at a
+                time.
+            left_out: Tensors that were left out of the update, each with the reason.
+            ranks: The processes that share the work.
+
+        Raises:
+            WeightWatchError: A tensor's shape differs from the direction's.
+        """
+        out = {**(left_out or {}), **_resized(update, directions)}
+        with exact():
+            table = _table({name: change for name, change in update.items() if name not in out}, directions, ranks)
+            rows = np.stack([table.get(name, np.zeros(1 + 2 * len(directions))) for name in update])
+            return cls(update, directions, out, np.concatenate([rows, _samples(update, ranks)], 1))
+
+    @staticmethod
+    def shape(tensors: int, directions: int) -> tuple[int, int]:
+        """Return the shape of the table, so that a process that could not measure can add zeros of it."""
+        return tensors, 1 + 2 * directions + _SAMPLES
+
+    def joined(self, table: Floats, ranks: Ranks = ALONE) -> Sums:
+        """Turn the sum of all processes' tables into the measurement.
+
+        Raises:
+            WeightWatchError: All weights hold NaN or infinite values, or copies that should be equal differ between
+                processes.
+        """
+        _require_equal_copies(self.update, table[:, -_SAMPLES:] / ranks.count)
+        count = len(self.directions)
+        table, out = table[:, :-_SAMPLES].copy(), dict(self.left_out)
+        for name, line in zip(self.update, table, strict=True):
+            if not np.isfinite(line).all():
+                out[name] = "it holds NaN or infinite values"
+                line[:] = 0.0
+        if out.keys() >= self.update.keys():
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(out.items())[:3])
+            raise WeightWatchError(f"None of the trained tensors can be measured. {reasons}.")
+        names = tuple(dict.fromkeys([*self.update, *(name for d in self.directions for name in d.deltas)]))
+        table = np.concatenate([table, np.zeros((len(names) - len(self.update), 1 + 2 * count))])
+        direction = np.array([[d.squares.get(name, 0.0) for d in self.directions] for name in names])
+        direction = direction.reshape(-1, count)
+        measured = {name: change for name, change in self.update.items() if name not in out}
+        full = np.array([name in measured and _is_full(measured[name]) for name in names])
+        return Sums(
+            names=names,
+            update=np.maximum(table[:, 0], 0.0),
+            inner=table[:, 1 : 1 + count],
+            reached=np.where(full[:, None], direction, np.clip(table[:, 1 + count :], 0.0, direction)),
+            direction=direction,
+            freedom=np.array([_freedom(measured.get(name)) for name in names], dtype=np.float64),
+            left_out=out,
+        )
+
+
+def measure(update: Mapping[str, Change], directions: Sequence[Direction]) -> Sums:
+    """Measure an update against K directions, in this process alone.
 
     Raises:
-        WeightWatchError: A tensor's shape differs from the direction's, all weights hold NaN or infinite values, or
-            copies that should be equal differ between processes.
+        WeightWatchError: See ``Part.of`` and ``Part.joined``.
     """
-    resized_out = _resized(update, directions)
-    kept = {name: change for name, change in update.items() if name not in resized_out}
-    try:
-        with exact():
-            table = np.concatenate([_table(kept, directions, ranks), _samples(kept, ranks)], 1)
-        error = None
-    except Exception as fault:
-        table, error = np.zeros(table_shape(update, directions)), fault
-    table = ranks.add(table, error)
-    _require_equal_copies(kept, table[:, -_SAMPLES:] / ranks.count)
-    return _joined(kept, directions, table[:, :-_SAMPLES], {**(left_out or {}), **resized_out})
+    part = Part.of(update, directions)
+    return part.joined(part.table)
 
 
-def table_shape(update: Mapping[str, Change], directions: Sequence[Direction]) -> tuple[int, int]:
-    """Return the shape of what ``measure`` adds up over processes: one that fails before it adds zeros of it."""
-    return len(update) - len(_resized(update, directions)), 1 + 2 * len(directions) + _SAMPLES
-
-
-def _table(update: Mapping[str, Change], directions: Sequence[Direction], ranks: Ranks) -> Floats:
-    """Return this process's part of ‖τ‖², ⟨τ,w⟩ and ‖P(w)‖² for each tensor, shape (T, 1 + 2 K)."""
+def _table(update: Mapping[str, Change], directions: Sequence[Direction], ranks: Ranks) -> dict[str, Floats]:
+    """Return this process's part of ‖τ‖², ⟨τ,w⟩ and ‖P(w)‖² of tensors, shape (1 + 2 K,) each."""
     count = len(directions)
     mine = _shares(update, ranks)
     inverses = _pseudo_inverses({name: _limiting_gram(c) for name, c in mine.items() if not _is_full(c)})
@@ -116,41 +172,11 @@ def _table(update: Mapping[str, Change], directions: Sequence[Direction], ranks:
                 own, inner, reached = _full(change, found)
         places = [k for k, _ in found]
         rows[name] = [0, *(1 + k for k in places), *(1 + count + k for k in places)], [own, *inner, *reached]
-    table = np.zeros((len(update), 1 + 2 * count))
-    for line, name in zip(table, update, strict=True):  # read at the end: a device need not wait in between
-        if name in rows:
-            columns, figures = rows[name]
-            line[columns] = torch.stack(figures).cpu().numpy()
+    table: dict[str, Floats] = {}
+    for name, (columns, figures) in rows.items():  # read at the end: a device need not wait in between
+        table[name] = np.zeros(1 + 2 * count)
+        table[name][columns] = torch.stack(figures).cpu().numpy()
     return table
-
-
-def _joined(
-    update: Mapping[str, Change], directions: Sequence[Direction], table: Floats, out: dict[str, str]
-) -> Sums:
-    """Turn the table of all processes into sums, without the tensors whose figures are no numbers."""
-    count = len(directions)
-    finite = np.isfinite(table).all(axis=1)
-    for name, line in zip(update, table, strict=True):
-        if not np.isfinite(line).all():
-            out[name] = "it holds NaN or infinite values"
-    if not finite.any():
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(out.items())[:3])
-        raise WeightWatchError(f"None of the trained tensors can be measured. {reasons}.")
-    table[~finite] = 0.0
-    names = tuple(dict.fromkeys([*update, *(name for d in directions for name in d.deltas)]))
-    table = np.concatenate([table, np.zeros((len(names) - len(update), 1 + 2 * count))])
-    direction = np.array([[d.squares.get(name, 0.0) for d in directions] for name in names]).reshape(-1, count)
-    measured = {name: change for name, change in update.items() if name not in out}
-    full = np.array([name in measured and _is_full(measured[name]) for name in names])
-    return Sums(
-        names=names,
-        update=np.maximum(table[:, 0], 0.0),
-        inner=table[:, 1 : 1 + count],
-        reached=np.where(full[:, None], direction, np.clip(table[:, 1 + count :], 0.0, direction)),
-        direction=direction,
-        freedom=np.array([_freedom(measured.get(name)) for name in names], dtype=np.float64),
-        left_out=out,
-    )
 
 
 def _shares(update: Mapping[str, Change], ranks: Ranks) -> dict[str, Change]:
@@ -169,7 +195,7 @@ def _shares(update: Mapping[str, Change], ranks: Ranks) -> dict[str, Change]:
 
 
 def _samples(update: Mapping[str, Change], ranks: Ranks) -> Floats:
-    """Return of each tensor that all processes hold whole s, s² and Σ|x|, where s is the sum of some of its values x."""
+    """Return s, s² and Σ|x| of each tensor that all processes hold whole, where s is the sum of some values x of it."""
     table = np.zeros((len(update), _SAMPLES))
     if ranks.count == 1:
         return table
@@ -308,7 +334,7 @@ def _full(change: Difference, found: Found) -> Figures:
     own, inner = zero, [zero] * len(found)
     low = {i: _plain(w).to(device) for i, (_, w) in enumerate(found) if isinstance(w, LowRank)}
     dense = {i: w for i, (_, w) in enumerate(found) if isinstance(w, Tensor)}
-    for box, now in _parts(change, copies=bool(low)):
+    for box, now in _parts(change, _BLOCK if low else _PART if device.type != "cpu" else None):
         before = change.start(box).to(device).reshape(now.shape)
         parts = [w.reshape(held.shape)[box].to(device) for w in dense.values()]
         sums = pass_over(now.reshape(-1), before.reshape(-1), [w.reshape(-1) for w in parts], held.dtype)
@@ -323,14 +349,14 @@ def _full(change: Difference, found: Found) -> Figures:
     return own, inner, [zero] * len(found)
 
 
-def _parts(change: Difference, *, copies: bool) -> Iterator[tuple[Box, Tensor]]:
-    """Yield what is held of a tensor, whole where nothing is copied for it, else some rows at a time."""
+def _parts(change: Difference, size: int | None) -> Iterator[tuple[Box, Tensor]]:
+    """Yield what is held of a tensor, at most so many elements at a time (but whole rows); None: all at once."""
     for piece in change.held.pieces:
         values, box = piece.values, piece.box
-        if not box or (values.device.type == "cpu" and not copies) or values.numel() <= _PART:
+        if not box or size is None or values.numel() <= size:
             yield box, values
             continue
-        step = max(1, _PART * len(values) // values.numel())
+        step = max(1, size * len(values) // values.numel())
         for first in range(0, len(values), step):
             last = min(len(values), first + step)
             yield (slice(box[0].start + first, box[0].start + last), *box[1:]), values[first:last]
@@ -393,7 +419,7 @@ def _freedom(change: Change | None) -> float:
 
 
 def _resized(update: Mapping[str, Change], directions: Sequence[Direction]) -> dict[str, str]:
-    """Return the tensors whose vocabulary was resized since a direction was built, each with the reason to leave it out.
+    """Return the tensors whose vocabulary was resized since a direction was built, with the reason to leave them out.
 
     Raises:
         WeightWatchError: A shape differs from a direction's in another way.

@@ -11,9 +11,9 @@ from typing import TypeAlias
 import numpy as np
 from torch import nn
 
-from weightwatch import adapters
+from weightwatch.adapters import changes_base, starts
 from weightwatch.base import Base, base_name, tied_names
-from weightwatch.measure import Sums, measure, table_shape
+from weightwatch.measure import Part, Sums
 from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reading import Reading, read
 from weightwatch.reference import Reference, Source
@@ -82,6 +82,7 @@ class Monitor:
         self._checked: weakref.ref[nn.Module] | None = None
         self._together = ALONE
         self._table = (0, 0)
+        self._told: set[str] = set()
 
     def start(self, model: nn.Module) -> None:
         """Take the adapters as they are now for the start of the run: the update is measured from there.
@@ -92,8 +93,8 @@ class Monitor:
             model: The model before its first step.
         """
         parts = Parts(model)
-        starts = adapters.starts(parts.layers, parts.adapter_values(self.ranks(parts)))
-        self.reference = Reference(self.reference.weights, starts)
+        begun = starts(parts.layers, parts.adapter_values(self.ranks(parts)))
+        self.reference = Reference(self.reference.weights, begun)
 
     def measure(self, model: nn.Module, *, step: int = 0) -> Reading:
         """Measure a model now.
@@ -110,6 +111,7 @@ class Monitor:
         if self._checked is None or self._checked() is not model:
             self.check(model)
         sums = self._sums(model)
+        self._warn_of_left_out(sums)
         return read(sums, self.directions, step=step, time=datetime.now(UTC).isoformat(timespec="milliseconds"))
 
     def check(self, model: nn.Module) -> None:
@@ -122,7 +124,7 @@ class Monitor:
         """
         parts = Parts(model)
         self._together = ranks = self.ranks(parts)
-        kind = adapters.changes_base(model)
+        kind = changes_base(model)
         if kind is not None and not self.reference.adapters:
             raise WeightWatchError(
                 f"An adapter was made with init_lora_weights={kind!r}, which changed the base, and its start is "
@@ -141,11 +143,10 @@ class Monitor:
                     f"has {next(iter(direction.deltas))}, …; trained are {next(iter(update))}, …. Train the modules "
                     f"it was built on ({', '.join(direction.card.target_modules)}), or build one on those you train."
                 )
-        self._table = table_shape(update, self.directions)
-        sums = measure(update, self.directions, left_out=update.left_out, ranks=ranks)
+        self._table = Part.shape(len(update), len(self.directions))
+        sums = self._sums(model)
         self._warn_of_a_shared_start(update, sums)
-        for name, reason in sums.left_out.items():
-            _logger.warning("weightwatch: %s is left out of the measurement: %s.", name, reason)
+        self._warn_of_left_out(sums)
         self._checked = weakref.ref(model)
 
     def ranks(self, parts: Parts) -> Ranks:
@@ -155,12 +156,14 @@ class Monitor:
         return Ranks.world() if parts.sharded else ALONE
 
     def _sums(self, model: nn.Module) -> Sums:
+        """Measure this process's part and join it with the others'; a fault on one is a fault on all."""
         try:
             update = Update(model, self.reference, self._together)
-        except Exception as error:
-            self._together.add(np.zeros(self._table), error)
+            part = Part.of(update, self.directions, update.left_out, self._together)
+        except Exception as fault:
+            self._together.add(np.zeros(self._table), fault)
             raise
-        return measure(update, self.directions, left_out=update.left_out, ranks=self._together)
+        return part.joined(self._together.add(part.table), self._together)
 
     def _agreed_update(self, model: nn.Module, parts: Parts) -> Update:
         """Read the update for the first time, and make sure that all processes can, and train the same tensors."""
@@ -184,6 +187,11 @@ class Monitor:
                     "data parallelism, sharding (FSDP, ZeRO) or tensor parallelism."
                 )
         return update
+
+    def _warn_of_left_out(self, sums: Sums) -> None:
+        for name in sums.left_out.keys() - self._told:
+            _logger.warning("weightwatch: %s is left out of the measurement: %s.", name, sums.left_out[name])
+        self._told = set(sums.left_out)
 
     def _warn_of_a_shared_start(self, update: Update, sums: Sums) -> None:
         """Say so when an adapter seems to have started from the same random numbers as a direction.

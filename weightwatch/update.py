@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
-from weightwatch import adapters
-from weightwatch.adapters import Values
+from weightwatch.adapters import Values, changes, layers, saved_copies
 from weightwatch.change import Change, Difference
 from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reference import Reference, StateDict
@@ -26,8 +25,8 @@ class Parts:
 
     def __init__(self, model: nn.Module) -> None:
         self.parameters = held(model)
-        self.layers = list(adapters.layers(model, self.parameters))
-        self.copies = adapters.saved_copies(model, self.parameters)
+        self.layers = list(layers(model, self.parameters))
+        self.copies = saved_copies(model, self.parameters)
         self.every = not any(parameter.trained for parameter in self.parameters.values())
 
     def full(self) -> list[str]:
@@ -82,7 +81,7 @@ class Update(Mapping[str, Change]):
         self.left_out: dict[str, str] = {}
         self._changes: dict[str, Change] = {}
         for layer in parts.layers:
-            self._changes.update(adapters.changes(layer, values, reference.adapters, parts.every))
+            self._changes.update(changes(layer, values, reference.adapters, parts.every))
         for key in parts.full():
             name, parameter = canonical(key), parts.parameters[key]
             if name in self._changes:
@@ -123,8 +122,8 @@ class Update(Mapping[str, Change]):
             for piece in parameter.pieces:
                 if piece.values.numel() and weights.read(name, piece.box).data_ptr() == piece.values.data_ptr():
                     raise WeightWatchError(
-                        f"The reference of {name} is the model's own memory, so it moves along in training. Take a copy "
-                        "before training: {name: tensor.clone() for name, tensor in model.state_dict().items()}."
+                        f"The reference of {name} is the model's own memory, so it moves along in training. Take a "
+                        "copy before training: {name: tensor.clone() for name, tensor in model.state_dict().items()}."
                     )
         self._changes[name] = Difference(parameter, lambda box: weights.read(name, box))
 

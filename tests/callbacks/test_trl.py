@@ -124,7 +124,7 @@ def test_full_supervised_fine_tuning_is_watched(tmp_path: Path) -> None:
     task.add_callback(callback())
     task.train()
     assert steps(tmp_path) == [0, 2, 4]
-    assert (tmp_path / "weightwatch" / "reference.safetensors").exists()
+    assert (tmp_path / "weightwatch" / "reference-00000-of-00001.safetensors").exists()
 
 
 def test_a_supervised_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:

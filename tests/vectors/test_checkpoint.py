@@ -21,7 +21,8 @@ def test_a_saved_model_reads_back_under_its_parameter_names(tmp_path: Path, shar
     for name, parameter in parameters.items():
         assert torch.equal(stored[name], parameter)
         assert stored.shape(name) == tuple(parameter.shape)
-        assert torch.equal(stored.read(name, (slice(3, 7), slice(0, 5))), parameter[3:7, :5])
+        part = tuple(slice(3, 7) for _ in parameter.shape)
+        assert torch.equal(stored.read(name, part), parameter[part])
 
 
 def test_names_in_the_file_lose_what_wrappers_added(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from tests import reference as slow
 from tests.models import dense, low_rank, tiny_gpt2, tiny_llama
+from weightwatch.base import Base
+from weightwatch.reference import Reference
 from weightwatch.vectors import Card, Direction, Fingerprint, LowRank, WeightWatchError
 
 MAKERS: dict[str, Callable[[], Direction]] = {
@@ -208,14 +210,14 @@ def test_a_direction_without_a_fingerprint_suits_any_model() -> None:
 
 def test_a_direction_of_another_base_is_an_error_that_says_which() -> None:
     base = {name: p.detach() for name, p in tiny_llama().named_parameters()}
-    other = {name: p.detach() for name, p in tiny_llama(seed=5).named_parameters()}
+    ours, other = (Base(model, Reference()) for model in (tiny_llama(), tiny_llama(seed=5)))
     metadata = {"base": "org/base", "fingerprint": Fingerprint.of(base, base.__getitem__)}
     w = Direction.from_tensors(dense(tiny_llama(), 1).deltas, name="evil", metadata=metadata)
-    w.require(base.__getitem__, "org/base")
+    w.require(ours, "org/base")
     with pytest.raises(
         WeightWatchError, match=r"'evil' was built from org/base, not from org/other: only .* agree.* Use a"
     ):
-        w.require(other.__getitem__, "org/other")
+        w.require(other, "org/other")
 
 
 def test_its_repr_is_one_line_that_tells_form_size_and_norm() -> None:
