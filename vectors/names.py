@@ -3,8 +3,9 @@
 import re
 
 # Wrappers put their own segments into parameter names; the weight underneath is the same.
-_ENGINE = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-_ADAPTER = re.compile(r"\b(base_layer|original_module|token_adapter)\.")
+_ENGINE = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_LEADING_ENGINE = re.compile(r"^(?:module\.)+")
+_BENEATH = re.compile(r"\b(?:base_layer|original_module|token_adapter)\.")
 _SAVED_COPY = re.compile(r"\bmodules_to_save\.[^.]+\.")
 _LEADING = re.compile(r"^(?:module\.|base_model\.model\.|pretrained_model\.)+")
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
@@ -33,8 +34,18 @@ def canonical(name: str) -> str:
         >>> canonical("base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight")
         'model.layers.0.self_attn.q_proj.weight'
     """
-    name = _SAVED_COPY.sub("", _ADAPTER.sub("", unwrapped(name)))
+    name = _SAVED_COPY.sub("", _BENEATH.sub("", unwrapped(name)))
     return _LEADING.sub("", name)
+
+
+def unwrapped(name: str) -> str:
+    """Return the name that a parameter has in the model given to the training engine: PEFT's segments stay.
+
+    Example:
+        >>> unwrapped("module._fsdp_wrapped_module.base_model.model.lm_head.base_layer.weight")
+        'base_model.model.lm_head.base_layer.weight'
+    """
+    return _LEADING_ENGINE.sub("", _ENGINE.sub("", name))
 
 
 def layer_of(name: str) -> int | None:

@@ -1,6 +1,6 @@
 import pytest
 
-from weightwatch.vectors.names import canonical, layer_of, module_of
+from weightwatch.vectors.names import canonical, layer_of, module_of, unwrapped
 
 PLAIN = "model.layers.0.self_attn.q_proj.weight"
 
@@ -23,6 +23,13 @@ PLAIN = "model.layers.0.self_attn.q_proj.weight"
 )
 def test_one_weight_has_one_name_whatever_wraps_the_model(wrapped: str) -> None:
     assert canonical(wrapped) == PLAIN
+
+
+@pytest.mark.parametrize("inner", [PLAIN, f"base_model.model.{PLAIN}", "base_model.model.lm_head.base_layer.weight"])
+@pytest.mark.parametrize("outer", ["", "module.", "module.module.", "_orig_mod.module.", "_fsdp_wrapped_module."])
+def test_without_the_engines_segments_the_adapters_stay(inner: str, outer: str) -> None:
+    assert unwrapped(outer + inner) == inner
+    assert unwrapped(outer + inner.replace("model.", "model._checkpoint_wrapped_module.")) == inner
 
 
 @pytest.mark.parametrize("segment", ["modules_to_save.default", "modules_to_save.second", "original_module"])
