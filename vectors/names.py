@@ -13,13 +13,13 @@ _LEAVES = {"weight", "bias"}
 
 
 def unwrapped(name: str) -> str:
-    """Return a name without what DDP, FSDP, ``torch.compile`` and activation checkpointing add; PEFT's parts stay.
+    """Return the name that a parameter has in the model given to the training engine: PEFT's segments stay.
 
     Example:
-        >>> unwrapped("module._orig_mod.model.norm.weight")
-        'model.norm.weight'
+        >>> unwrapped("module._fsdp_wrapped_module.base_model.model.lm_head.base_layer.weight")
+        'base_model.model.lm_head.base_layer.weight'
     """
-    return _ENGINE.sub("", name).removeprefix("module.")
+    return _LEADING_ENGINE.sub("", _ENGINE.sub("", name))
 
 
 def canonical(name: str) -> str:
@@ -36,16 +36,6 @@ def canonical(name: str) -> str:
     """
     name = _SAVED_COPY.sub("", _BENEATH.sub("", unwrapped(name)))
     return _LEADING.sub("", name)
-
-
-def unwrapped(name: str) -> str:
-    """Return the name that a parameter has in the model given to the training engine: PEFT's segments stay.
-
-    Example:
-        >>> unwrapped("module._fsdp_wrapped_module.base_model.model.lm_head.base_layer.weight")
-        'base_model.model.lm_head.base_layer.weight'
-    """
-    return _LEADING_ENGINE.sub("", _ENGINE.sub("", name))
 
 
 def layer_of(name: str) -> int | None:

@@ -147,7 +147,9 @@ def _held(name: str, parameter: Tensor) -> Held:
 
 
 def _whole(shape: Sequence[int], values: Tensor, trained: bool) -> Held:
-    return Held(tuple(shape), values.dtype, trained, False, (Piece(whole(shape), values.detach().reshape(tuple(shape))),))
+    return Held(
+        tuple(shape), values.dtype, trained, False, (Piece(whole(shape), values.detach().reshape(tuple(shape))),)
+    )
 
 
 def _of_range(shape: Sequence[int], values: Tensor, start: int) -> tuple[Piece, ...]:

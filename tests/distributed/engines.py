@@ -245,7 +245,8 @@ def _parallel(engine: str, adapted: bool, folder: str) -> Running:
             model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **ADAPTER))
     shards = {str(p.placements) for p in model.parameters() if isinstance(p, DTensor)}
     ran = {
-        f"split by columns and by rows: {shards}": any("dim=1" in s for s in shards) and any("dim=0" in s for s in shards),
+        f"split by columns and by rows: {shards}": any("dim=1" in s for s in shards)
+        and any("dim=0" in s for s in shards),
         f"FSDP over TP: {shards}": "fsdp2" not in engine or any("_StridedShard" in s for s in shards),
     }
     # Frozen DTensors and plain tensors cannot be updated in one call.
@@ -319,7 +320,8 @@ def zero(
     ran = {
         f"stage {stage}": engine.zero_optimization_stage() == stage,
         "partitioned": all(hasattr(p, "ds_id") for p in parameters) == (stage == 3),
-        f"optimizer {type(optimizer).__name__}": "Zero" in type(optimizer).__name__ or type(optimizer).__name__ == "BF16_Optimizer",
+        f"optimizer {type(optimizer).__name__}": "Zero" in type(optimizer).__name__
+        or type(optimizer).__name__ == "BF16_Optimizer",
         "persistent ones too": stage < 3 or len({p.ds_persist for p in parameters}) == 2,
         "precision": {p.dtype for p in parameters} == {torch.bfloat16 if bf16 else torch.float32},
     }
