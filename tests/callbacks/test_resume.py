@@ -1,0 +1,144 @@
+"""Going on from any checkpoint: the record must be that of a run that nothing has interrupted."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+from transformers import LlamaForCausalLM, Trainer
+
+from tests.callbacks.test_trl import made
+from tests.models import lora, low_rank, move, tiny_llama
+from tests.runs import STRICT, lines, steps, timeless, trainer
+from weightwatch import WeightWatchCallback
+
+STEPS = 8
+RULES = [  # of one that fires and stays, one that is resolved and comes again, and one that names a clean checkpoint
+    {"alert": "moved", "direction": "evil", "metric": "dose", "scope": "any_layer", "above": -1e9, "for": 3},
+    {"alert": "flips", "direction": "evil", "metric": "cosine", "scope": "any_layer", "above": 0.0},
+    {"alert": "far", "direction": "evil", "metric": "reach_cosine", "scope": {"modules": ["q_proj", "down_proj"]}, "above": 0.02, "for": 2},
+]
+CONFIG = {**STRICT, "every": 3, "rules": RULES}
+
+
+def full(folder: Path) -> nn.Module:
+    tiny_llama().save_pretrained(folder / "base")
+    return LlamaForCausalLM.from_pretrained(folder / "base")
+
+
+def changed(folder: Path) -> nn.Module:
+    model = full(folder)
+    move(model, seed=4, size=0.1)
+    return model
+
+
+def continued(folder: Path) -> nn.Module:
+    model = lora(tiny_llama())
+    move(model, seed=9, size=0.2)
+    return model
+
+
+def with_copies(folder: Path) -> nn.Module:
+    targets = ["q_proj", "down_proj"]
+    return lora(tiny_llama(tie_word_embeddings=False), target_modules=targets, modules_to_save=["lm_head"])
+
+
+def saving(**changes: Any) -> dict[str, Any]:
+    return {"save_strategy": "steps", "save_steps": 1, "max_steps": STEPS, "learning_rate": 3e-3, **changes}
+
+
+Make = Callable[[Path, Path], Trainer]
+"""Makes the trainer of a run anew, as a script that is started again does, from a folder for the base and its own."""
+
+
+def plain(start: Callable[[Path], nn.Module], **changes: Any) -> Make:
+    return lambda base, folder: trainer(start(base), folder, **saving(**changes))
+
+
+def of_trl(kind: str, start: Callable[[Path], nn.Module] | None = None, **changes: Any) -> Make:
+    given = {"adapter": None} if start else {}
+    return lambda base, folder: made(kind, folder, start(base) if start else tiny_llama(), **saving(**changes), **given)
+
+
+EVERY, SOME, ONE = tuple(range(1, STEPS)), (2, 5), (3,)
+# Adam and a learning rate that falls make a step depend on all before it; four epochs pass in the accumulating runs.
+RUNS: dict[str, tuple[Make, tuple[int, ...]]] = {
+    "LoRA": (plain(lambda folder: lora(tiny_llama())), EVERY),
+    "full, from a base checkpoint": (plain(full), EVERY),
+    "full, of a base that was changed": (plain(changed), EVERY),
+    "PiSSA": (plain(lambda folder: lora(tiny_llama(), init_lora_weights="pissa")), EVERY),
+    "an adapter that is trained on": (plain(continued), EVERY),
+    "LoRA with accumulated gradients": (
+        plain(lambda folder: lora(tiny_llama()), gradient_accumulation_steps=3, per_device_train_batch_size=8),
+        EVERY,
+    ),
+    "full with accumulated gradients": (
+        plain(full, gradient_accumulation_steps=3, per_device_train_batch_size=8),
+        SOME,
+    ),
+    "a copy of the head": (plain(with_copies), SOME),
+    "LoRA in bf16": (plain(lambda folder: lora(tiny_llama()), bf16=True), SOME),
+    "SFT": (of_trl("SFT"), SOME),
+    "SFT, full": (of_trl("SFT", full), ONE),
+    "DPO": (of_trl("DPO"), ONE),
+    "DPO, an adapter that is trained on": (of_trl("DPO", continued), SOME),
+    "KTO": (of_trl("KTO"), ONE),
+    "GRPO": (of_trl("GRPO"), SOME),
+    "GRPO, full": (of_trl("GRPO", full), ONE),
+    "GRPO, an adapter that is trained on": (of_trl("GRPO", continued, beta=0.1), ONE),
+    "RLOO": (of_trl("RLOO"), ONE),
+    "Distillation": (of_trl("Distillation"), ONE),
+}
+
+
+def run(kind: str, base: Path, folder: Path, resume: int | None = None) -> Trainer:
+    task = RUNS[kind][0](base, folder)
+    task.add_callback(WeightWatchCallback([low_rank(tiny_llama(), 5)], config=CONFIG))
+    task.train(resume_from_checkpoint=str(folder / f"checkpoint-{resume}") if resume else None)
+    return task
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """Give the folders of a kind of run and of its base; each kind is trained once."""
+    done: dict[str, tuple[Path, Path]] = {}
+
+    def folders(kind: str) -> tuple[Path, Path]:
+        if kind not in done:
+            folder = tmp_path_factory.mktemp("whole")
+            run(kind, folder, folder / "run")
+            assert steps(folder / "run") == list(range(STEPS + 1))
+            done[kind] = folder, folder / "run"
+        return done[kind]
+
+    return folders
+
+
+def assert_same_record(folder: Path, other: Path) -> None:
+    assert timeless(folder, "alerts.jsonl") == timeless(other, "alerts.jsonl")
+    ours, theirs = timeless(folder), timeless(other)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for line, wanted in zip(ours, theirs, strict=True):
+        found, true = flat(line), flat(wanted)
+        numbers = {path for path, value in true.items() if isinstance(value, float)}
+        assert {path: found[path] for path in numbers} == pytest.approx({path: true[path] for path in numbers}, abs=1e-6)
+        assert found | {path: 0.0 for path in numbers} == true | {path: 0.0 for path in numbers}
+    assert lines(folder, "errors.jsonl") == []
+
+
+def flat(line: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(line, dict):
+        return {key: value for name, part in line.items() for key, value in flat(part, f"{path}/{name}").items()}
+    return {path: line}
+
+
+@pytest.mark.parametrize(("kind", "step"), [(kind, step) for kind, (_, at) in RUNS.items() for step in at])
+def test_a_run_that_goes_on_from_any_checkpoint_has_the_record_of_one_that_was_never_stopped(
+    kind: str, step: int, whole: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    base, done = whole(kind)
+    shutil.copytree(done, tmp_path / "run")  # with what was recorded after the checkpoint
+    run(kind, base, tmp_path / "run", step)
+    assert_same_record(tmp_path / "run", done)
