@@ -20,7 +20,7 @@ RULES = [  # of one that fires and stays, one that is resolved and comes again, 
     {"alert": "flips", "direction": "evil", "metric": "cosine", "scope": "any_layer", "above": 0.0},
     {"alert": "far", "direction": "evil", "metric": "reach_cosine", "scope": {"modules": ["q_proj", "down_proj"]}, "above": 0.02, "for": 2},
 ]
-CONFIG = {**STRICT, "every": 3, "rules": RULES}
+CONFIG = {**STRICT, "every": 3, "rules": RULES, "tensorboard": False}
 
 
 def full(folder: Path) -> nn.Module:
@@ -117,21 +117,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
 
 
 def assert_same_record(folder: Path, other: Path) -> None:
+    assert timeless(folder) == timeless(other)
     assert timeless(folder, "alerts.jsonl") == timeless(other, "alerts.jsonl")
-    ours, theirs = timeless(folder), timeless(other)
-    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
-    for line, wanted in zip(ours, theirs, strict=True):
-        found, true = flat(line), flat(wanted)
-        numbers = {path for path, value in true.items() if isinstance(value, float)}
-        assert {path: found[path] for path in numbers} == pytest.approx({path: true[path] for path in numbers}, abs=1e-6)
-        assert found | {path: 0.0 for path in numbers} == true | {path: 0.0 for path in numbers}
     assert lines(folder, "errors.jsonl") == []
-
-
-def flat(line: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(line, dict):
-        return {key: value for name, part in line.items() for key, value in flat(part, f"{path}/{name}").items()}
-    return {path: line}
 
 
 @pytest.mark.parametrize(("kind", "step"), [(kind, step) for kind, (_, at) in RUNS.items() for step in at])
