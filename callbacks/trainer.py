@@ -60,6 +60,7 @@ class WeightWatchCallback(TrainerCallback):
         self.session: Session | None = None
         self._pending: dict[str, float] = {}
         self._told: set[str] = set()
+        self._under_way = False
         self._tried = -1
         self._save_owed = False
 
@@ -79,14 +80,17 @@ class WeightWatchCallback(TrainerCallback):
             ranks=Ranks.world(),
         )
         self._tried, self._save_owed = state.global_step, False
+        # Out of memory, the trainer begins again with smaller batches, but with the weights as they are by then.
+        again, self._under_way = self._under_way and args.auto_find_batch_size, False
         try:
-            raised = self.session.begin(kwargs["model"], state.global_step)
+            raised = self.session.begin(kwargs["model"], state.global_step, again=again)
         except WeightWatchError:
             raise
         except Exception as error:
             self._fault(state.global_step, error, "The training goes on unwatched.")
             self.session = None
         else:
+            self._under_way = True
             self._save_owed = any("save" in alert.actions for alert in raised)
             control.should_training_stop |= any("stop" in alert.actions for alert in raised)
 
@@ -117,6 +121,7 @@ class WeightWatchCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close the record and print the summary."""
+        self._under_way = False
         if self.session is not None:
             self._guarded(state.global_step, self.session.end)
 

@@ -49,12 +49,13 @@ class Session:
         self._dashboard: Dashboard | None = None
         self._ranks = ranks
 
-    def begin(self, model: nn.Module, step: int) -> list[Alert]:
+    def begin(self, model: nn.Module, step: int, *, again: bool = False) -> list[Alert]:
         """Fix θ₀, or find it again, and make sure that everything can be measured and judged.
 
         Args:
             model: The model that will be trained.
             step: 0 for a new run, else the step of the checkpoint that training resumes from.
+            again: The trainer begins once more, with the weights that a first attempt has left: θ₀ stays what it was.
 
         Returns:
             Alerts of a resumed run that fire and were not recorded before: of rules that are new, or stricter now.
@@ -63,12 +64,20 @@ class Session:
             WeightWatchError: See ``Monitor.check``, ``Judge.judge`` and ``baseline.restore``.
         """
         folder = self.history.folder
-        if step:
-            self.monitor.reference = restore(model, folder, self.monitor.reference, self._ranks)
+        if step or again:
+            self.monitor.reference = restore(model, folder, self.monitor.reference)
         else:
             self.monitor.reference = establish(model, folder, self.monitor.reference, self._ranks)
         self.monitor.check(model)
-        self.readings = self._ranks.from_main(lambda: self._opened(step))
+        try:
+            if self._main:
+                self._open(step)
+        finally:
+            if step:  # the others read what is left of the record; of a new run there is none
+                wait_for_all()
+        self.readings = [reading for reading in self.history.readings() if reading.step <= step] if step else []
+        if self.checked == step and self._stands(checkpoint_name(step)):
+            self.mark(checkpoint_name(step))  # a run that was killed between a checkpoint and its note
         self._judge, self.alerts = self._replay(self.readings)
         if not step:
             self.record(self.check(model, 0))
