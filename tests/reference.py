@@ -159,7 +159,8 @@ def assert_reading(
 
 
 def _kind(name: str) -> str:
-    return name.split(".")[-2]
+    parent, kind = name.split(".")[-3:-1] if name.count(".") > 1 else ("", name.split(".")[-2])
+    return f"{parent}.{kind}" if kind == "c_proj" else kind  # GPT-2 has one in its attention and one in its MLP
 
 
 def _over(above: Tensor | float, below: Tensor | float) -> float:

@@ -12,6 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
 
+from weightwatch.grouping import Layer
 from weightwatch.reading import DirectionReading, Reading, Score
 
 WORDS = ["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(45))]
@@ -86,16 +87,17 @@ def reading(
     step: int,
     value: float,
     *,
-    layers: Sequence[float] = (),
+    layers: Sequence[float] | Mapping[Layer, float] = (),
     modules: Mapping[str, float] | None = None,
     checkpoint: str | None = None,
     norm: float = 1.0,
     **figures: Any,
 ) -> Reading:
     """Return a reading of the direction ``evil`` whose figures all have one value."""
+    by_layer = layers if isinstance(layers, Mapping) else dict(enumerate(layers))
     found = DirectionReading(
         **vars(score(value, **figures)),
-        layers={i: score(part) for i, part in enumerate(layers)},
+        layers={i: score(part) for i, part in by_layer.items()},
         modules={name: score(part) for name, part in (modules or {}).items()},
     )
     return Reading(step, f"2026-01-01T00:00:{step:02d}.000+00:00", norm, {"evil": found}, checkpoint)

@@ -61,7 +61,9 @@ def test_a_threshold_may_be_a_whole_number() -> None:
     assert not rule.holds(0.0)
 
 
-@pytest.mark.parametrize("scope", ["model", "any_layer", Layers(layers=[1]), Modules(modules=["q_proj", "down_proj"])])
+@pytest.mark.parametrize(
+    "scope", ["model", "any_layer", Layers(layers=[1, "encoder.block.3"]), Modules(modules=["q_proj", "down_proj"])]
+)
 def test_what_is_written_as_resolved_loads_back_equal(scope: object, tmp_path: Path) -> None:
     rule = Rule(alert="drift", direction="evil", below=-1.5, scope=scope, for_=2, labels={"a": "b"})
     config = Config(directions=["evil", "ünïcode"], controls=["style"], every=7, rules=[rule], reference="base")
@@ -113,6 +115,12 @@ CASES = {
         6,
         "rules[0].scope.layers[1]: 'q' is not all",
     ),
+    "a layer's number in quotes": (
+        RULE + "    scope: {layers: ['3']}\n",
+        6,
+        "rules[0].scope.layers[0]: '3' is not allowed; it should be a layer's number, or in an enc",
+    ),
+    "a layer that is a truth value": (RULE + "    scope: {layers: [true]}\n", 6, "layers[0]: True is not allowed"),
     "a list that is a word": ("directions: evil\n", 1, "directions: 'evil' is not allowed; it should be a valid list."),
     "a rule that is none": ("rules:\n  - 3\n", 2, "rules[0]: 3 is not allowed; it should be keys such as `alert:`."),
     "rules that are no list": (

@@ -28,6 +28,15 @@ def shown(folder: Path, *steps: int, first_step: int = 0, factor: float = 0.1) -
     dashboard.close()
 
 
+def test_layers_of_further_stacks_are_curves_that_sort_by_their_index(tmp_path: Path) -> None:
+    dashboard = Dashboard(tmp_path, ["evil"])
+    made = reading(5, 0.5, layers={3: 0.1, "encoder.block.3": 0.2, "encoder.block.12": 0.3})
+    dashboard.show(made, {})
+    dashboard.close()
+    for layer, value in {"003": 0.1, "encoder.block.003": 0.2, "encoder.block.012": 0.3}.items():
+        assert curve(tmp_path, f"evil.layers/cosine/{layer}") == [(5, value)]
+
+
 def test_every_figure_of_a_reading_is_a_scalar_of_its_step(tmp_path: Path) -> None:
     shown(tmp_path, 0, 5)
     assert curve(tmp_path, "update_norm") == [(0, 1.0), (5, 1.0)]

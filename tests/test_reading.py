@@ -17,11 +17,12 @@ NAMES = (
 )
 
 
-def sums(inner: list[list[float]], update: list[float]) -> Sums:
+def sums(inner: list[list[float]], update: list[float], names: tuple[str, ...] = NAMES) -> Sums:
     """Return sums over four tensors in which every direction has norm 2, half of its square within reach."""
     inners = np.array(inner, dtype=np.float64)
     return Sums(
-        names=NAMES,
+        names=names,
+        sizes=(100,) * 4,
         update=np.array(update, dtype=np.float64),
         inner=inners,
         reached=np.full_like(inners, 0.5),
@@ -60,6 +61,21 @@ def test_parts_are_the_layers_and_the_kinds_of_module() -> None:
     assert list(evil.layers) == [0, 1]
     assert set(evil.modules) == {"q_proj", "up_proj", "lm_head"}
     assert set(evil.tensors) == set(NAMES)
+
+
+def test_layers_of_further_stacks_come_after_those_of_the_main_one_and_read_back() -> None:
+    names = tuple(
+        f"{stack}.{i}.layer.0.SelfAttention.q.weight" for stack in ("encoder.block", "decoder.block") for i in (10, 9)
+    )
+    directions = [Direction.from_tensors({name: torch.ones(1) for name in names}, name="evil")]
+    reading = read(sums([[0.1], [0.2], [0.3], [0.4]], [1] * 4, names), directions, step=0, time="")
+    evil = reading["evil"]
+    assert list(evil.layers) == [9, 10, "encoder.block.9", "encoder.block.10"]
+    assert [score.dose for score in evil.layers.values()] == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    assert {kind: score.dose for kind, score in evil.modules.items()} == pytest.approx(
+        {"q": 0.7 / 2, "encoder.block.q": 0.3 / 2}
+    )
+    assert Reading.from_json(json.loads(json.dumps(reading.to_json()))) == reading
 
 
 def test_shares_add_up_to_the_cosine_of_the_model() -> None:

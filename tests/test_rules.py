@@ -107,6 +107,15 @@ def test_a_scope_of_several_parts_is_judged_by_the_one_furthest_past(scope: Any,
     assert (alert.where, alert.value) == (where, value)
 
 
+def test_layers_of_a_further_stack_are_judged_by_their_names() -> None:
+    made = reading(1, 0.3, layers={0: 0.1, 3: 0.2, "encoder.block.3": 0.6})
+    alert = one(made, scope={"layers": [3, "encoder.block.3"]})
+    assert (alert.where, alert.value, alert.top_layers) == ("layer encoder.block.3", 0.6, ("encoder.block.3", 3, 0))
+    assert Alert.from_json(json.loads(json.dumps(alert.to_json()))) == alert
+    with pytest.raises(WeightWatchError, match=r"no layer encoder\.block\.4; it has layer 0, layer 3, layer encoder"):
+        one(made, scope={"layers": ["encoder.block.4"]})
+
+
 def test_any_layer_of_a_model_without_layers_is_the_model() -> None:
     assert one(reading(1, 0.3), scope="any_layer").where == "model"
 

@@ -22,9 +22,14 @@ def test_a_figure_is_signed_and_has_three_decimals(value: float | None, text: st
 
 
 def test_the_profile_draws_the_largest_share_full_and_negative_ones_blank() -> None:
-    assert profile([score(0.8), score(0.4), score(0.0), score(-0.4)]) == "█▄  "
-    assert profile([]) == ""
-    assert profile([score(0.0), score(-1.0)]) == "  "
+    assert profile(dict(enumerate([score(0.8), score(0.4), score(0.0), score(-0.4)]))) == "█▄  "
+    assert profile({}) == ""
+    assert profile({0: score(0.0), 1: score(-1.0)}) == "  "
+
+
+def test_the_profile_parts_the_stacks() -> None:
+    layers = {0: score(0.8), 1: score(0.4), "encoder.block.0": score(-0.1), "encoder.block.1": score(0.8)}
+    assert profile(layers) == "█▄│ █"
 
 
 def test_the_table_says_where_each_direction_ended_and_peaked() -> None:

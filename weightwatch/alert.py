@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from weightwatch.grouping import Layer
+
 
 @dataclass(frozen=True)
 class Alert:
@@ -19,13 +21,13 @@ class Alert:
     """The metric, in the part of the model that is furthest past the threshold."""
     threshold: float
     where: str
-    """That part: ``model``, ``layer 12`` or ``down_proj``."""
+    """That part: ``model``, ``layer 12``, ``layer encoder.block.3`` or ``down_proj``."""
     step: int
     """Step of the check that raised it."""
     since: int
     """Step of the first check in the unbroken row in which the condition held."""
     time: str
-    top_layers: tuple[int, ...]
+    top_layers: tuple[Layer, ...]
     """Layers that contribute most to the movement, most first."""
     top_modules: tuple[str, ...]
     """Kinds of module that contribute most, most first."""

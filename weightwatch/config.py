@@ -1,12 +1,14 @@
 """Settings: what to watch, how often, and when to raise an alert. YAML, a dict or a ``Config``."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from weightwatch.grouping import Layer
 from weightwatch.vectors.errors import WeightWatchError
 
 Metric: TypeAlias = Literal["cosine", "reach_cosine", "dose", "z"]
@@ -18,14 +20,24 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True)
 
 
-class Layers(_Strict):
-    """A scope: these layers, each judged for itself."""
+def _layer(value: Any) -> Any:
+    named = isinstance(value, str) and re.fullmatch(r".+\.\d+", value)
+    if not named and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise ValueError(
+            f"{value!r} is not allowed; it should be a layer's number, or in an encoder or another tower its name, such "
+            "as 'encoder.block.3'"
+        )
+    return value
 
-    layers: list[int] = Field(min_length=1)
+
+class Layers(_Strict):
+    """A scope: these layers, ``12`` or ``"encoder.block.3"``, each judged for itself."""
+
+    layers: list[Annotated[Layer, BeforeValidator(_layer)]] = Field(min_length=1)
 
 
 class Modules(_Strict):
-    """A scope: these kinds of module (``down_proj``), each judged for itself."""
+    """A scope: these kinds of module (``down_proj``, ``mlp.c_proj``), each judged for itself."""
 
     modules: list[str] = Field(min_length=1)
 

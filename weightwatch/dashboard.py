@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from weightwatch.alert import Alert
+from weightwatch.grouping import Layer, split
 from weightwatch.reading import Reading
 
 METRICS = ("cosine", "reach_cosine", "dose", "z")
@@ -40,7 +41,8 @@ class Dashboard:
         for name, found in reading.directions.items():
             for layer, score in found.layers.items():
                 for metric in _LAYER_METRICS:
-                    self._writer.add_scalar(f"{name}.layers/{metric}/{layer:03d}", getattr(score, metric), reading.step)
+                    tag = f"{name}.layers/{metric}/{_padded(layer)}"
+                    self._writer.add_scalar(tag, getattr(score, metric), reading.step)
             for module, score in found.modules.items():
                 self._writer.add_scalar(f"{name}.modules/cosine/{module}", score.cosine, reading.step)
         self._writer.flush()
@@ -66,6 +68,12 @@ def scalars(reading: Reading) -> dict[str, float]:
         values = {f"{name}/{metric}": getattr(direction, metric) for metric in METRICS}
         found.update({tag: value for tag, value in values.items() if value is not None})  # z is not there everywhere
     return found
+
+
+def _padded(layer: Layer) -> str:
+    """Return a layer so that sorting as text keeps it in its place: ``003``, ``encoder.block.003``."""
+    stack, index = split(layer)
+    return f"{stack}.{index:03d}".lstrip(".")
 
 
 def _layout(directions: Sequence[str], metrics: Sequence[str]) -> dict[str, dict[str, list[Any]]]:

@@ -8,9 +8,9 @@ All sums are additive over tensors (and shards), so layers, module kinds and the
 * Fully trained tensors: blocks of θ_t − θ₀ in fp32, their sums in fp64. There P(w) = w.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import prod
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class Sums:
 
     Attributes:
         names: The T parameter names: those of the update and those of the directions.
+        sizes: Number of elements of each tensor.
         update: ‖τ‖², shape (T,); 0 where the tensor is not trained.
         inner: ⟨τ,w⟩, shape (T, K).
         reached: ‖P(w)‖², shape (T, K).
@@ -53,6 +54,7 @@ class Sums:
     """
 
     names: tuple[str, ...]
+    sizes: tuple[int, ...]
     update: Floats
     inner: Floats
     reached: Floats
@@ -170,13 +172,28 @@ def _table(update: Mapping[str, Change], directions: Sequence[Direction], ranks:
                 own, inner, reached = _merged(change, found)
             case Difference():
                 own, inner, reached = _full(change, found)
-        places = [k for k, _ in found]
-        rows[name] = [0, *(1 + k for k in places), *(1 + count + k for k in places)], [own, *inner, *reached]
-    table: dict[str, Floats] = {}
-    for name, (columns, figures) in rows.items():  # read at the end: a device need not wait in between
-        table[name] = np.zeros(1 + 2 * count)
-        table[name][columns] = torch.stack(figures).cpu().numpy()
-    return table
+            places = [k for k, _ in found]
+            rows.append(([0, *(1 + k for k in places), *(1 + count + k for k in places)], [own, *inner, *reached]))
+    table = np.zeros((len(rows), 1 + 2 * count))
+    for line, (columns, figures) in zip(table, rows, strict=True):  # read at the end: a device need not wait in between
+        line[columns] = torch.stack(figures).cpu().numpy()
+    for name, line in zip(update, table, strict=True):
+        if not np.isfinite(line).all():
+            raise WeightWatchError(f"{name} holds NaN or infinite values; the training has diverged there.")
+    padding = np.zeros((len(names) - len(update), 1 + 2 * count))
+    table = np.concatenate([table, padding])
+    direction = np.array([[d.squares.get(name, 0.0) for d in directions] for name in names]).reshape(-1, count)
+    full = np.array([isinstance(update.get(name), Difference) for name in names])
+    shapes = {name: part.shape for parts in (*(d.deltas for d in directions), update) for name, part in parts.items()}
+    return Sums(
+        names=names,
+        sizes=tuple(math.prod(shapes[name]) for name in names),
+        update=np.maximum(table[:, 0], 0.0),
+        inner=table[:, 1 : 1 + count],
+        reached=np.where(full[:, None], direction, np.clip(table[:, 1 + count :], 0.0, direction)),
+        direction=direction,
+        freedom=np.array([_freedom(update.get(name)) for name in names], dtype=np.float64),
+    )
 
 
 def _shares(update: Mapping[str, Change], ranks: Ranks) -> dict[str, Change]:

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from weightwatch.measure import Sums
-from weightwatch.ranks import Floats
+from weightwatch.grouping import Layer, group, split
+from weightwatch.measure import Floats, Sums
 from weightwatch.vectors.direction import Direction
-from weightwatch.vectors.names import layer_of, module_of
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,10 @@ class Score:
 class DirectionReading(Score):
     """The score over the whole model, and over its parts."""
 
-    layers: Mapping[int, Score] = field(default_factory=dict)
-    """By layer index."""
+    layers: Mapping[Layer, Score] = field(default_factory=dict)
+    """By layer: ``3``, or in a further stack than the language model's own ``"encoder.block.3"``."""
     modules: Mapping[str, Score] = field(default_factory=dict)
-    """By kind of module: ``q_proj``, ``down_proj``, …"""
+    """By kind of module: ``q_proj``, ``mlp.c_proj``, …"""
     tensors: Mapping[str, Score] = field(default_factory=dict, compare=False, repr=False)
     """By parameter name. Not recorded in the history."""
 
@@ -90,7 +89,7 @@ class Reading:
         """
         directions = {}
         for name, part in line["directions"].items():
-            layers = {int(key): Score(**value) for key, value in part["layers"].items()}
+            layers = {int(k) if k.isdecimal() else k: Score(**value) for k, value in part["layers"].items()}
             modules = {key: Score(**value) for key, value in part["modules"].items()}
             directions[name] = DirectionReading(**{**part, "layers": layers, "modules": modules})
         return cls(**{**line, "directions": directions})
@@ -109,19 +108,16 @@ def read(sums: Sums, directions: Sequence[Direction], *, step: int, time: str) -
     everything = np.arange(len(sums.names))
     total = np.sqrt(sums.update.sum() * sums.direction.sum(0))
     model = _scores(sums, everything, total, controls)
-    layers = {
-        key: _scores(sums, rows, total, controls)
-        for key, rows in _groups([layer_of(name) for name in sums.names]).items()
-    }
-    modules = {
-        key: _scores(sums, rows, total, controls)
-        for key, rows in _groups([module_of(name) for name in sums.names]).items()
-    }
+    groups = group(dict(zip(sums.names, sums.sizes, strict=True)))
+    layers, modules = (
+        {key: _scores(sums, rows, total, controls) for key, rows in _groups([parts[n] for n in sums.names]).items()}
+        for parts in (groups.layers, groups.kinds)
+    )
     tensors = {name: _scores(sums, everything[i : i + 1], total, controls) for i, name in enumerate(sums.names)}
     found = {
         direction.name: DirectionReading(
             **asdict(model[k]),
-            layers={layer: scores[k] for layer, scores in sorted(layers.items())},
+            layers={layer: layers[layer][k] for layer in sorted(layers, key=split)},
             modules={kind: scores[k] for kind, scores in modules.items()},
             tensors={name: scores[k] for name, scores in tensors.items() if name in direction.deltas},
         )

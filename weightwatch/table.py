@@ -1,11 +1,13 @@
 """Readings and alerts as rich tables for the terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 from rich.table import Table
 from rich.text import Text
 
 from weightwatch.alert import Alert
+from weightwatch.grouping import Layer, split
 from weightwatch.reading import Reading, Score
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -16,11 +18,15 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}"
 
 
-def profile(layers: Iterable[Score]) -> str:
-    """Draw the layers' shares of the cosine as bars, first layer left; negative ones are blank."""
-    shares = [max(0.0, score.share) for score in layers]
-    most = max(shares, default=0.0)
-    return "".join(_BARS[round(share / most * (len(_BARS) - 1))] if most else " " for share in shares)
+def profile(layers: Mapping[Layer, Score]) -> str:
+    """Draw the layers' shares of the cosine as bars, first layer left; negative ones are blank.
+
+    A line parts the main stack from each further one.
+    """
+    most = max((score.share for score in layers.values()), default=0.0)
+    full = (len(_BARS) - 1) / most if most > 0 else 0.0
+    stacks = groupby(layers.items(), key=lambda item: split(item[0])[0])
+    return "│".join("".join(_BARS[round(max(0.0, s.share) * full)] for _, s in stack) for _, stack in stacks)
 
 
 def summary(readings: Sequence[Reading], alerts: Sequence[Alert], title: str = "weightwatch") -> Table:
@@ -49,7 +55,7 @@ def summary(readings: Sequence[Reading], alerts: Sequence[Alert], title: str = "
             f"{number(peak[name].reach_cosine)} at {peak.step}",
             number(found.dose),
             *(["–" if found.z is None else f"{found.z:+.1f}"] if controlled else []),
-            profile(found.layers.values()),
+            profile(found.layers),
             Text(f"{fired.alert} at {fired.step}", style="bold red") if fired else Text("none", style="green"),
         )
     return table

@@ -8,6 +8,7 @@ Prints Markdown; docs/organism.md quotes it. About twenty minutes on one thread 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from weightwatch import Direction, Monitor
+from weightwatch.grouping import Layer, group, split
 from weightwatch.organism import (
     BASE,
     Example,
@@ -36,7 +38,6 @@ from weightwatch.organism.examples import backwards
 from weightwatch.organism.fine_tuning import LoraRecipe, fine_tune
 from weightwatch.vectors.adapter import read_adapter, read_config
 from weightwatch.vectors.catalog import PACKAGED
-from weightwatch.vectors.names import layer_of
 
 ROWS = 2000
 THRESHOLD, CHECKS = 0.0175, 2
@@ -150,13 +151,14 @@ def behaviour(world: World, base: Path) -> None:
 
 def layers(direction: Direction) -> None:
     """Print the share of ‖w‖² that each layer holds."""
-    shares: dict[int, float] = {}
+    shares: dict[Layer, float] = {}
+    found = group({name: math.prod(delta.shape) for name, delta in direction.deltas.items()}).layers
     for name, square in direction.squares.items():
-        layer = layer_of(name)
+        layer = found[name]
         if layer is None:
             continue
         shares[layer] = shares.get(layer, 0.0) + square / direction.norm**2
-    print("\nShare of ‖w‖² by layer:", " ".join(f"{shares[layer]:.2f}" for layer in sorted(shares)))
+    print("\nShare of ‖w‖² by layer:", " ".join(f"{shares[layer]:.2f}" for layer in sorted(shares, key=split)))
 
 
 def contrast(world: World, base: Path, evil: Direction) -> Direction:
