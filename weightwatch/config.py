@@ -24,8 +24,8 @@ def _layer(value: Any) -> Any:
     named = isinstance(value, str) and re.fullmatch(r".+\.\d+", value)
     if not named and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
         raise ValueError(
-            f"{value!r} is not allowed; it should be a layer's number, or in an encoder or another tower its name, such "
-            "as 'encoder.block.3'"
+            f"{value!r} is not allowed; it should be a layer's number, or in an encoder or another tower its name, "
+            "such as 'encoder.block.3'"
         )
     return value
 

@@ -60,7 +60,7 @@ def group(sizes: Mapping[str, int]) -> Groups:
     layers: dict[str, Layer | None] = dict.fromkeys(sizes)
     for prefix, stack in stacks.items():
         layers.update({name: index if prefix == main else f"{prefix}.{index}" for name, (index, _) in stack.items()})
-    outside = {name: _module(name) for name, layer in layers.items() if layer is None}
+    outside = {name: _module(name) or (name.partition(".")[0],) for name, layer in layers.items() if layer is None}
     inside = {name: path for name, (_, path) in stacks.get(main or "", {}).items()}
     # Those of the main stack depend on nothing that a LoRA run may leave out: other modules give way to them.
     kinds = _shortest(inside, _ends(inside) + Counter(outside.values()))
@@ -91,7 +91,10 @@ def _stacks(sizes: Mapping[str, int]) -> dict[str, _List]:
         if found:
             prefix, rest = name[: found.start()], name[found.end() :]
             # What is plain has no path of its own: it goes by the name of its list.
-            lists.setdefault(prefix, {})[name] = int(found[1]), _module(rest) or _module(prefix)[-1:]
+            lists.setdefault(prefix, {})[name] = (
+                int(found[1]),
+                _module(rest) or (prefix.rpartition(".")[2] or found[1],),
+            )
             if "." in rest:
                 blocks.add(prefix)
     stacks: dict[str, _List] = {}
