@@ -8,9 +8,9 @@ All sums are additive over tensors (and shards), so layers, module kinds and the
 * Fully trained tensors: blocks of θ_t − θ₀ in fp32, their sums in fp64. There P(w) = w.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 import torch
@@ -129,6 +129,8 @@ class Part:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(out.items())[:3])
             raise WeightWatchError(f"None of the trained tensors can be measured. {reasons}.")
         names = tuple(dict.fromkeys([*self.update, *(name for d in self.directions for name in d.deltas)]))
+        parts = [self.update, *(d.deltas for d in self.directions)]
+        sizes = tuple(prod(next(part[name].shape for part in parts if name in part)) for name in names)
         table = np.concatenate([table, np.zeros((len(names) - len(self.update), 1 + 2 * count))])
         direction = np.array([[d.squares.get(name, 0.0) for d in self.directions] for name in names])
         direction = direction.reshape(-1, count)
@@ -136,6 +138,7 @@ class Part:
         full = np.array([name in measured and _is_full(measured[name]) for name in names])
         return Sums(
             names=names,
+            sizes=sizes,
             update=np.maximum(table[:, 0], 0.0),
             inner=table[:, 1 : 1 + count],
             reached=np.where(full[:, None], direction, np.clip(table[:, 1 + count :], 0.0, direction)),
@@ -172,28 +175,13 @@ def _table(update: Mapping[str, Change], directions: Sequence[Direction], ranks:
                 own, inner, reached = _merged(change, found)
             case Difference():
                 own, inner, reached = _full(change, found)
-            places = [k for k, _ in found]
-            rows.append(([0, *(1 + k for k in places), *(1 + count + k for k in places)], [own, *inner, *reached]))
-    table = np.zeros((len(rows), 1 + 2 * count))
-    for line, (columns, figures) in zip(table, rows, strict=True):  # read at the end: a device need not wait in between
-        line[columns] = torch.stack(figures).cpu().numpy()
-    for name, line in zip(update, table, strict=True):
-        if not np.isfinite(line).all():
-            raise WeightWatchError(f"{name} holds NaN or infinite values; the training has diverged there.")
-    padding = np.zeros((len(names) - len(update), 1 + 2 * count))
-    table = np.concatenate([table, padding])
-    direction = np.array([[d.squares.get(name, 0.0) for d in directions] for name in names]).reshape(-1, count)
-    full = np.array([isinstance(update.get(name), Difference) for name in names])
-    shapes = {name: part.shape for parts in (*(d.deltas for d in directions), update) for name, part in parts.items()}
-    return Sums(
-        names=names,
-        sizes=tuple(math.prod(shapes[name]) for name in names),
-        update=np.maximum(table[:, 0], 0.0),
-        inner=table[:, 1 : 1 + count],
-        reached=np.where(full[:, None], direction, np.clip(table[:, 1 + count :], 0.0, direction)),
-        direction=direction,
-        freedom=np.array([_freedom(update.get(name)) for name in names], dtype=np.float64),
-    )
+        places = [k for k, _ in found]
+        rows[name] = [0, *(1 + k for k in places), *(1 + count + k for k in places)], [own, *inner, *reached]
+    table: dict[str, Floats] = {}
+    for name, (columns, figures) in rows.items():  # read at the end: a device need not wait in between
+        table[name] = np.zeros(1 + 2 * count)
+        table[name][columns] = torch.stack(figures).cpu().numpy()
+    return table
 
 
 def _shares(update: Mapping[str, Change], ranks: Ranks) -> dict[str, Change]:

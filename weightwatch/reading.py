@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from weightwatch.grouping import Layer, group, split
-from weightwatch.measure import Floats, Sums
+from weightwatch.measure import Sums
+from weightwatch.ranks import Floats
 from weightwatch.vectors.direction import Direction
 
 

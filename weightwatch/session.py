@@ -65,18 +65,13 @@ class Session:
         """
         folder = self.history.folder
         if step or again:
-            self.monitor.reference = restore(model, folder, self.monitor.reference)
+            self.monitor.reference = restore(model, folder, self.monitor.reference, self._ranks)
         else:
             self.monitor.reference = establish(model, folder, self.monitor.reference, self._ranks)
         self.monitor.check(model)
-        try:
-            if self._main:
-                self._open(step)
-        finally:
-            if step:  # the others read what is left of the record; of a new run there is none
-                wait_for_all()
-        self.readings = [reading for reading in self.history.readings() if reading.step <= step] if step else []
-        if self.checked == step and self._stands(checkpoint_name(step)):
+        self.readings = self._ranks.from_main(lambda: self._opened(step))
+        stands = self._ranks.from_main(lambda: self._stands(checkpoint_name(step)))
+        if self.checked == step and stands:
             self.mark(checkpoint_name(step))  # a run that was killed between a checkpoint and its note
         self._judge, self.alerts = self._replay(self.readings)
         if not step:
