@@ -77,7 +77,6 @@ CASES = {
     "packed, SFT": Case(adapted, "SFT", {"packing": True, "max_length": 8, "packing_strategy": "wrapped"}),
     "bf16 autocast, SFT": Case(adapted, "SFT", {"bf16": True}),
     "weights in bf16, SFT": Case(in_bf16, "SFT"),
-    "compiled, SFT": Case(adapted, "SFT", {"torch_compile": True, "torch_compile_backend": "aot_eager"}),
     "a reference computed before, DPO": Case(adapted, "DPO", {"precompute_ref_log_probs": True}),
     "generations used twice, GRPO": Case(
         adapted, "GRPO", {"num_iterations": 2, "steps_per_generation": 2, "gradient_accumulation_steps": 2}

@@ -16,22 +16,17 @@ from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 from tests.callbacks.saved import assert_recorded, parameters
 from tests.callbacks.test_trl import fitting, made, rewarding
 from tests.models import lora, low_rank, move, tiny_llama
-from tests.runs import STRICT, lines, sequences, settings, steps, timeless, trainer
+from tests.runs import STRICT, At, lines, sequences, settings, steps, timeless, trainer
+from tests.test_session import toward
 from weightwatch import WeightWatchCallback
 from weightwatch.history import History
 
 STEPS = 8
-RULES = [  # of one that fires and stays, one that is resolved and comes again, and one that names a clean checkpoint
+RULES = [
     {"alert": "moved", "direction": "evil", "metric": "dose", "scope": "any_layer", "above": -1e9, "for": 3},
-    {"alert": "flips", "direction": "evil", "metric": "cosine", "scope": "any_layer", "above": 0.0},
-    {
-        "alert": "far",
-        "direction": "evil",
-        "metric": "reach_cosine",
-        "scope": {"modules": ["q_proj", "down_proj"]},
-        "above": 0.02,
-        "for": 2,
-    },
+    {"alert": "late", "direction": "evil", "metric": "dose", "scope": "any_layer", "above": -1e9, "for": 5},
+    {"alert": "flips", "direction": "evil", "metric": "cosine", "scope": {"modules": ["q_proj"]}, "above": 0.0},
+    {"alert": "far", "direction": "evil", "metric": "dose", "above": 0.1, "for": 2},
 ]
 CONFIG = {**STRICT, "every": 3, "rules": RULES, "tensorboard": False}
 
@@ -75,10 +70,16 @@ def of_trl(kind: str, start: Callable[[Path], nn.Module] | None = None, **change
     return lambda base, folder: made(kind, folder, start(base) if start else tiny_llama(), **saving(**changes), **given)
 
 
+def there_and_back(base: Path, folder: Path) -> Trainer:
+    there, back = At(3, lambda model: toward(model, 1.0)), At(6, lambda model: toward(model, 0.0))
+    return trainer(lora(tiny_llama()), folder, there, back, **saving())
+
+
 EVERY, SOME, ONE = tuple(range(1, STEPS)), (2, 5), (3,)
 # Adam and a learning rate that falls make a step depend on all before it; four epochs pass in the accumulating runs.
 RUNS: dict[str, tuple[Make, tuple[int, ...]]] = {
-    "LoRA": (plain(lambda folder: lora(tiny_llama())), EVERY),
+    "LoRA": (plain(lambda folder: lora(tiny_llama())), SOME),
+    "LoRA, there and back": (there_and_back, EVERY),
     "full, from a base checkpoint": (plain(full), EVERY),
     "full, of a base that was changed": (plain(changed), EVERY),
     "PiSSA": (plain(lambda folder: lora(tiny_llama(), init_lora_weights="pissa")), EVERY),
@@ -143,6 +144,18 @@ def test_a_run_that_goes_on_from_any_checkpoint_has_the_record_of_one_that_was_n
     shutil.copytree(done, tmp_path / "run")  # with what was recorded after the checkpoint
     run(kind, base, tmp_path / "run", step)
     assert_same_record(tmp_path / "run", done)
+
+
+def test_the_alerts_that_are_compared_fire_name_a_checkpoint_and_are_resolved(
+    whole: Callable[[str], tuple[Path, Path]],
+) -> None:
+    raised = [
+        (alert["alert"], alert["state"], alert["step"], alert["last_clean"])
+        for alert in lines(whole("LoRA, there and back")[1], "alerts.jsonl")
+    ]
+    assert ("far", "firing", 4, "checkpoint-2") in raised
+    assert ("far", "resolved", 6, "checkpoint-2") in raised
+    assert [step for name, state, step, _ in raised if (name, state) == ("late", "firing")] == [5]
 
 
 def test_a_checkpoint_that_a_crash_kept_from_its_reading_is_given_to_it(

@@ -9,13 +9,14 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaForSequenceClassification, PreTrainedModel, Trainer
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel, Trainer
 
 from tests.callbacks.saved import assert_recorded, parameters
 from tests.models import lora, low_rank, move, tiny_llama
 from tests.reference import expected
 from tests.runs import STRICT, lines, settings, steps, words
-from weightwatch import Monitor, WeightWatchCallback, watch
+from weightwatch import Monitor, WeightWatchCallback, WeightWatchError, watch
+from weightwatch.peft_layers import start_factors
 from weightwatch.reference import Reference
 
 ADAPTER = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -65,7 +66,7 @@ def base(kind: str) -> PreTrainedModel:
 def fitting(kind: str) -> LoraConfig:
     if kind == "Reward":
         return LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS", modules_to_save=["score"])
-    return ADAPTER
+    return copy.deepcopy(ADAPTER)
 
 
 def callback() -> WeightWatchCallback:
@@ -155,3 +156,37 @@ def test_watch_reaches_the_logs_of_trainers_with_metrics_of_their_own(kind: str,
     task.train()
     given = [e["step"] for e in task.state.log_history if "weightwatch/evil/cosine" in e and "loss" in e]
     assert given == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("SFT", {"model_init_kwargs": {"dtype": "bfloat16"}}),
+        ("DPO", {"model_init_kwargs": {"dtype": "bfloat16"}}),
+        ("DPO", {"sync_ref_model": True, "ref_model_sync_steps": 1}),
+        ("GRPO", {"sync_ref_model": True, "ref_model_sync_steps": 1, "beta": 0.1}),
+    ],
+)
+def test_the_base_stays_the_reference_whatever_is_made_of_it_in_memory(
+    kind: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_llama().save_pretrained(tmp_path / "base")
+    saves = {"save_strategy": "steps", "save_steps": 4}
+    task = made(kind, tmp_path / "run", str(tmp_path / "base"), adapter=None, **saves, **changes)
+    task.add_callback(callback())
+    task.train()
+    dtype = task.model.dtype
+    now = LlamaForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-4", dtype=dtype)
+    before = tiny_llama().to(dtype)
+    assert_recorded(lines(tmp_path / "run")[-1], now, before, low_rank(tiny_llama(), 5), parameters(before))
+    assert not (tmp_path / "run" / "weightwatch" / "reference.safetensors").exists()
+
+
+def test_tokens_that_are_trained_beside_an_adapter_are_refused_before_the_training(tmp_path: Path) -> None:
+    # TRL's SFT and reward trainers ask for it when a chat template brings new tokens.
+    adapter = LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[3, 4], task_type="CAUSAL_LM")
+    task = made("SFT", tmp_path, tiny_llama(), adapter=adapter)
+    task.add_callback(callback())
+    with pytest.raises(WeightWatchError, match="trainable_tokens adapter, which is not supported"):
+        task.train()
+    assert task.state.global_step == 0
