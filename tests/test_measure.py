@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
 
 from tests import reference as slow
 from tests.models import dense, lora, low_rank, move, starts, tiny_gpt2, tiny_llama
@@ -150,6 +151,23 @@ def test_every_figure_is_that_of_the_fp64_reference(case: str, kind: str) -> Non
     directions = [evil, other, control]
     reading = Monitor(directions, reference=run.reference).measure(run.model, step=7)
     slow.assert_reading(reading, run.expected(), directions, rel=2e-5)
+
+
+def test_an_encoder_and_its_decoder_are_read_apart() -> None:
+    torch.manual_seed(0)
+    base = T5ForConditionalGeneration(T5Config(vocab_size=48, d_model=32, d_kv=8, d_ff=40, num_layers=2, num_heads=4))
+    model, evil = lora(base, task_type="SEQ_2_SEQ_LM"), low_rank(base, 5)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name and ".encoder." in name)
+    move(model, seed=2)
+    found = Monitor([evil]).measure(model, step=7)["evil"]
+    assert list(found.layers) == [0, 1, "encoder.block.0", "encoder.block.1"]
+    assert {layer for layer, score in found.layers.items() if score.reach > 0} == {"encoder.block.0", "encoder.block.1"}
+    assert {"SelfAttention.q", "EncDecAttention.q", "encoder.block.q", "wi", "encoder.block.wi"} <= set(found.modules)
+    assert sum(score.share for score in found.layers.values()) == pytest.approx(found.cosine)
+    weights = base.state_dict()
+    sums = measure(Update(model), [evil])
+    assert sums.sizes == tuple(weights[name].numel() for name in sums.names)
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora", "continued"])

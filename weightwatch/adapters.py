@@ -121,6 +121,7 @@ def changes(layer: Layer, now: Values, start: Mapping[str, Tensor], every: bool)
     before = _lora(layer, start.get, every)
     if before is None and _REF in layer.module.r and _REF not in layer.module.active_adapters:
         before = _lora(layer, lambda name: now(_of_ref(name, layer.module.active_adapters)), every)
+        before = before if before is not None and _moved(before) else None
     return {layer.weight: change if before is None else _since(change, before)}
 
 
@@ -133,7 +134,7 @@ def starts(found: Sequence[Layer], now: Values) -> dict[str, Tensor]:
     copies = {}
     for layer in found:
         change = _lora(layer, now, every=False)
-        if change is not None and bool(change.left.any()) and bool(change.right.any()):
+        if change is not None and _moved(change):
             copies.update({name: value.clone() for name in layer.own if (value := now(name)) is not None})
     return copies
 
@@ -170,6 +171,11 @@ def _lora(layer: Layer, value: Values, every: bool) -> LowRank | None:
     left, right = (lefts[0], rights[0]) if len(lefts) == 1 else (torch.cat(lefts, 1), torch.cat(rights, 0))
     transposed = embedding or bool(getattr(module, "fan_in_fan_out", False))
     return LowRank(left, right, transposed, "left" if embedding else "right")
+
+
+def _moved(change: LowRank) -> bool:
+    """Whether a product is other than zero; if it is zero, its right factor is no part of what it is made of."""
+    return bool(change.left.any()) and bool(change.right.any())
 
 
 def _since(now: LowRank, start: LowRank) -> LowRank:

@@ -124,21 +124,11 @@ def noted(folder: Path) -> Weights | None:
 def to_fix(model: nn.Module) -> dict[str, Held]:
     """Return the fully trained tensors whose θ₀ the model doesn't hold itself, by parameter name.
 
-    A copy under ``modules_to_save`` that differs from its original before the first step is trained further: θ₀ is then
-    the copy. One that is sharded may be cut at other places than its original.
+    Copies under ``modules_to_save`` are among them: a model holds their originals too, but one that is trained further
+    has moved from there, and the original of a new head is initialised anew when the run is resumed.
     """
     parts = Parts(model)
-    if parts.every:
-        return {}
-    found = {}
-    for key in parts.full():
-        parameter = parts.parameters[key]
-        if key in parts.copies and not parameter.sharded:
-            (copy,), (original,) = parameter.pieces, parts.parameters[parts.copies[key]].pieces
-            if torch.equal(copy.values, original.values):
-                continue
-        found[canonical(key)] = parameter
-    return found
+    return {} if parts.every else {canonical(key): parts.parameters[key] for key in parts.full()}
 
 
 def _read_note(folder: Path) -> tuple[dict[str, str], dict[str, Tensor]] | None:

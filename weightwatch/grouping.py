@@ -91,10 +91,8 @@ def _stacks(sizes: Mapping[str, int]) -> dict[str, _List]:
         if found:
             prefix, rest = name[: found.start()], name[found.end() :]
             # What is plain has no path of its own: it goes by the name of its list.
-            lists.setdefault(prefix, {})[name] = (
-                int(found[1]),
-                _module(rest) or (prefix.rpartition(".")[2] or found[1],),
-            )
+            path = _module(rest) or (prefix.rpartition(".")[2] or found[1],)
+            lists.setdefault(prefix, {})[name] = int(found[1]), path
             if "." in rest:
                 blocks.add(prefix)
     stacks: dict[str, _List] = {}

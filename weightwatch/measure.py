@@ -431,7 +431,7 @@ def _resized(update: Mapping[str, Change], directions: Sequence[Direction]) -> d
     """
     found = {}
     for direction in directions:
-        for name in update.keys() & direction.deltas.keys():
+        for name in (name for name in update if name in direction.deltas):
             ours, theirs = tuple(update[name].shape), tuple(direction.deltas[name].shape)
             if ours != theirs:
                 reason = f"direction {direction.name!r} has shape {theirs} for {name} where the model has {ours}"

@@ -81,7 +81,8 @@ class Monitor:
         self._ranks = ranks
         self._checked: weakref.ref[nn.Module] | None = None
         self._together = ALONE
-        self._table = (0, 0)
+        self._table: tuple[int, ...] = ()
+        self._trained: frozenset[str] = frozenset()
         self._told: set[str] = set()
 
     def start(self, model: nn.Module) -> None:
@@ -158,11 +159,12 @@ class Monitor:
     def _sums(self, model: nn.Module) -> Sums:
         """Measure this process's part and join it with the others'; a fault on one is a fault on all."""
         try:
-            update = Update(model, self.reference, self._together)
+            update = Update(model, self.reference, self._together, self._trained)
             part = Part.of(update, self.directions, update.left_out, self._together)
         except Exception as fault:
             self._together.add(np.zeros(self._table), fault)
             raise
+        self._trained, self._table = update.trained, part.table.shape
         return part.joined(self._together.add(part.table), self._together)
 
     def _agreed_update(self, model: nn.Module, parts: Parts) -> Update:

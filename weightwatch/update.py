@@ -1,6 +1,7 @@
 """The update τ = θ_t − θ₀ of a model in training: which tensors are trained, and how each has changed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -16,6 +17,10 @@ from weightwatch.vectors.names import canonical
 class Parts:
     """What a model is made of: its parameters, its layers with adapters, its copies under ``modules_to_save``.
 
+    Args:
+        model: The model.
+        before: Names of parameters that were trained earlier in the run: they still count if they are frozen now.
+
     Attributes:
         parameters: What this process holds of each parameter; see ``shards.held``.
         layers: The layers with adapters.
@@ -23,8 +28,9 @@ class Parts:
         every: Nothing requires a gradient, so that everything counts as trained.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, before: Collection[str] = ()) -> None:
         self.parameters = held(model)
+        self.parameters.update((n, replace(self.parameters[n], trained=True)) for n in before if n in self.parameters)
         self.layers = list(layers(model, self.parameters))
         self.copies = saved_copies(model, self.parameters)
         self.every = not any(parameter.trained for parameter in self.parameters.values())
@@ -49,6 +55,11 @@ class Parts:
         return value
 
     @property
+    def trained(self) -> frozenset[str]:
+        """Names of the parameters that are trained."""
+        return frozenset(name for name, parameter in self.parameters.items() if parameter.trained)
+
+    @property
     def sharded(self) -> bool:
         """Whether a parameter is spread over processes."""
         return any(parameter.sharded for parameter in self.parameters.values())
@@ -65,8 +76,11 @@ class Update(Mapping[str, Change]):
         reference: θ₀ where the model itself doesn't hold it: of fully trained tensors, and of adapters that did not
             start at zero.
         ranks: The processes that measure together. Sharded models need all of theirs.
+        before: Names of parameters that were trained earlier in the run. They count even if they are frozen now; one
+            that was frozen then and whose θ₀ is unknown is left out.
 
     Attributes:
+        trained: Names of the trained parameters, as the model has them.
         left_out: Trained tensors that can't be compared with θ₀, each with the reason.
 
     Raises:
@@ -74,9 +88,16 @@ class Update(Mapping[str, Change]):
             missing or has another shape.
     """
 
-    def __init__(self, model: nn.Module, reference: Reference | None = None, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        reference: Reference | None = None,
+        ranks: Ranks = ALONE,
+        before: Collection[str] = (),
+    ) -> None:
         reference = reference or Reference()
-        parts = Parts(model)
+        parts = Parts(model, before)
+        self.trained = parts.trained
         values = parts.adapter_values(ranks)
         self.left_out: dict[str, str] = {}
         self._changes: dict[str, Change] = {}
@@ -92,6 +113,8 @@ class Update(Mapping[str, Change]):
             if key in parts.copies and not known and not parameter.sharded:
                 (original,) = parts.parameters[parts.copies[key]].pieces
                 self._changes[name] = Difference(parameter, original.values.__getitem__)
+            elif not known and before and key not in before:
+                self.left_out[name] = "it was frozen when the run began, and no checkpoint holds its start"
             else:
                 self._add_full(name, parameter, reference)
         if not self._changes:

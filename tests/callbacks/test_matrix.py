@@ -113,7 +113,6 @@ def test_the_last_reading_is_that_of_the_saved_weights(name: str, tmp_path: Path
     assert lines(tmp_path, "errors.jsonl") == []
 
 
-@pytest.mark.xfail(strict=True, reason="an update is of what requires a gradient now, not of all that was ever trained")
 def test_what_is_frozen_in_the_course_of_a_training_stays_in_the_update(tmp_path: Path) -> None:
     def freeze(model: nn.Module) -> None:
         for name, parameter in model.named_parameters():

@@ -223,7 +223,6 @@ def test_a_training_that_begins_again_with_smaller_batches_is_measured_from_its_
     assert lines(tmp_path / "run")[0]["update_norm"] == 0.0  # and what was ended is ended
 
 
-@pytest.mark.xfail(strict=True, reason="θ₀ of a copy is taken from its original, which no checkpoint may hold")
 def test_a_new_head_is_measured_from_its_first_start_though_it_is_initialised_otherwise_when_the_run_goes_on(
     tmp_path: Path,
 ) -> None:

@@ -12,11 +12,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel, Trainer
 
 from tests.callbacks.saved import assert_recorded, parameters
-from tests.models import lora, low_rank, move, tiny_llama
+from tests.models import lora, low_rank, move, starts, tiny_llama
 from tests.reference import expected
 from tests.runs import STRICT, lines, settings, steps, words
 from weightwatch import Monitor, WeightWatchCallback, WeightWatchError, watch
-from weightwatch.peft_layers import start_factors
 from weightwatch.reference import Reference
 
 ADAPTER = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -61,10 +61,8 @@ def plain(engine: str, adapted: bool) -> nn.Module:
 def trained(engine: str, adapted: bool, folder: str) -> Running:
     """Return a model that an engine has trained for three steps."""
     torch.manual_seed(0)
-    if engine.startswith("tp"):
-        running = _parallel(engine, adapted, folder)
-    else:
-        running = ENGINES[engine](plain(engine, adapted))
+    parallel = engine.startswith("tp")
+    running = _parallel(engine, adapted, folder) if parallel else ENGINES[engine](plain(engine, adapted))
     for step in range(3):
         running.step(_batch(step, running.data))
     wrong = [description for description, true in running.ran.items() if not true]
