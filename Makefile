@@ -22,7 +22,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not distributed"
 
 lint: $(READY)
 	$(BIN)/ruff check .

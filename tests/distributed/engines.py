@@ -1,6 +1,5 @@
 """Every way of spreading a model over processes that weightwatch reads, each really training. Runs in the processes."""
 
-import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -46,6 +45,18 @@ class Running:
 Engine = Callable[[nn.Module], Running]
 
 
+@dataclass(frozen=True)
+class Case:
+    """An engine, in a number of processes, with or without adapters."""
+
+    world: int
+    engine: str
+    adapted: bool
+
+    def __str__(self) -> str:
+        return f"{self.engine}{' with LoRA' if self.adapted else ''} in {self.world}"
+
+
 def base(engine: str) -> LlamaForCausalLM:
     """Return the plain model that an engine is given."""
     tied = engine != "fsdp1 unsharded"  # torch can't train tied weights that way
@@ -53,13 +64,24 @@ def base(engine: str) -> LlamaForCausalLM:
 
 
 def plain(engine: str, adapted: bool) -> nn.Module:
-    """Return the model before the engine has it: with adapters that do not start at zero but stay LoRA's."""
+    """Return the model before the engine has it."""
     model = base(engine)
-    return lora(model, **ADAPTER) if adapted else model
+    return lora(model, **_adapter(engine)) if adapted else model
 
 
-def trained(engine: str, adapted: bool, folder: str) -> Running:
-    """Return a model that an engine has trained for three steps."""
+def _adapter(engine: str) -> dict[str, Any]:
+    # PEFT can't yet train adapters on layers that are split by rows.
+    return {**ADAPTER, "target_modules": ["q_proj", "v_proj"]} if engine == "tp" else ADAPTER
+
+
+def trained(case: Case, folder: str) -> Running:
+    """Return a model that an engine has trained for three steps.
+
+    Args:
+        case: The engine.
+        folder: Checkpoint of its base, for engines that cut the model while they load it.
+    """
+    engine, adapted = case.engine, case.adapted
     torch.manual_seed(0)
     parallel = engine.startswith("tp")
     running = _parallel(engine, adapted, folder) if parallel else ENGINES[engine](plain(engine, adapted))
@@ -240,7 +262,7 @@ def _parallel(engine: str, adapted: bool, folder: str) -> Running:
             from peft import LoraConfig, get_peft_model
 
             torch.manual_seed(1)
-            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **ADAPTER))
+            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **_adapter(engine)))
     shards = {str(p.placements) for p in model.parameters() if isinstance(p, DTensor)}
     ran = {
         f"split by columns and by rows: {shards}": any("dim=1" in s for s in shards)
@@ -279,9 +301,7 @@ def _through_dtensors(module: nn.Module, mesh: Any) -> None:
 # --- DeepSpeed ---
 
 
-def zero(
-    model: nn.Module, *, stage: int, bf16: bool = False, before: bool = False, settings: Mapping[str, Any] | None = None
-) -> Running:
+def zero(model: nn.Module, *, stage: int, bf16: bool = False, settings: Mapping[str, Any] | None = None) -> Running:
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
@@ -351,12 +371,30 @@ ENGINES: dict[str, Engine] = {
     "zero1 bf16": _of(zero, stage=1, bf16=True),
     "zero2": _of(zero, stage=2),
     "zero2 bf16": _of(zero, stage=2, bf16=True),
-    "zero2 round robin": _of(zero, stage=2, bf16=True, settings={"round_robin_gradients": True}),
+    "zero2 offloaded": _of(zero, stage=2, bf16=True, settings={"offload_optimizer": {"device": "cpu"}}),
     "zero3": _of(zero, stage=3),
     "zero3 bf16": _of(zero, stage=3, bf16=True),
+    "zero3 offloaded": _of(zero, stage=3, bf16=True, settings={"offload_optimizer": {"device": "cpu"}}),
     "zero3 groups": _of(zero, stage=3, bf16=True, settings={"sub_group_size": 3000}),
 }
 
 
-def copy_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: copy.deepcopy(tensor.detach()) for name, tensor in state.items()}
+BOTH = (False, True)
+CASES = [
+    *(
+        Case(2, engine, adapted)
+        for engine in ENGINES
+        if "hybrid" not in engine and "to a part" not in engine
+        for adapted in BOTH
+    ),
+    *(Case(2, "tp", adapted) for adapted in BOTH),
+    Case(2, "tp torch", False),
+    *(
+        Case(3, engine, adapted)
+        for engine in ("ddp", "fsdp2", "fsdp2 mixed", "fsdp1", "fsdp1 flat", "zero2 bf16", "zero3", "zero3 bf16", "tp")
+        for adapted in BOTH
+    ),
+    *(Case(4, engine, adapted) for engine in ("fsdp2 hybrid", "fsdp2 to a part", "fsdp1 hybrid") for adapted in BOTH),
+    *(Case(4, engine, False) for engine in ("tp and fsdp2", "tp and fsdp2 torch", "tp and replicas")),
+]
+CASES.remove(Case(2, "fsdp1 unsharded", True))  # torch can't gather its state dict

@@ -1,0 +1,78 @@
+"""A reading of a sharded model is that of the whole one, and every process has it."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.distributed.engines import CASES, Case, base, plain, trained
+from tests.distributed.processes import Processes
+from tests.models import dense, low_rank
+from weightwatch import Monitor
+from weightwatch.reading import Reading
+from weightwatch.vectors import Direction
+from weightwatch.vectors.fingerprint import Fingerprint
+
+pytestmark = pytest.mark.distributed
+
+
+def directions(case: Case) -> list[Direction]:
+    """Return one in factors, one of full tensors and a control, each with the fingerprint of the base."""
+    model = base(case.engine)
+    weights = model.state_dict()
+    found = [low_rank(model, 1), dense(model, 2, name="kind"), low_rank(model, 3, name="null", kind="control")]
+    for direction in found:
+        fingerprint = Fingerprint.of(direction.deltas, weights.__getitem__)
+        direction.card = direction.card.model_copy(update={"fingerprint": fingerprint})
+    return found
+
+
+def start(case: Case) -> dict[str, Tensor] | None:
+    """Return θ₀, where the model does not hold it itself."""
+    return None if case.adapted else {name: tensor.clone() for name, tensor in base(case.engine).state_dict().items()}
+
+
+def readings(case: Case, folder: str) -> tuple[list[Reading], dict[str, Tensor]]:
+    """Return a process's readings of a trained model, and the engine's account of the whole. Runs in the processes."""
+    running = trained(case, folder)
+    monitor = Monitor(directions(case), reference=start(case))
+    found = [monitor.measure(running.model, step=3)]
+    # The model can be trained further afterwards, and measured again.
+    running.step(torch.randint(0, 47, (2, 9), generator=torch.Generator().manual_seed(7)))
+    found.append(monitor.measure(running.model, step=4))
+    return found, dict(running.full())
+
+
+@pytest.mark.parametrize(("processes", "case"), [(case.world, case) for case in CASES], ids=str, indirect=["processes"])
+def test_a_reading_of_the_parts_is_the_reading_of_the_whole(processes: Processes, case: Case, checkpoint: Path) -> None:
+    answers = processes.run(readings, case, str(checkpoint))
+    for found, _ in answers:
+        assert [_timeless(reading) for reading in found] == [_timeless(reading) for reading in answers[0][0]]
+    (first, last), full = answers[0]
+    assert first.update_norm > 0
+    assert first.update_norm != last.update_norm
+
+    model = plain(case.engine, case.adapted)
+    missing, unexpected = model.load_state_dict(full, strict=False)
+    assert (set(missing) - {"lm_head.weight", "base_model.model.lm_head.weight"}, unexpected) == (set(), [])
+    before = start(case)
+    if before and "bf16" in case.engine:  # the model was loaded in that precision
+        before = {name: tensor.bfloat16().float() for name, tensor in before.items()}
+    whole = Monitor(directions(case), reference=before).measure(model, step=4)
+    assert last.update_norm == pytest.approx(whole.update_norm, rel=1e-6)
+    assert last.directions.keys() == whole.directions.keys()
+    for name, direction in whole.directions.items():
+        ours = asdict(last[name])
+        for part, answer in asdict(direction).items():
+            if isinstance(answer, dict):
+                assert ours[part].keys() == answer.keys()
+                for key, score in answer.items():
+                    assert ours[part][key] == pytest.approx(score, rel=1e-5, abs=1e-6), (name, part, key)
+            else:
+                assert ours[part] == pytest.approx(answer, rel=1e-5, abs=1e-6), (name, part)
+
+
+def _timeless(reading: Reading) -> Reading:
+    return replace(reading, time="")
