@@ -1,6 +1,6 @@
 """A reading of a sharded model is that of the whole one, and every process has it."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from tests.distributed.engines import CASES, Case, base, plain, trained
 from tests.distributed.processes import Processes
 from tests.models import dense, low_rank
 from weightwatch import Monitor
-from weightwatch.reading import Reading
+from weightwatch.reading import Reading, Score
 from weightwatch.vectors import Direction
 from weightwatch.vectors.fingerprint import Fingerprint
 
@@ -64,14 +64,21 @@ def test_a_reading_of_the_parts_is_the_reading_of_the_whole(processes: Processes
     assert last.update_norm == pytest.approx(whole.update_norm, rel=1e-6)
     assert last.directions.keys() == whole.directions.keys()
     for name, direction in whole.directions.items():
-        ours = asdict(last[name])
-        for part, answer in asdict(direction).items():
-            if isinstance(answer, dict):
-                assert ours[part].keys() == answer.keys()
-                for key, score in answer.items():
-                    assert ours[part][key] == pytest.approx(score, rel=1e-5, abs=1e-6), (name, part, key)
-            else:
-                assert ours[part] == pytest.approx(answer, rel=1e-5, abs=1e-6), (name, part)
+        assert_near(last[name], direction, name)
+        for part in ("layers", "modules", "tensors"):
+            scores = getattr(direction, part)
+            assert getattr(last[name], part).keys() == scores.keys()
+            for key, score in scores.items():
+                assert_near(getattr(last[name], part)[key], score, (name, part, key))
+
+
+def assert_near(ours: Score, answer: Score, where: object) -> None:
+    for figure in ("cosine", "reach_cosine", "dose", "reach", "share", "z"):
+        true = getattr(answer, figure)
+        assert getattr(ours, figure) == (None if true is None else pytest.approx(true, rel=1e-5, abs=1e-6)), (
+            where,
+            figure,
+        )
 
 
 def _timeless(reading: Reading) -> Reading:

@@ -1,0 +1,1 @@
+"""What weightwatch costs, beside the way that people measure today: ``python -m benchmarks``."""
