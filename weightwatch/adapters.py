@@ -1,20 +1,27 @@
 """PEFT's adapters inside a model: which layers have one, and how it changes the layer's weights.
 
 PEFT is imported only where a model can have been made with it. Parameters go by the names that ``shards.held`` gives.
+
+* LoRA and trained tokens: factors, whatever the weight beneath is stored as.
+* DoRA on linear layers: factors, and by how much the rows of the weight are stretched.
+* ``target_parameters``: the product of the factors, expert by expert.
+* All others: what PEFT merges into a copy of the layer; see ``weightwatch.merging``.
 """
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weightwatch.change import Change
+from weightwatch import merging
+from weightwatch.change import Change, Merged, Rescaled, Stretch
 from weightwatch.shards import Held
 from weightwatch.vectors.adapter import KEEPS_BASE
-from weightwatch.vectors.delta import LowRank
+from weightwatch.vectors.delta import LowRank, wide
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.names import canonical, unwrapped
 
@@ -22,6 +29,8 @@ Values = Callable[[str], Tensor | None]
 """Gives the whole value of an adapter's parameter by its name; None where there is none."""
 
 _REF = "ref"  # the frozen copy that TRL keeps of an adapter that is trained further
+_BESIDE_WEIGHTS = ("XLORA", "SHADOW")  # a router over adapters, a model beside the model
+_OUT = "Train with LoRA, DoRA or another adapter that PEFT can merge, or train the weights themselves."
 
 
 @dataclass(frozen=True)
@@ -31,70 +40,110 @@ class Layer:
     Attributes:
         path: Its name in the model.
         module: PEFT's layer.
-        own: Names of the adapters' parameters: not those of the layer beneath, whose bias may train.
-        trained: Those of them that are trained.
+        names: Names of the adapters' parameters, those in the layer with those in the model. Not of the layer beneath,
+            whose bias may train.
+        trained: The names in the model of those that are trained.
+        sharded: A parameter of the adapters or of the layer beneath is spread over processes.
     """
 
     path: str
     module: Any
-    own: tuple[str, ...]
+    names: Mapping[str, str]
     trained: frozenset[str]
+    sharded: bool = False
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The adapters' parameters by their names in the model."""
+        return tuple(self.names.values())
 
     @property
     def weight(self) -> str:
         """Name of the weight beneath."""
-        return f"{canonical(self.path + '.')}weight"
+        return self.beneath(getattr(self.module, "parameter_name", "weight"))
+
+    def beneath(self, name: str) -> str:
+        """Return the name in the plain model of a parameter of the layer beneath."""
+        return f"{canonical(self.path + '.')}{name}"
+
+    def adapters(self, every: bool) -> list[str]:
+        """Return the active adapters of this layer whose change counts: those that are trained, or all."""
+        trained = {self._adapter_of(local) for local, name in self.names.items() if every or name in self.trained}
+        return [adapter for adapter in self.module.active_adapters if adapter in trained]
+
+    def with_values(self, adapters: Sequence[str], value: Values) -> list[str]:
+        """Return those of some adapters that have values."""
+        have = {self._adapter_of(local) for local, name in self.names.items() if value(name) is not None}
+        return [adapter for adapter in adapters if adapter in have]
+
+    @property
+    def available(self) -> set[str]:
+        """All adapters of this layer, the active ones or not."""
+        return {adapter for local in self.names if (adapter := self._adapter_of(local)) is not None}
+
+    def _adapter_of(self, local: str) -> str | None:
+        known = self.module._get_available_adapters()
+        return next((part for part in local.split(".")[1:] if part in known), None)
 
 
 def layers(model: nn.Module, parameters: Mapping[str, Held]) -> Iterator[Layer]:
-    """Yield the layers with adapters of their own; one that shares all of another's comes once.
+    """Yield the layers with adapters of their own; one that shares another's adapters and weight comes once.
 
     Args:
         model: Any model.
         parameters: What ``shards.held`` says of it.
+
+    Raises:
+        WeightWatchError: The model has adapters that change no weights.
     """
     if "peft" not in sys.modules:
         return
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    found = {
-        unwrapped(f"{path}.").removesuffix("."): module
-        for path, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer)
-    }
-    own: dict[str, list[str]] = {path: [] for path in found}
-    for name in parameters:
-        parts = name.split(".")
-        above = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
-        path = next((path for path in above if path in found), None)
-        if path is not None and not name.startswith(f"{path}.base_layer."):
-            own[path].append(name)
-    for path, names in own.items():
-        if names:
-            trained = frozenset(name for name in names if parameters[name].trained)
-            yield Layer(path, found[path], tuple(names), trained)
+    names = _names(model)
+    seen = set()
+    for path, module in model.named_modules():
+        _require_weights_change(path, module)
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        named = [
+            (local, p, names[id(p)]) for local, p in module.named_parameters(remove_duplicate=False) if id(p) in names
+        ]
+        own = {local: name for local, _, name in named if not local.startswith("base_layer.")}
+        beneath = [p for local, p, _ in named if local.startswith("base_layer.")]
+        shared = (frozenset(own.values()), frozenset(id(p) for p in beneath))
+        if not own or shared in seen:
+            continue
+        seen.add(shared)
+        held = [parameters[name] for _, _, name in named if name in parameters]
+        yield Layer(
+            unwrapped(f"{path}.").removesuffix("."),
+            module,
+            own,
+            frozenset(name for name in own.values() if parameters[name].trained),
+            any(one.sharded for one in held),
+        )
 
 
 def saved_copies(model: nn.Module, parameters: Mapping[str, Held]) -> dict[str, str]:
-    """Return the names of the trained copies under PEFT's ``modules_to_save``, each with its original's."""
+    """Return the names of the active copies under PEFT's ``modules_to_save``, each with that of its original."""
     if "peft" not in sys.modules:
         return {}
     from peft.utils.other import ModulesToSaveWrapper
 
+    names = _names(model)
     found = {}
     first = {
         id(parameter): unwrapped(name) for name, parameter in model.named_parameters()
     }  # of a tied head: its twin's
     for path, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
-            above = unwrapped(f"{path}.")
             originals = dict(module.original_module.named_parameters())
             for adapter in module.active_adapters[:1]:
-                copies = f"{above}modules_to_save.{adapter}."
-                for name in parameters:
-                    if name.startswith(copies):
-                        part = name.removeprefix(copies)
-                        found[name] = first.get(id(originals.get(part)), f"{above}original_module.{part}")
+                for local in originals:
+                    copied = unwrapped(f"{path}.modules_to_save.{adapter}.{local}")
+                    if copied in parameters:
+                        found[copied] = names[id(originals[local])]
     return found
 
 
@@ -114,15 +163,31 @@ def changes(layer: Layer, now: Values, start: Mapping[str, Tensor], every: bool)
     Raises:
         WeightWatchError: The change can't be told exactly.
     """
-    _require_supported(layer)
-    change = _lora(layer, now, every)
-    if change is None:
+    adapters = layer.adapters(every)
+    if layer.module.disable_adapters and layer.available.intersection(layer.module.active_adapters):
+        raise WeightWatchError(
+            f"The adapters of {layer.path} are disabled, so that the model is its base now. Enable them to measure."
+        )
+    if not adapters:
         return {}
-    before = _lora(layer, start.get, every)
-    if before is None and _REF in layer.module.r and _REF not in layer.module.active_adapters:
-        before = _lora(layer, lambda name: now(_of_ref(name, layer.module.active_adapters)), every)
-        before = before if before is not None and _moved(before) else None
-    return {layer.weight: change if before is None else _since(change, before)}
+    before: Values = start.get
+    begun = layer.with_values(adapters, before)
+    if not begun and _REF in layer.available and _REF not in layer.module.active_adapters:
+        before, begun = now, [_REF]
+
+    if _has_tokens(layer):
+        return {layer.weight: _tokens(layer, now, adapters, before, begun)}
+    if not all(_has_factors(layer, adapter) for adapter in adapters):
+        return _merged(layer, adapters, begun, start)
+    if any(_is_dora(layer, adapter) for adapter in adapters):
+        found: dict[str, Change] = {layer.weight: _rescaled(layer, now, adapters, before, begun)}
+    elif getattr(layer.module, "num_experts", 1) > 1:
+        found = {layer.weight: _experts(layer, now, adapters, before, begun)}
+    else:
+        found = {layer.weight: _plain(layer, now, adapters, before, begun)}
+    if any(layer.module.lora_bias.get(adapter) for adapter in adapters):
+        found[layer.beneath("bias")] = _bias(layer, now, adapters, before, begun)
+    return found
 
 
 def starts(found: Sequence[Layer], now: Values) -> dict[str, Tensor]:
@@ -130,19 +195,25 @@ def starts(found: Sequence[Layer], now: Values) -> dict[str, Tensor]:
 
     Taken before the first step they are the part of θ₀ that adapters such as PiSSA, or one that is trained further,
     start with.
+
+    Raises:
+        WeightWatchError: A change can't be told exactly.
     """
     copies = {}
     for layer in found:
-        change = _lora(layer, now, every=False)
-        if change is not None and _moved(change):
+        if any(_moves(change) for change in changes(layer, now, {}, every=False).values()):
             copies.update({name: value.clone() for name in layer.own if (value := now(name)) is not None})
     return copies
 
 
 def start_factors(found: Sequence[Layer], start: Mapping[str, Tensor]) -> dict[str, LowRank]:
-    """Return what the adapters added to each weight at the start, where that was not zero, by the weights' names."""
-    factors = {layer.weight: _lora(layer, start.get, True) for layer in found}
-    return {name: change for name, change in factors.items() if change is not None}
+    """Return what LoRA added to each weight at the start, where that was not zero, by the weights' names."""
+    added = {}
+    for layer in found:
+        begun = layer.with_values(sorted(layer.available), start.get)
+        if begun and all(_has_factors(layer, adapter) for adapter in begun):
+            added[layer.weight] = _factors(layer, start.get, begun)
+    return added
 
 
 def changes_base(model: nn.Module) -> str | None:
@@ -151,26 +222,102 @@ def changes_base(model: nn.Module) -> str | None:
     return next((kind for kind in kinds if kind not in KEEPS_BASE), None)
 
 
-def _lora(layer: Layer, value: Values, every: bool) -> LowRank | None:
-    """Return what the adapters of one LoRA layer add to its weight; None if no trained adapter is active there."""
-    module, lefts, rights, embedding = layer.module, [], [], False
-    for adapter in module.active_adapters:
-        if adapter in module.lora_embedding_A:
-            embedding = True
-            a_name, b_name = (f"{layer.path}.lora_embedding_{half}.{adapter}" for half in "AB")
-        elif adapter in module.lora_A:
-            a_name, b_name = (f"{layer.path}.lora_{half}.{adapter}.weight" for half in "AB")
-        else:
-            continue
-        a, b = value(a_name), value(b_name)
-        if a is not None and b is not None and (every or a_name in layer.trained or b_name in layer.trained):
-            lefts.append(b.float() * module.scaling[adapter])
-            rights.append(a.float())
-    if not lefts:
-        return None
+def _names(model: nn.Module) -> dict[int, str]:
+    """Return the names of a model's parameters by their identity: of one with several names, the first."""
+    return {id(parameter): unwrapped(name) for name, parameter in model.named_parameters()}
+
+
+def _has_tokens(layer: Layer) -> bool:
+    """Whether a layer trains single rows of an embedding."""
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    return isinstance(layer.module, TrainableTokensLayer)
+
+
+def _tokens(layer: Layer, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> LowRank:
+    """Return the change of trained rows as factors: which rows, and by how much. Other rows can't move."""
+    module = layer.module
+    places = {row: place for place, row in enumerate(sorted({r for a in adapters for r in module.token_indices[a]}))}
+    size, width = module.get_base_layer().weight.shape
+    originals = module.trainable_tokens_original
+    found = []
+    for value, counted in ((now, adapters), (before, begun)):
+        table = torch.zeros(len(places), width, device=originals[adapters[0]].device)
+        for adapter, rows in [(a, originals[a]) for a in adapters] + [
+            (a, _tokens_of(layer, value, a)) for a in counted
+        ]:
+            mine = [(places[row], i) for i, row in enumerate(module.token_indices[adapter]) if row in places]
+            into, out = torch.tensor(mine, device=table.device).reshape(-1, 2).T
+            table[into] = rows.to(table)[out]
+        found.append(table)
+    left = torch.zeros(size, len(places), device=found[0].device)
+    left[list(places), list(places.values())] = 1.0
+    return LowRank(left, found[0] - found[1], limited="left")
+
+
+def _tokens_of(layer: Layer, value: Values, adapter: str) -> Tensor:
+    return _known(value, layer.names[f"trainable_tokens_delta.{adapter}"])
+
+
+def _known(value: Values, name: str) -> Tensor:
+    found = value(name)
+    if found is None:
+        raise WeightWatchError(f"The start of {name} is missing where that of its layer is known. Start the run anew.")
+    return found
+
+
+def _is_dora(layer: Layer, adapter: str) -> bool:
+    return type(layer.module.lora_variant.get(adapter)).__name__ == "DoraLinearVariant"
+
+
+def _has_factors(layer: Layer, adapter: str) -> bool:
+    """Whether an adapter adds a product of two factors to the weight, or is DoRA on such a product."""
+    from peft.tuners.adalora import AdaLoraLayer
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import MultiheadAttention
+
+    module = layer.module
+    if not isinstance(module, LoraLayer) or isinstance(module, AdaLoraLayer | MultiheadAttention):
+        return False
+    variant = type(module.lora_variant.get(adapter)).__name__
+    if adapter in module.lora_embedding_A:
+        return variant in ("NoneType", "MiCAEmbeddingVariant")
+    if variant == "DoraLinearVariant" and module.lora_bias.get(adapter):
+        return False
+    return module.lora_A[adapter].weight.ndim == 2 and variant in ("NoneType", "MiCALinearVariant", "DoraLinearVariant")
+
+
+def _plain(layer: Layer, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> LowRank:
+    """Return the change by plain LoRA adapters."""
+    change = _factors(layer, now, adapters)
+    return _since(change, _factors(layer, before, begun)) if begun else change
+
+
+def _factors(
+    layer: Layer, value: Values, adapters: Sequence[str], gains: Mapping[str, Tensor] | None = None
+) -> LowRank:
+    """Return the sum of what adapters add to a weight as factors; DoRA's with their gains, where these are given."""
+    module, lefts, rights, limits = layer.module, [], [], set()
+    embedding = adapters[0] in module.lora_embedding_A
+    for adapter in adapters:
+        a_name, b_name = _halves(layer, adapter)
+        left = _known(value, b_name).float() * module.scaling[adapter]
+        lefts.append(left if gains is None else wide(left) * gains[adapter][:, None])
+        rights.append(_known(value, a_name).float())
+        frozen = a_name in layer.trained and b_name not in layer.trained
+        limits.add(
+            "left" if embedding or frozen or "MiCA" in type(module.lora_variant.get(adapter)).__name__ else "right"
+        )
     left, right = (lefts[0], rights[0]) if len(lefts) == 1 else (torch.cat(lefts, 1), torch.cat(rights, 0))
     transposed = embedding or bool(getattr(module, "fan_in_fan_out", False))
-    return LowRank(left, right, transposed, "left" if embedding else "right")
+    return LowRank(left, right, transposed, "left" if limits == {"left"} else "right")
+
+
+def _halves(layer: Layer, adapter: str) -> tuple[str, str]:
+    """Return the names of an adapter's A and B."""
+    if adapter in layer.module.lora_embedding_A:
+        return layer.names[f"lora_embedding_A.{adapter}"], layer.names[f"lora_embedding_B.{adapter}"]
+    return layer.names[f"lora_A.{adapter}.weight"], layer.names[f"lora_B.{adapter}.weight"]
 
 
 def _moved(change: LowRank) -> bool:
@@ -188,38 +335,180 @@ def _since(now: LowRank, start: LowRank) -> LowRank:
     return LowRank(*factors, now.transposed, now.limited)
 
 
-def _of_ref(name: str, adapters: Sequence[str]) -> str:
-    """Return the name that a parameter of an active adapter has in TRL's frozen copy."""
-    parts = name.split(".")
-    at = max(place for place, part in enumerate(parts) if part in adapters)
-    return ".".join([*parts[:at], _REF, *parts[at + 1 :]])
+def _rescaled(layer: Layer, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> Rescaled:
+    """Return the change by LoRA adapters of which some are DoRA."""
+    _require_base(layer, "DoRA")
+
+    def stretch() -> Stretch:
+        weight = _base_weight(layer)
+        gains = _gains(layer, weight, now, adapters)
+        rows, change = _extent(gains), _factors(layer, now, adapters, gains)
+        if begun:
+            gains = _gains(layer, weight, before, begun)
+            rows, change = rows - _extent(gains), _since(change, _factors(layer, before, begun, gains))
+        return Stretch(rows, change.left, weight)
+
+    factors = _plain(layer, now, adapters, before, begun)
+    return Rescaled(factors, stretch, factors.transposed)
 
 
-def _require_supported(layer: Layer) -> None:
-    from peft.tuners.adalora import AdaLoraLayer
-    from peft.tuners.lora import LoraLayer
+def _base_weight(layer: Layer) -> Tensor:
+    """Return W₀, shape (out, in), unpacked where it is stored in a quantised form."""
+    from peft.utils.integrations import dequantize_module_weight
 
+    weight: Tensor = dequantize_module_weight(layer.module.get_base_layer()).detach()
+    return weight.T if getattr(layer.module, "fan_in_fan_out", False) else weight
+
+
+def _gains(layer: Layer, weight: Tensor, value: Values, adapters: Sequence[str]) -> dict[str, Tensor]:
+    """Return by what each adapter multiplies the rows of W₀ + B A, with the roundings of PEFT's forward pass."""
+    gains = {}
+    for adapter in adapters:
+        a, b = (_known(value, name) for name in _halves(layer, adapter))
+        if not _is_dora(layer, adapter):
+            gains[adapter] = wide(torch.ones(len(weight), device=weight.device))
+            continue
+        dora = layer.module.lora_magnitude_vector[adapter]
+        magnitude = _known(value, layer.names[f"lora_magnitude_vector.{adapter}.weight"]).to(a.device)
+        stored = weight.to(a.device, a.dtype)
+        stored = stored.T if dora.fan_in_fan_out else stored
+        norm = dora.get_weight_norm(stored, b @ a, layer.module.scaling[adapter])
+        gains[adapter] = wide(magnitude / norm)
+    return gains
+
+
+def _extent(gains: Mapping[str, Tensor]) -> Tensor:
+    """Return by how much adapters stretch the rows of W₀ together: their changes add up."""
+    return torch.stack([gain - 1 for gain in gains.values()]).sum(0)
+
+
+def _bias(layer: Layer, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> Merged:
+    """Return the change of the bias beneath by the bias of LoRA's B."""
+
+    def total(value: Values, counted: Sequence[str]) -> Tensor:
+        own = [(a, layer.names[f"lora_B.{a}.bias"]) for a in counted if layer.module.lora_bias.get(a)]
+        parts = [wide(_known(value, name)) * layer.module.scaling[adapter] for adapter, name in own]
+        return torch.stack(parts).sum(0) if parts else torch.zeros(())
+
+    (size,) = next(
+        _known(now, layer.names[f"lora_B.{a}.bias"]).shape for a in adapters if layer.module.lora_bias.get(a)
+    )
+    return Merged((size,), lambda: total(now, adapters) - total(before, begun), _device(layer))
+
+
+def _experts(layer: Layer, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> Merged:
+    """Return the change of a weight of several experts, each of which has its own factors."""
     module = layer.module
-    if not isinstance(module, LoraLayer) or isinstance(module, AdaLoraLayer):
+    swapped = getattr(module, "_did_swap_in_out_features", False)  # stored as (experts, out, in)
+
+    def stacked(value: Values, counted: Sequence[str], sign: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for adapter in counted:
+            a, b = (_known(value, name) for name in _halves(layer, adapter))
+            a, b = (wide(a), wide(b)) if begun else (a.float(), b.float())  # a small difference of two products
+            left = b.reshape(len(b), -1, module.num_experts).permute(2, 0, 1) * (sign * module.scaling[adapter])
+            yield left, a.reshape(module.num_experts, -1, a.shape[-1])
+
+    def dense() -> Tensor:
+        parts = [*stacked(now, adapters, 1), *stacked(before, begun, -1)]
+        left, right = torch.cat([left for left, _ in parts], 2), torch.cat([right for _, right in parts], 1)
+        return left @ right if swapped else right.mT @ left.mT
+
+    return Merged(tuple(module.get_param().shape), dense, _device(layer))
+
+
+def _merged(
+    layer: Layer, adapters: Sequence[str], begun: Sequence[str], start: Mapping[str, Tensor]
+) -> dict[str, Change]:
+    """Return the changes that merging a copy of the layer tells."""
+    _require_base(layer, _tuner(layer))
+    module = layer.module
+    if merging.quantised(module):
         raise WeightWatchError(
-            f"{layer.path} is a {type(module).__module__.split('.')[2]} adapter, which is not supported: "
-            "only LoRA's update is known exactly. Train with LoraConfig."
+            f"{layer.path} is a {_tuner(layer)} adapter on a quantised weight, whose change can't be told exactly. "
+            "Train with LoRA or DoRA, or load the base unquantised."
         )
-    for adapter in module.active_adapters:
-        reason = None
-        if adapter in module.lora_variant:
-            reason = type(module.lora_variant[adapter]).__name__
-        elif module.lora_bias.get(adapter):
-            reason = "lora_bias=True"
-        elif type(module).__name__ == "ParamWrapper":
-            reason = "target_parameters"
-        elif type(module).__name__ == "MultiheadAttention" or "Conv" in type(module).__name__:
-            reason = type(module).__name__
-        if reason:
-            raise WeightWatchError(
-                f"{layer.path}: LoRA with {reason} is not supported, since its update is more than B A. "
-                "Train with a plain LoraConfig on linear and embedding layers."
-            )
+    after = [adapter for adapter in module.active_adapters if adapter in layer.available]
+    first = [a for a in after if a not in adapters or a in begun] + [a for a in begun if a not in after]
+    values = {local: start[name] for local, name in layer.names.items() if name in start}
+    moved = [local for local, name in layer.names.items() if not layer.trained or name in layer.trained]
+    try:
+        names = merging.changed(module, after, moved)
+    except merging.NotMergeableError as reason:
+        raise WeightWatchError(
+            f"{layer.path} is a {_tuner(layer)} adapter, which is not supported, since its effect can't be told as a "
+            f"change of weights: {reason}. {_OUT}"
+        ) from reason
+    base = dict(module.get_base_layer().named_parameters())
+    return {
+        layer.beneath(name): Merged(
+            tuple(base[name].shape), partial(merging.difference, module, name, after, first, values), base[name].device
+        )
+        for name in names
+    }
+
+
+def _moves(change: Change) -> bool:
+    """Whether a change is not zero."""
+    match change:
+        case LowRank():
+            return bool(change.left.any()) and bool(change.right.any())
+        case Rescaled():
+            stretch = change.stretch()
+            return bool(stretch.rows.any()) or (bool(stretch.left.any()) and bool(change.factors.right.any()))
+        case Merged():
+            return bool(change.dense().any())
+        case _:
+            raise TypeError(change)
+
+
+def _require_base(layer: Layer, tuner: str) -> None:
+    """Make sure that the weight beneath an adapter can be read as it was."""
+    if layer.sharded:
+        raise WeightWatchError(
+            f"{layer.path} is a {tuner} adapter on a weight that is spread over processes; its change is made of that "
+            "weight, which is too large to be put together. Train with plain LoRA, or without sharding (DDP)."
+        )
+    if layer.module.merged_adapters:
+        raise WeightWatchError(
+            f"The {tuner} adapter of {layer.path} is merged into its weight now, so that θ₀ can't be read there. "
+            "Unmerge it (unmerge_adapter) to measure."
+        )
+
+
+def _require_weights_change(path: str, module: nn.Module) -> None:
+    """Make sure that a model's adapters change its weights."""
+    from peft import PeftModel
+    from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, TrainableTokensWrapper
+
+    if isinstance(module, PeftModel):
+        for adapter in module.active_adapters:
+            config = module.peft_config[adapter]
+            if config.is_prompt_learning or config.is_adaption_prompt or config.peft_type in _BESIDE_WEIGHTS:
+                raise WeightWatchError(
+                    f"The adapter {adapter!r} is of type {config.peft_type.value}, which is not supported, since it "
+                    f"changes what the model is given or computes beside its weights. {_OUT}"
+                )
+    elif isinstance(module, AuxiliaryTrainingWrapper) and not isinstance(
+        module, ModulesToSaveWrapper | TrainableTokensWrapper
+    ):
+        raise WeightWatchError(
+            f"{path} is trained through PEFT's {type(module).__name__}, which is not supported. Train it with "
+            "modules_to_save."
+        )
+
+
+def _tuner(layer: Layer) -> str:
+    """Return what PEFT calls the adapter of a layer."""
+    module = layer.module
+    name = type(module).__module__.removeprefix("peft.tuners.").partition(".")[0]
+    parts = [] if type(module).__name__ in ("Linear", "Embedding") else [type(module).__name__]
+    parts += sorted({type(v).__name__ for v in getattr(module, "lora_variant", {}).values()})
+    return f"{name} ({', '.join(parts)})" if parts else name
+
+
+def _device(layer: Layer) -> torch.device:
+    found: torch.device = next(layer.module.parameters()).device
+    return found
 
 
 def _starts(module: nn.Module) -> list[Any]:

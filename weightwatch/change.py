@@ -1,7 +1,7 @@
 """How one weight tensor has changed since θ₀, in the form in which it costs least to measure.
 
 * ``LowRank`` (of ``weightwatch.vectors``): an adapter's factors, never multiplied out.
-* ``Rescaled``: DoRA's factors and row lengths.
+* ``Rescaled``: DoRA's factors, and by how much it stretches each row of the weight beneath.
 * ``Difference``: a trained tensor and its θ₀, of which a process may hold only a part.
 * ``Merged``: any other adapter; its change has to be worked out in full, one tensor at a time.
 """
@@ -42,26 +42,42 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Rescaled:
-    """DoRA's change of a weight: ``(g − 1) ∘ W₀ + g ∘ L R`` with one factor g for each row.
+class Stretch:
+    """What DoRA's change ``d ∘ W₀ + L R`` is made of, beside the R that ``Rescaled`` has at hand.
 
     Attributes:
-        factors: L and R; not transposed.
-        gain: g, shape (out,), in fp64.
+        rows: d, shape (out,): by how much each row of W₀ is stretched.
+        left: L, shape (out, r), each column already multiplied by its adapter's gain.
         weight: W₀, shape (out, in).
+    """
+
+    rows: Tensor
+    left: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """DoRA's change of a weight: ``d ∘ W₀ + L R``, with a number in d for each row.
+
+    An adapter with the gain g = m / ‖W₀ + B A‖ turns W₀ into ``g ∘ (W₀ + B A)``: d is how far g has moved, and L R
+    is how far ``g ∘ B A`` has.
+
+    Attributes:
+        factors: The adapters' factors without any gain: their R is that of the change.
+        stretch: Works the rest out. It is called once for each measurement and not kept: W₀ may have to be unpacked.
         transposed: The stored weight is the transpose of all this (GPT-2's ``Conv1D``).
     """
 
     factors: LowRank
-    gain: Tensor
-    weight: Tensor
+    stretch: Callable[[], Stretch]
     transposed: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of the weight that it changes."""
-        shape = self.factors.shape
-        return shape[::-1] if self.transposed else shape
+        rows, columns = self.factors.left.shape[0], self.factors.right.shape[1]
+        return (columns, rows) if self.transposed else (rows, columns)
 
 
 @dataclass(frozen=True)

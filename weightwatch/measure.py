@@ -281,35 +281,35 @@ def _crossed(change: LowRank, w: LowRank) -> tuple[Tensor, Tensor]:
 
 
 def _rescaled(change: Rescaled, found: Found, inverse: Tensor) -> Figures:
-    """Measure a weight under DoRA, row by row; see ``Rescaled``.
+    """Measure a weight under DoRA, whose change is ``d ∘ W₀ + L R``, row by row.
 
-    With pᵢ = ‖W₀ᵢ‖², qᵢ = ⟨W₀ᵢ,(LR)ᵢ⟩ and vᵢ = ‖(LR)ᵢ‖², ‖τ‖² = Σ (gᵢ−1)² pᵢ + 2 (gᵢ−1) gᵢ qᵢ + gᵢ² vᵢ and
-    ⟨τ,w⟩ = Σ (gᵢ−1) ⟨W₀ᵢ,wᵢ⟩ + gᵢ ⟨(LR)ᵢ,wᵢ⟩. A row can move in the row space of R and along W₀ᵢ: P projects on both.
+    With pᵢ = ‖W₀ᵢ‖², qᵢ = ⟨W₀ᵢ,(LR)ᵢ⟩ and vᵢ = ‖(LR)ᵢ‖², ‖τ‖² = Σ dᵢ² pᵢ + 2 dᵢ qᵢ + vᵢ and
+    ⟨τ,w⟩ = Σ dᵢ ⟨W₀ᵢ,wᵢ⟩ + ⟨(LR)ᵢ,wᵢ⟩. A row can move in the row space of R and along W₀ᵢ: P projects on both.
     """
-    left, right = change.factors.left, change.factors.right
-    weight = change.weight
-    gain, less = wide(change.gain), wide(change.gain) - 1
-    rows = wide(left)
-    own_weight = wide((weight.float() ** 2).sum(1))
-    weight_seen = wide(weight.float() @ right.T)
-    along = (rows * weight_seen).sum(1)
-    moved = ((rows @ change.factors.right_gram) * rows).sum(1)
-    own = (less**2 * own_weight + 2 * less * gain * along + gain**2 * moved).sum()
-    outside = own_weight - ((weight_seen @ inverse) * weight_seen).sum(1)
-    outside = torch.where(outside > _DEPENDENT * own_weight, outside, torch.inf)
+    stretch = change.stretch()
+    right = change.factors.right
+    weight = stretch.weight.to(right.device, torch.float32)
+    rows, left = wide(stretch.rows), wide(stretch.left)
+    size = wide((weight**2).sum(1))
+    weight_seen = wide(weight @ right.T)
+    along = (left * weight_seen).sum(1)
+    moved = ((left @ change.factors.right_gram) * left).sum(1)
+    own = (rows**2 * size + 2 * rows * along + moved).sum()
+    outside = size - ((weight_seen @ inverse) * weight_seen).sum(1)
+    outside = torch.where(outside > _DEPENDENT * size, outside, torch.inf)
     inner, reached = [], []
     for _, w in found:
         if isinstance(w, LowRank):
             aligned = w if w.transposed == change.transposed else LowRank(w.right.T, w.left.T)
-            l2, r2 = aligned.left.to(weight.device, torch.float32), aligned.right.to(weight.device, torch.float32)
-            with_weight = (wide(l2) * wide(weight.float() @ r2.T)).sum(1)
+            l2, r2 = aligned.left.to(right.device, torch.float32), aligned.right.to(right.device, torch.float32)
+            with_weight = (wide(l2) * wide(weight @ r2.T)).sum(1)
             seen = wide(l2) @ wide(r2 @ right.T)
         else:
-            dense = w.to(weight.device, torch.float32)
+            dense = w.to(right.device, torch.float32)
             dense = dense.T if change.transposed else dense
-            with_weight = wide((weight.float() * dense).sum(1))
+            with_weight = wide((weight * dense).sum(1))
             seen = wide(dense @ right.T)
-        inner.append((less * with_weight + gain * (rows * seen).sum(1)).sum())
+        inner.append((rows * with_weight + (left * seen).sum(1)).sum())
         projected = seen @ inverse
         rest = with_weight - (projected * weight_seen).sum(1)
         reached.append((projected * seen).sum() + (rest**2 / outside).sum())
@@ -418,7 +418,7 @@ def _freedom(change: Change | None) -> float:
         case LowRank():
             return float(change.left.numel() if change.limited == "right" else change.right.numel())
         case Rescaled():
-            return float(change.factors.left.numel() + change.gain.numel())
+            return float(change.factors.left.numel() + len(change.factors.left))
         case _:
             return float(prod(change.shape))
 
