@@ -7,17 +7,24 @@ division of flattened vectors.
 
 import copy
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import MultiheadAttention
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from weightwatch.reading import Reading, Score
 from weightwatch.vectors import Direction, LowRank
+from weightwatch.vectors.names import canonical
 
 Weights = Mapping[str, Tensor]
 
@@ -30,10 +37,17 @@ class Trained:
     projector: Tensor | None = None
     side: str = "right"
     freedom: int = 0
+    weight: Tensor | None = None
+    """The weight under DoRA, each of whose rows can be stretched; ``projector`` is then the adapter's rows."""
 
     def project(self, w: Tensor) -> Tensor:
         if self.projector is None:
             return w
+        if self.weight is not None:
+            if self.side == "left":
+                return Trained(self.change.T, self.projector, "right", 0, self.weight.T).project(w.T).T
+            spans = [torch.cat([self.projector, row[None]]) for row in self.weight]
+            return torch.stack([x @ torch.linalg.pinv(span) @ span for x, span in zip(w, spans, strict=True)])
         return w @ self.projector if self.side == "right" else self.projector @ w
 
 
@@ -84,10 +98,39 @@ class Expected:
 
 def merged(model: nn.Module) -> dict[str, Tensor]:
     """Return the weights of a model in fp64, its active adapters merged in; tied ones under both names."""
-    plain = copy.deepcopy(model).double()
+    plain = copy.deepcopy(model).double().eval()
+    seen = effective(plain)
     if isinstance(plain, PeftModel):
-        plain = plain.merge_and_unload()
-    return {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            plain = plain.merge_and_unload()
+    found = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    return {**found, **seen}
+
+
+@torch.no_grad()
+def effective(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights and biases of the linear layers with adapters, as their outputs tell them."""
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and isinstance(module.get_base_layer(), nn.Linear | Conv1D):
+            linear = isinstance(module.get_base_layer(), nn.Linear)
+            weight = module.get_base_layer().weight
+            width = weight.shape[1 if linear else 0]
+            bias = module(torch.zeros(1, width, dtype=weight.dtype))[0]
+            rows = module(torch.eye(width, dtype=weight.dtype)) - bias
+            name = canonical(path + ".")
+            found[f"{name}weight"] = rows.T if linear else rows
+            if module.get_base_layer().bias is not None:
+                found[f"{name}bias"] = bias
+    return found
+
+
+def moved_names(model: nn.Module, now: Weights, before: Weights) -> list[str]:
+    """Return the names of the tensors that differ, of tied ones the first."""
+    tied = {canonical(n) for n, _ in model.named_parameters(remove_duplicate=False)}
+    tied -= {canonical(n) for n, _ in model.named_parameters()}
+    return [name for name in now if name not in tied and not torch.equal(now[name], before[name])]
 
 
 def expected(model: nn.Module, start: nn.Module, names: Iterable[str] | None = None) -> Expected:
@@ -96,20 +139,21 @@ def expected(model: nn.Module, start: nn.Module, names: Iterable[str] | None = N
     Args:
         model: The model now.
         start: A deep copy from before its training.
-        names: The trained tensors. Default: those of LoRA layers with a trained adapter that is active.
+        names: The trained tensors. Default: those that have changed.
     """
     now, before = merged(model), merged(start)
-    spaces = _row_spaces(model, start)
+    spaces = _spaces(model, start)
     found = Expected()
-    for name in names or spaces:
+    for name in moved_names(model, now, before) if names is None else names:
         change = now[name] - before[name]
-        if name in spaces:
-            rows, side = spaces[name]
-            projector = torch.linalg.pinv(rows) @ rows
-            freedom = len(rows) * change.shape[0 if side == "right" else 1]
-            found.trained[name] = Trained(change, projector, side, freedom)
-        else:
+        if name not in spaces:
             found.trained[name] = Trained(change, freedom=change.numel())
+            continue
+        rows, side, weight = spaces[name]
+        other = change.shape[0 if side == "right" else 1]
+        freedom = len(rows) * other + (0 if weight is None else other)
+        projector = rows if weight is not None else torch.linalg.pinv(rows) @ rows
+        found.trained[name] = Trained(change, projector, side, freedom, weight)
     return found
 
 
@@ -167,29 +211,53 @@ def _over(above: Tensor | float, below: Tensor | float) -> float:
     return float(above) / float(below) if float(below) > 0 else 0.0
 
 
-def _row_spaces(model: nn.Module, start: nn.Module) -> dict[str, tuple[Tensor, str]]:
-    """Return, by parameter name, the rows that an adapter's change is made of, and the side of the weight they are on.
+Space = tuple[Tensor, str, Tensor | None]
+"""Rows that a change is made of, the side of the weight they are on, and the weight whose rows count too."""
+
+
+def _spaces(model: nn.Module, start: nn.Module) -> dict[str, Space]:
+    """Return, by parameter name, what an adapter's change is made of.
 
     Rows of the start count as well where the adapter's product was not zero then.
     """
     found = {}
     before = dict(start.named_modules())
     for path, module in model.named_modules():
-        if not isinstance(module, LoraLayer):
-            continue
-        rows = []
-        for adapter in module.active_adapters:
-            for layer in (module, before[path]):
-                if adapter in layer.lora_A:
-                    a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-                elif adapter in layer.lora_embedding_A:  # the weight changes by (B A)ᵀ: its rows lie among B's columns
-                    a, b = layer.lora_embedding_B[adapter].T, layer.lora_embedding_A[adapter].T
-                else:
-                    continue
-                if (a.requires_grad or b.requires_grad) and (layer is module or bool((b.double() @ a.double()).any())):
-                    rows.append(a.detach().double())
-        if rows:
-            conv1d = type(module.get_base_layer()).__name__ == "Conv1D"
-            name = path.removeprefix("base_model.model.") + ".weight"
-            found[name] = (torch.cat(rows), "left" if conv1d else "right")
+        space = None
+        if isinstance(module, TrainableTokensLayer):
+            chosen = sorted({i for adapter in module.active_adapters for i in module.token_indices[adapter]})
+            space = torch.eye(len(module.get_base_layer().weight)).double()[chosen], "left", None
+        elif isinstance(module, LoraLayer) and not isinstance(module, AdaLoraLayer | MultiheadAttention):
+            if getattr(module, "num_experts", 1) == 1:
+                space = _lora_space(module, before[path])
+        if space is not None:
+            found[f"{canonical(path + '.')}{getattr(module, 'parameter_name', 'weight')}"] = space
     return found
+
+
+def _lora_space(module: nn.Module, start: nn.Module) -> Space | None:
+    base = module.get_base_layer()
+    rows, sides, stretched = [], set(), False
+    for adapter in module.active_adapters:
+        variant = type(module.lora_variant.get(adapter)).__name__
+        if variant not in ("NoneType", "DoraLinearVariant", "MiCALinearVariant", "MiCAEmbeddingVariant"):
+            return None
+        of_ref = (module, "ref") if "ref" in module.r and adapter != "ref" else None
+        for layer, name in [(module, adapter), (start, adapter), *([of_ref] if of_ref else [])]:
+            if name in layer.lora_A:
+                a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+            elif name in layer.lora_embedding_A:  # the weight changes by (B A)ᵀ: its rows lie among B's columns
+                a, b = layer.lora_embedding_B[name].T, layer.lora_embedding_A[name].T
+            else:
+                continue
+            trained = name == "ref" or a.requires_grad or b.requires_grad
+            if a.ndim > 2 or not (trained and (layer is module or bool((b.double() @ a.double()).any()))):
+                continue
+            stretched |= variant == "DoraLinearVariant"
+            by_columns = name in layer.lora_A and not b.requires_grad and a.requires_grad  # B is frozen
+            sides.add("left" if isinstance(base, Conv1D) != by_columns else "right")
+            rows.append((b.T if by_columns else a).detach().double())
+    if not rows:
+        return None
+    (side,) = sides
+    return torch.cat(rows), side, base.weight.detach().double() if stretched else None

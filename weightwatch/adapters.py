@@ -451,10 +451,11 @@ def _moves(change: Change) -> bool:
     """Whether a change is not zero."""
     match change:
         case LowRank():
-            return bool(change.left.any()) and bool(change.right.any())
+            return bool((change.left_gram * change.right_gram).sum() != 0)
         case Rescaled():
             stretch = change.stretch()
-            return bool(stretch.rows.any()) or (bool(stretch.left.any()) and bool(change.factors.right.any()))
+            left = wide(stretch.left)
+            return bool(stretch.rows.any()) or bool(((left.T @ left) * change.factors.right_gram).sum() != 0)
         case Merged():
             return bool(change.dense().any())
         case _:
