@@ -26,7 +26,7 @@ class Convolutions(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 8, 3, padding=1)
-        self.second = nn.Conv1d(8, 6, 5, padding=2, groups=2)
+        self.second = nn.Conv1d(8, 6, 5, padding=2, bias=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.second(self.first(pixels).flatten(2))
@@ -210,7 +210,8 @@ def _corda() -> nn.Module:
 
     def run_model() -> None:
         with torch.no_grad():
-            base(input_ids=torch.randint(48, (16, 16)))
+            for ids in torch.randint(48, (16, 1, 32)):
+                base(input_ids=ids)
 
     from peft.tuners.lora.corda import preprocess_corda
 
@@ -248,7 +249,7 @@ EXACT: dict[str, Case] = {
     "LoRA in bf16": lora(FACTORS, then=_to(torch.bfloat16)),
     "LoRA, two adapters": lora(FACTORS, then=_second(target_modules=["q_proj", "v_proj"])),
     "LoRA beside a frozen LoRA": lora(FACTORS, then=_beside_a_frozen()),
-    "LoRA beside a frozen DoRA": lora(FACTORS, use_dora=True, then=_beside_a_frozen()),
+    "LoRA beside a frozen DoRA": lora(RESCALED, use_dora=True, then=_beside_a_frozen()),
     "LoRA with TRL's ref": lora(FACTORS, then=_ref()),
     "LoRA: PiSSA": lora(FACTORS, init_lora_weights="pissa"),
     "LoRA: OLoRA": lora(FACTORS, init_lora_weights="olora"),

@@ -99,13 +99,18 @@ class Expected:
 def merged(model: nn.Module) -> dict[str, Tensor]:
     """Return the weights of a model in fp64, its active adapters merged in; tied ones under both names."""
     plain = copy.deepcopy(model).double().eval()
+    for module in plain.modules():
+        if getattr(module, "dtype", None) == torch.float32:
+            module.dtype = torch.float64
     seen = effective(plain)
     if isinstance(plain, PeftModel):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             plain = plain.merge_and_unload()
     found = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
-    return {**found, **seen}
+    for name, tensor in seen.items():  # it is only a merge where the layer does what the weights say
+        assert (found[name] - tensor).norm() <= 1e-6 * tensor.norm(), name
+    return found
 
 
 @torch.no_grad()
@@ -113,7 +118,12 @@ def effective(model: nn.Module) -> dict[str, Tensor]:
     """Return the weights and biases of the linear layers with adapters, as their outputs tell them."""
     found = {}
     for path, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer) and isinstance(module.get_base_layer(), nn.Linear | Conv1D):
+        nested = isinstance(getattr(module, "base_layer", None), BaseTunerLayer)
+        if (
+            isinstance(module, BaseTunerLayer)
+            and isinstance(module.get_base_layer(), nn.Linear | Conv1D)
+            and not nested
+        ):
             linear = isinstance(module.get_base_layer(), nn.Linear)
             weight = module.get_base_layer().weight
             width = weight.shape[1 if linear else 0]
@@ -188,7 +198,8 @@ def assert_reading(
             answer = want.score(names, w, null)
             for figure in ("cosine", "reach_cosine", "dose", "reach", "share", "z"):
                 ours, true = getattr(score, figure), getattr(answer, figure)
-                assert ours == (true if true is None else pytest.approx(true, rel=rel, abs=abs)), (part, figure)
+                room = 20 * abs if figure == "z" else abs  # a quotient of two small figures
+                assert ours == (true if true is None else pytest.approx(true, rel=rel, abs=room)), (part, figure)
 
         check("model", found, everything)
         assert set(found.layers) == layers
@@ -203,8 +214,9 @@ def assert_reading(
 
 
 def _kind(name: str) -> str:
-    parent, kind = name.split(".")[-3:-1] if name.count(".") > 1 else ("", name.split(".")[-2])
-    return f"{parent}.{kind}" if kind == "c_proj" else kind  # GPT-2 has one in its attention and one in its MLP
+    above, _, last = name.rpartition(".")
+    parent, _, kind = (above if last in ("weight", "bias") else name).rpartition(".")
+    return f"{parent.rpartition('.')[2]}.{kind}" if kind == "c_proj" else kind  # GPT-2 has one in each half of a layer
 
 
 def _over(above: Tensor | float, below: Tensor | float) -> float:
@@ -227,9 +239,12 @@ def _spaces(model: nn.Module, start: nn.Module) -> dict[str, Space]:
         if isinstance(module, TrainableTokensLayer):
             chosen = sorted({i for adapter in module.active_adapters for i in module.token_indices[adapter]})
             space = torch.eye(len(module.get_base_layer().weight)).double()[chosen], "left", None
-        elif isinstance(module, LoraLayer) and not isinstance(module, AdaLoraLayer | MultiheadAttention):
-            if getattr(module, "num_experts", 1) == 1:
-                space = _lora_space(module, before[path])
+        elif (
+            isinstance(module, LoraLayer)
+            and not isinstance(module, AdaLoraLayer | MultiheadAttention)
+            and getattr(module, "num_experts", 1) == 1
+        ):
+            space = _lora_space(module, before[path])
         if space is not None:
             found[f"{canonical(path + '.')}{getattr(module, 'parameter_name', 'weight')}"] = space
     return found
@@ -237,13 +252,14 @@ def _spaces(model: nn.Module, start: nn.Module) -> dict[str, Space]:
 
 def _lora_space(module: nn.Module, start: nn.Module) -> Space | None:
     base = module.get_base_layer()
-    rows, sides, stretched = [], set(), False
+    variants = [type(module.lora_variant.get(adapter)).__name__ for adapter in module.active_adapters]
+    stretched = "DoraLinearVariant" in variants
+    if not {*variants} <= {"NoneType", "DoraLinearVariant", "MiCALinearVariant", "MiCAEmbeddingVariant"}:
+        return None
+    rows, sides, counts = [], set(), False
     for adapter in module.active_adapters:
-        variant = type(module.lora_variant.get(adapter)).__name__
-        if variant not in ("NoneType", "DoraLinearVariant", "MiCALinearVariant", "MiCAEmbeddingVariant"):
-            return None
-        of_ref = (module, "ref") if "ref" in module.r and adapter != "ref" else None
-        for layer, name in [(module, adapter), (start, adapter), *([of_ref] if of_ref else [])]:
+        earlier = (module, "ref") if "ref" in module.r else (start, adapter)
+        for layer, name in [(module, adapter), earlier]:
             if name in layer.lora_A:
                 a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
             elif name in layer.lora_embedding_A:  # the weight changes by (B A)ᵀ: its rows lie among B's columns
@@ -251,13 +267,15 @@ def _lora_space(module: nn.Module, start: nn.Module) -> Space | None:
             else:
                 continue
             trained = name == "ref" or a.requires_grad or b.requires_grad
-            if a.ndim > 2 or not (trained and (layer is module or bool((b.double() @ a.double()).any()))):
+            counts |= trained
+            product = b.double() @ a.double() if a.ndim == 2 else torch.zeros(())
+            begun = trained and product.norm() > 1e-6 * a.norm() * b.norm()
+            if a.ndim > 2 or not (begun if (layer, name) == earlier else trained or stretched):
                 continue
-            stretched |= variant == "DoraLinearVariant"
             by_columns = name in layer.lora_A and not b.requires_grad and a.requires_grad  # B is frozen
             sides.add("left" if isinstance(base, Conv1D) != by_columns else "right")
             rows.append((b.T if by_columns else a).detach().double())
-    if not rows:
+    if not rows or not counts:
         return None
     (side,) = sides
     return torch.cat(rows), side, base.weight.detach().double() if stretched else None

@@ -18,7 +18,7 @@ WEIGHTS = "adapter_model.safetensors"
 # Settings under which B A is not the whole change of the weight.
 _UNSUPPORTED = ("use_dora", "lora_bias", "target_parameters", "trainable_token_indices", "modules_to_save")
 
-KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal")
+KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
 """Values of ``init_lora_weights`` under which the base keeps its weights, so that ``B A`` is the whole change."""
 
 

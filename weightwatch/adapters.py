@@ -30,6 +30,7 @@ Values = Callable[[str], Tensor | None]
 
 _REF = "ref"  # the frozen copy that TRL keeps of an adapter that is trained further
 _BESIDE_WEIGHTS = ("XLORA", "SHADOW")  # a router over adapters, a model beside the model
+_ROUNDING = 1e-6
 _OUT = "Train with LoRA, DoRA or another adapter that PEFT can merge, or train the weights themselves."
 
 
@@ -75,6 +76,11 @@ class Layer:
         """Return those of some adapters that have values."""
         have = {self._adapter_of(local) for local, name in self.names.items() if value(name) is not None}
         return [adapter for adapter in adapters if adapter in have]
+
+    @property
+    def active(self) -> list[str]:
+        """The active adapters of this layer, in the order in which they act."""
+        return [adapter for adapter in self.module.active_adapters if adapter in self.available]
 
     @property
     def available(self) -> set[str]:
@@ -177,14 +183,13 @@ def changes(layer: Layer, now: Values, start: Mapping[str, Tensor], every: bool)
 
     if _has_tokens(layer):
         return {layer.weight: _tokens(layer, now, adapters, before, begun)}
-    if not all(_has_factors(layer, adapter) for adapter in adapters):
+    stretched = _is_stretched(layer)
+    if not all(_has_factors(layer, adapter) for adapter in (layer.active if stretched else adapters)):
         return _merged(layer, adapters, begun, start)
-    if any(_is_dora(layer, adapter) for adapter in adapters):
-        found: dict[str, Change] = {layer.weight: _rescaled(layer, now, adapters, before, begun)}
-    elif getattr(layer.module, "num_experts", 1) > 1:
-        found = {layer.weight: _experts(layer, now, adapters, before, begun)}
-    else:
-        found = {layer.weight: _plain(layer, now, adapters, before, begun)}
+    if stretched:
+        return {layer.weight: _rescaled(layer, now, adapters, before, begun)}
+    of_experts = getattr(layer.module, "num_experts", 1) > 1
+    found: dict[str, Change] = {layer.weight: (_experts if of_experts else _plain)(layer, now, adapters, before, begun)}
     if any(layer.module.lora_bias.get(adapter) for adapter in adapters):
         found[layer.beneath("bias")] = _bias(layer, now, adapters, before, begun)
     return found
@@ -270,6 +275,11 @@ def _is_dora(layer: Layer, adapter: str) -> bool:
     return type(layer.module.lora_variant.get(adapter)).__name__ == "DoraLinearVariant"
 
 
+def _is_stretched(layer: Layer) -> bool:
+    """Whether DoRA acts on a linear layer. It stretches what adapters before it have added, too."""
+    return hasattr(layer.module, "lora_variant") and any(_is_dora(layer, adapter) for adapter in layer.active)
+
+
 def _has_factors(layer: Layer, adapter: str) -> bool:
     """Whether an adapter adds a product of two factors to the weight, or is DoRA on such a product."""
     from peft.tuners.adalora import AdaLoraLayer
@@ -282,7 +292,7 @@ def _has_factors(layer: Layer, adapter: str) -> bool:
     variant = type(module.lora_variant.get(adapter)).__name__
     if adapter in module.lora_embedding_A:
         return variant in ("NoneType", "MiCAEmbeddingVariant")
-    if variant == "DoraLinearVariant" and module.lora_bias.get(adapter):
+    if _is_stretched(layer) and module.lora_bias.get(adapter):
         return False
     return module.lora_A[adapter].weight.ndim == 2 and variant in ("NoneType", "MiCALinearVariant", "DoraLinearVariant")
 
@@ -293,24 +303,27 @@ def _plain(layer: Layer, now: Values, adapters: Sequence[str], before: Values, b
     return _since(change, _factors(layer, before, begun)) if begun else change
 
 
-def _factors(
-    layer: Layer, value: Values, adapters: Sequence[str], gains: Mapping[str, Tensor] | None = None
-) -> LowRank:
-    """Return the sum of what adapters add to a weight as factors; DoRA's with their gains, where these are given."""
-    module, lefts, rights, limits = layer.module, [], [], set()
+def _factors(layer: Layer, value: Values, adapters: Sequence[str]) -> LowRank:
+    """Return the sum of what adapters add to a weight as factors."""
+    module, limits = layer.module, set()
     embedding = adapters[0] in module.lora_embedding_A
     for adapter in adapters:
-        a_name, b_name = _halves(layer, adapter)
-        left = _known(value, b_name).float() * module.scaling[adapter]
-        lefts.append(left if gains is None else wide(left) * gains[adapter][:, None])
-        rights.append(_known(value, a_name).float())
-        frozen = a_name in layer.trained and b_name not in layer.trained
-        limits.add(
-            "left" if embedding or frozen or "MiCA" in type(module.lora_variant.get(adapter)).__name__ else "right"
-        )
-    left, right = (lefts[0], rights[0]) if len(lefts) == 1 else (torch.cat(lefts, 1), torch.cat(rights, 0))
+        a, b = _halves(layer, adapter)
+        frozen = a in layer.trained and b not in layer.trained
+        mica = "MiCA" in type(module.lora_variant.get(adapter)).__name__
+        limits.add("left" if embedding or frozen or mica else "right")
+    pairs = [_pair(layer, value, adapter) for adapter in adapters]
+    left, right = (
+        pairs[0] if len(pairs) == 1 else (torch.cat([x for x, _ in pairs], 1), torch.cat([y for _, y in pairs]))
+    )
     transposed = embedding or bool(getattr(module, "fan_in_fan_out", False))
     return LowRank(left, right, transposed, "left" if limits == {"left"} else "right")
+
+
+def _pair(layer: Layer, value: Values, adapter: str) -> tuple[Tensor, Tensor]:
+    """Return the factors of one adapter, with the scaling in the left one."""
+    a, b = (_known(value, name) for name in _halves(layer, adapter))
+    return b.float() * layer.module.scaling[adapter], a.float()
 
 
 def _halves(layer: Layer, adapter: str) -> tuple[str, str]:
@@ -336,20 +349,63 @@ def _since(now: LowRank, start: LowRank) -> LowRank:
 
 
 def _rescaled(layer: Layer, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> Rescaled:
-    """Return the change by LoRA adapters of which some are DoRA."""
+    """Return the change of a weight on which DoRA acts, by the adapters that count."""
     _require_base(layer, "DoRA")
+    after = layer.active
+    was = {adapter: adapter for adapter in after if adapter not in adapters or adapter in begun}
+    if begun == [_REF]:
+        was[adapters[0]] = _REF
+
+    def earlier(name: str) -> Tensor | None:
+        found = before(name)
+        return now(name) if found is None else found
+
+    rights = {adapter: _pair(layer, now, adapter)[1] for adapter in after}
+    first = {adapter: _pair(layer, earlier, origin) for adapter, origin in was.items()}
+
+    def left(lefts: Mapping[str, Tensor], starts: Mapping[str, Tensor]) -> Tensor:
+        """Join the left factors that belong to the right ones below."""
+        parts = []
+        for adapter, part in lefts.items():
+            moved = part - starts[adapter] if adapter in starts else part
+            parts += [moved, starts[adapter]] if adapter in starts and adapter in adapters else [moved]
+        return torch.cat(parts, 1)
+
+    right = []
+    for adapter, part in rights.items():
+        both = adapter in first and adapter in adapters  # as in _since
+        right += [part, part - first[adapter][1].to(part)] if both else [part]
 
     def stretch() -> Stretch:
         weight = _base_weight(layer)
-        gains = _gains(layer, weight, now, adapters)
-        rows, change = _extent(gains), _factors(layer, now, adapters, gains)
-        if begun:
-            gains = _gains(layer, weight, before, begun)
-            rows, change = rows - _extent(gains), _since(change, _factors(layer, before, begun, gains))
-        return Stretch(rows, change.left, weight)
+        rows, lefts = _stretched(layer, weight, now, {adapter: adapter for adapter in after})
+        first_rows, first_lefts = _stretched(layer, weight, earlier, was)
+        return Stretch(rows - first_rows, left(lefts, first_lefts), weight)
 
-    factors = _plain(layer, now, adapters, before, begun)
-    return Rescaled(factors, stretch, factors.transposed)
+    plain = left({a: _pair(layer, now, a)[0] for a in after}, {a: pair[0].to(rights[a]) for a, pair in first.items()})
+    transposed = bool(getattr(layer.module, "fan_in_fan_out", False))
+    return Rescaled(LowRank(plain, torch.cat(right)), stretch, transposed)
+
+
+def _stretched(
+    layer: Layer, weight: Tensor, value: Values, adapters: Mapping[str, str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return by what adapters stretch the rows of W₀ together, and their left factors, stretched with it.
+
+    Args:
+        layer: The layer.
+        weight: W₀, shape (out, in).
+        value: The adapters' parameters.
+        adapters: What to call each adapter, and its name in the layer, in the order in which they act.
+    """
+    rows = wide(torch.ones(len(weight), device=weight.device))
+    lefts: dict[str, Tensor] = {}
+    for key, adapter in adapters.items():
+        lefts[key] = wide(_pair(layer, value, adapter)[0]).to(rows.device)
+        if _is_dora(layer, adapter):
+            gain = _gain(layer, weight, value, adapter).to(rows.device)
+            rows, lefts = gain * rows, {key: gain[:, None] * left for key, left in lefts.items()}
+    return rows, lefts
 
 
 def _base_weight(layer: Layer) -> Tensor:
@@ -360,26 +416,15 @@ def _base_weight(layer: Layer) -> Tensor:
     return weight.T if getattr(layer.module, "fan_in_fan_out", False) else weight
 
 
-def _gains(layer: Layer, weight: Tensor, value: Values, adapters: Sequence[str]) -> dict[str, Tensor]:
-    """Return by what each adapter multiplies the rows of W₀ + B A, with the roundings of PEFT's forward pass."""
-    gains = {}
-    for adapter in adapters:
-        a, b = (_known(value, name) for name in _halves(layer, adapter))
-        if not _is_dora(layer, adapter):
-            gains[adapter] = wide(torch.ones(len(weight), device=weight.device))
-            continue
-        dora = layer.module.lora_magnitude_vector[adapter]
-        magnitude = _known(value, layer.names[f"lora_magnitude_vector.{adapter}.weight"]).to(a.device)
-        stored = weight.to(a.device, a.dtype)
-        stored = stored.T if dora.fan_in_fan_out else stored
-        norm = dora.get_weight_norm(stored, b @ a, layer.module.scaling[adapter])
-        gains[adapter] = wide(magnitude / norm)
-    return gains
-
-
-def _extent(gains: Mapping[str, Tensor]) -> Tensor:
-    """Return by how much adapters stretch the rows of W₀ together: their changes add up."""
-    return torch.stack([gain - 1 for gain in gains.values()]).sum(0)
+def _gain(layer: Layer, weight: Tensor, value: Values, adapter: str) -> Tensor:
+    """Return DoRA's m / ‖W₀ + B A‖, shape (out,), with the roundings of PEFT's forward pass."""
+    a, b = (_known(value, name) for name in _halves(layer, adapter))
+    dora = layer.module.lora_magnitude_vector[adapter]
+    magnitude = _known(value, layer.names[f"lora_magnitude_vector.{adapter}.weight"])
+    a, b = a.to(weight.device), b.to(weight.device)
+    stored = weight.to(a.dtype)
+    norm = dora.get_weight_norm(stored.T if dora.fan_in_fan_out else stored, b @ a, layer.module.scaling[adapter])
+    return wide(magnitude.to(norm.device) / norm)
 
 
 def _bias(layer: Layer, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> Merged:
@@ -427,7 +472,7 @@ def _merged(
             f"{layer.path} is a {_tuner(layer)} adapter on a quantised weight, whose change can't be told exactly. "
             "Train with LoRA or DoRA, or load the base unquantised."
         )
-    after = [adapter for adapter in module.active_adapters if adapter in layer.available]
+    after = layer.active
     first = [a for a in after if a not in adapters or a in begun] + [a for a in begun if a not in after]
     values = {local: start[name] for local, name in layer.names.items() if name in start}
     moved = [local for local, name in layer.names.items() if not layer.trained or name in layer.trained]
@@ -450,16 +495,22 @@ def _merged(
 def _moves(change: Change) -> bool:
     """Whether a change is not zero."""
     match change:
-        case LowRank():
-            return bool((change.left_gram * change.right_gram).sum() != 0)
+        case LowRank(left=left, right=right):
+            return not _is_zero(left, right)
         case Rescaled():
             stretch = change.stretch()
-            left = wide(stretch.left)
-            return bool(stretch.rows.any()) or bool(((left.T @ left) * change.factors.right_gram).sum() != 0)
+            return bool(stretch.rows.any()) or not _is_zero(stretch.left, change.factors.right)
         case Merged():
             return bool(change.dense().any())
         case _:
             raise TypeError(change)
+
+
+def _is_zero(left: Tensor, right: Tensor) -> bool:
+    """Whether a product of factors is zero but for rounding."""
+    left, right = wide(left), wide(right)
+    size = ((left.T @ left) * (right @ right.T)).sum()
+    return bool(size <= _ROUNDING**2 * (left**2).sum() * (right**2).sum())
 
 
 def _require_base(layer: Layer, tuner: str) -> None:

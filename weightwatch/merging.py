@@ -108,7 +108,11 @@ def _copy(module: Any) -> Any:
     except Exception as error:
         raise NotMergeableError(f"it can't be copied ({error})") from error
     on_mps = any(parameter.device.type == "mps" for parameter in module.parameters())
-    return twin.to(torch.float32 if on_mps else torch.float64).eval().requires_grad_(False)
+    dtype = torch.float32 if on_mps else torch.float64
+    for name, value in vars(twin).items():
+        if isinstance(value, torch.dtype) and value.is_floating_point:
+            setattr(twin, name, dtype)  # AdaMSS computes in the precision that it was made with
+    return twin.to(dtype).eval().requires_grad_(False)
 
 
 def _merge(module: Any, adapters: Sequence[str]) -> dict[str, Tensor]:
