@@ -20,6 +20,7 @@ from peft.tuners.lora.layer import MultiheadAttention
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from weightwatch.reading import Reading, Score
@@ -118,7 +119,7 @@ def effective(model: nn.Module) -> dict[str, Tensor]:
     """Return the weights and biases of the linear layers with adapters, as their outputs tell them."""
     found = {}
     for path, module in model.named_modules():
-        nested = isinstance(getattr(module, "base_layer", None), BaseTunerLayer)
+        nested = isinstance(getattr(module, "base_layer", None), BaseTunerLayer | NonDynamicallyQuantizableLinear)
         if (
             isinstance(module, BaseTunerLayer)
             and isinstance(module.get_base_layer(), nn.Linear | Conv1D)
@@ -235,6 +236,8 @@ def _spaces(model: nn.Module, start: nn.Module) -> dict[str, Space]:
     found = {}
     before = dict(start.named_modules())
     for path, module in model.named_modules():
+        if isinstance(getattr(module, "base_layer", None), NonDynamicallyQuantizableLinear):
+            continue  # merged with the attention it is in
         space = None
         if isinstance(module, TrainableTokensLayer):
             chosen = sorted({i for adapter in module.active_adapters for i in module.token_indices[adapter]})
@@ -258,21 +261,20 @@ def _lora_space(module: nn.Module, start: nn.Module) -> Space | None:
         return None
     rows, sides, counts = [], set(), False
     for adapter in module.active_adapters:
-        earlier = (module, "ref") if "ref" in module.r else (start, adapter)
-        for layer, name in [(module, adapter), earlier]:
-            if name in layer.lora_A:
-                a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-            elif name in layer.lora_embedding_A:  # the weight changes by (B A)ᵀ: its rows lie among B's columns
-                a, b = layer.lora_embedding_B[name].T, layer.lora_embedding_A[name].T
+        for layer in (module, start):
+            if adapter in layer.lora_A:
+                a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+            elif adapter in layer.lora_embedding_A:  # the weight changes by (B A)ᵀ: its rows lie among B's columns
+                a, b = layer.lora_embedding_B[adapter].T, layer.lora_embedding_A[adapter].T
             else:
                 continue
-            trained = name == "ref" or a.requires_grad or b.requires_grad
+            trained = a.requires_grad or b.requires_grad
             counts |= trained
             product = b.double() @ a.double() if a.ndim == 2 else torch.zeros(())
             begun = trained and product.norm() > 1e-6 * a.norm() * b.norm()
-            if a.ndim > 2 or not (begun if (layer, name) == earlier else trained or stretched):
+            if a.ndim > 2 or not (begun if layer is start else trained or stretched):
                 continue
-            by_columns = name in layer.lora_A and not b.requires_grad and a.requires_grad  # B is frozen
+            by_columns = adapter in layer.lora_A and not b.requires_grad and a.requires_grad  # B is frozen
             sides.add("left" if isinstance(base, Conv1D) != by_columns else "right")
             rows.append((b.T if by_columns else a).detach().double())
     if not rows or not counts:

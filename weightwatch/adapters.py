@@ -65,7 +65,7 @@ class Layer:
 
     def beneath(self, name: str) -> str:
         """Return the name in the plain model of a parameter of the layer beneath."""
-        return f"{canonical(self.path + '.')}{name}"
+        return canonical(f"{self.path}.{name}")
 
     def adapters(self, every: bool) -> list[str]:
         """Return the active adapters of this layer whose change counts: those that are trained, or all."""
@@ -107,28 +107,43 @@ def layers(model: nn.Module, parameters: Mapping[str, Held]) -> Iterator[Layer]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     names = _names(model)
-    seen = set()
+    seen: set[object] = set()
     for path, module in model.named_modules():
         _require_weights_change(path, module)
-        if not isinstance(module, BaseTunerLayer):
+        if not isinstance(module, BaseTunerLayer) or id(module) in seen:
             continue
+        inside = _inside(module)
+        seen.update(id(part) for part in inside.values())
         named = [
             (local, p, names[id(p)]) for local, p in module.named_parameters(remove_duplicate=False) if id(p) in names
         ]
-        own = {local: name for local, _, name in named if not local.startswith("base_layer.")}
-        beneath = [p for local, p, _ in named if local.startswith("base_layer.")]
-        shared = (frozenset(own.values()), frozenset(id(p) for p in beneath))
+        own = {local: name for local, _, name in named if _is_own(local, inside)}
+        shared = frozenset(own.values()), frozenset(id(p) for local, p, _ in named if local not in own)
         if not own or shared in seen:
             continue
         seen.add(shared)
-        held = [parameters[name] for _, _, name in named if name in parameters]
         yield Layer(
             unwrapped(f"{path}.").removesuffix("."),
             module,
             own,
             frozenset(name for name in own.values() if parameters[name].trained),
-            any(one.sharded for one in held),
+            any(parameters[name].sharded for _, _, name in named if name in parameters),
         )
+
+
+def _inside(module: Any) -> dict[str, nn.Module]:
+    """Return the layers with adapters that attention's adapter has put inside it: they are merged with it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not isinstance(module.get_base_layer(), nn.MultiheadAttention):
+        return {}
+    return {f"{path}.": part for path, part in module.named_modules() if path and isinstance(part, BaseTunerLayer)}
+
+
+def _is_own(local: str, inside: Mapping[str, nn.Module]) -> bool:
+    """Whether a parameter is an adapter's, and not of the layer beneath."""
+    above = next((path for path in inside if local.startswith(path)), "")
+    return not local.removeprefix(above).startswith("base_layer.")
 
 
 def saved_copies(model: nn.Module, parameters: Mapping[str, Held]) -> dict[str, str]:

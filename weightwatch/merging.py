@@ -131,12 +131,15 @@ def _merge(module: Any, adapters: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _beneath(module: Any) -> list[str]:
-    """Return the names of the parameters beneath a layer, but for those beneath layers with adapters inside it."""
+    """Return the names of the parameters beneath a layer, without those of adapters inside it."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     base = module.get_base_layer()
-    inside = tuple(f"{path}." for path, part in base.named_modules() if isinstance(part, BaseTunerLayer))
-    return [name for name, _ in base.named_parameters() if not name.startswith(inside)]
+    inside = [f"{path}." for path, part in base.named_modules() if isinstance(part, BaseTunerLayer)]
+    names = [name for name, _ in base.named_parameters()]
+    return [
+        name for name in names if not any(name.startswith(p) and not name.startswith(f"{p}base_layer.") for p in inside)
+    ]
 
 
 def _outputs(module: Any, inputs: tuple[Tensor, ...]) -> Tensor:
