@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +24,10 @@ HALF = ["q_proj", "down_proj"]
 class Convolutions(nn.Module):
     """Convolutions of one and of two dimensions."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 8, 3, padding=1)
-        self.second = nn.Conv1d(8, 6, 5, padding=2, bias=False)
+        self.second = nn.Conv1d(8, 6, 5, padding=2, groups=groups)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.second(self.first(pixels).flatten(2))
@@ -72,9 +73,13 @@ def mixtral() -> nn.Module:
     )
 
 
-def convolutions() -> nn.Module:
+def convolutions(groups: int = 1) -> nn.Module:
     torch.manual_seed(0)
-    return Convolutions()
+    return Convolutions(groups)
+
+
+def grouped_convolutions() -> nn.Module:
+    return convolutions(groups=2)
 
 
 def attention() -> nn.Module:
@@ -119,7 +124,7 @@ def case(
     """
     if any(field.name == "target_modules" for field in dataclasses.fields(config)):
         settings.setdefault("target_modules", HALF)
-    if base not in (convolutions, attention):
+    if base not in (convolutions, grouped_convolutions, attention):
         settings["task_type"] = "CAUSAL_LM"
 
     def build() -> nn.Module:
@@ -336,4 +341,57 @@ EXACT: dict[str, Case] = {
     "VBLoRA": case(peft.VBLoRAConfig, MERGED, r=4, num_vectors=16, vector_length=8),
     "VeRA": case(peft.VeraConfig, MERGED, r=8),
     "WaveFT": case(peft.WaveFTConfig, MERGED, n_frequency=50),
+}
+
+
+def _arrow() -> nn.Module:
+    """Make a model with Arrow, which routes each token to some of several stored adapters."""
+    torch.manual_seed(1)
+    with tempfile.TemporaryDirectory() as folder:
+        lora(FACTORS).build().save_pretrained(folder)
+        return peft.create_arrow_model(llama(), [folder, folder], arrow_config=lora_config.ArrowConfig(top_k=1))
+
+
+def _xlora() -> nn.Module:
+    """Make a model with X-LoRA, which weighs several stored adapters by what the model is given."""
+    torch.manual_seed(1)
+    base = llama()
+    with tempfile.TemporaryDirectory() as folder:
+        lora(FACTORS).build().save_pretrained(folder)
+        config = peft.XLoraConfig(
+            task_type="CAUSAL_LM", hidden_size=32, adapters={"first": folder, "second": folder}, xlora_size=8
+        )
+        base.config.use_cache = False
+        return get_peft_model(base, config)
+
+
+def _shadow() -> nn.Module:
+    torch.manual_seed(1)
+    return get_peft_model(llama(), peft.ShadowConfig(task_type="CAUSAL_LM", r=4, shadow_num_hidden_layers=1))
+
+
+REFUSED: dict[str, Case] = {
+    "prompt tuning": case(peft.PromptTuningConfig, "beside its weights", num_virtual_tokens=2),
+    "P-tuning": case(peft.PromptEncoderConfig, "beside its weights", num_virtual_tokens=2, encoder_hidden_size=8),
+    "prefix tuning": case(peft.PrefixTuningConfig, "beside its weights", num_virtual_tokens=2),
+    "multitask prompt tuning": case(
+        peft.MultitaskPromptTuningConfig, "beside its weights", num_virtual_tokens=2, num_tasks=2, num_ranks=1
+    ),
+    "CPT": case(
+        peft.CPTConfig, "beside its weights", cpt_token_ids=[1, 2], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 2]
+    ),
+    "Cartridge": case(peft.CartridgeConfig, "beside its weights", num_virtual_tokens=2),
+    "adaption prompt": case(
+        peft.AdaptionPromptConfig, "beside its weights", adapter_len=2, adapter_layers=1, target_modules="self_attn"
+    ),
+    "X-LoRA": Case(PeftType.XLORA, _xlora, "beside its weights"),
+    "Shadow": Case(PeftType.SHADOW, _shadow, "beside its weights"),
+    "Lily": case(peft.LilyConfig, "not supported for Lily", r=4),
+    "Poly": case(peft.PolyConfig, "task_ids", r=4, n_tasks=2, n_skills=2),
+    "Arrow": Case(PeftType.LORA, _arrow, "Cannot merge an active Arrow router"),
+    "aLoRA": lora("can't merge", alora_invocation_tokens=[1, 2]),
+    "DoRA beside LoRA with the biases of B": lora(
+        "not what the adapter does", biased_llama, lora_bias=True, then=_second(use_dora=True)
+    ),
+    "LoRA on grouped convolutions": lora("groups", grouped_convolutions, target_modules=["first", "second"], r=2),
 }

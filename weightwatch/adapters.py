@@ -548,9 +548,9 @@ def _require_weights_change(path: str, module: nn.Module) -> None:
     from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, TrainableTokensWrapper
 
     if isinstance(module, PeftModel):
-        for adapter in module.active_adapters:
-            config = module.peft_config[adapter]
-            if config.is_prompt_learning or config.is_adaption_prompt or config.peft_type in _BESIDE_WEIGHTS:
+        for adapter, config in module.peft_config.items():
+            beside = adapter in module.active_adapters and (config.is_prompt_learning or config.is_adaption_prompt)
+            if beside or config.peft_type in _BESIDE_WEIGHTS:
                 raise WeightWatchError(
                     f"The adapter {adapter!r} is of type {config.peft_type.value}, which is not supported, since it "
                     f"changes what the model is given or computes beside its weights. {_OUT}"

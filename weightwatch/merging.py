@@ -27,7 +27,8 @@ class NotMergeableError(Exception):
 
 def quantised(module: Any) -> bool:
     """Whether the weights of the layer beneath an adapter are stored in another form than that they compute in."""
-    return any(type(p) is not nn.Parameter or p.dtype not in _PLAIN for p in module.get_base_layer().parameters())
+    stored = list(module.get_base_layer().parameters())
+    return not stored or any(type(p) is not nn.Parameter or p.dtype not in _PLAIN for p in stored)
 
 
 def changed(module: Any, adapters: Sequence[str], moved: Collection[str]) -> tuple[str, ...]:
