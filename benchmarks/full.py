@@ -7,6 +7,7 @@ plain loops read in the same time.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ QWEN_HALF_B = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
+Weights: TypeAlias = Mapping[str, Tensor]
 READ = 1 << 30  # bytes that the yardstick reads
 HEADINGS = (
     "directions",
@@ -64,14 +66,16 @@ def direction(model: Qwen2ForCausalLM, folder: Path, number: int) -> Direction:
     return Direction.load(Direction.from_tensors(tensors, name=f"direction-{number}").save(folder / str(number)))
 
 
-def naive(now: Mapping[str, Tensor], before: Mapping[str, Tensor], directions: list[Mapping[str, Tensor]]) -> list[float]:
+def naive(
+    now: Mapping[str, Tensor], before: Mapping[str, Tensor], directions: list[Mapping[str, Tensor]]
+) -> list[float]:
     """Subtract two state dicts, flatten, and compare with flattened directions."""
     change = torch.cat([(now[name].float() - before[name].float()).flatten() for name in now])
     lines = (torch.cat([w[name].float().flatten() for name in now]) for w in directions)
     return [F.cosine_similarity(change, line, dim=0).item() for line in lines]
 
 
-def exact(now: Mapping[str, Tensor], before: Mapping[str, Tensor], w: Mapping[str, Tensor]) -> float:
+def exact(now: Weights, before: Weights, w: Weights) -> float:
     """Return the cosine in fp64 throughout."""
     inner = own = theirs = torch.zeros((), dtype=torch.float64)
     for name in now:

@@ -130,7 +130,7 @@ def effective(model: nn.Module) -> dict[str, Tensor]:
             width = weight.shape[1 if linear else 0]
             bias = module(torch.zeros(1, width, dtype=weight.dtype))[0]
             rows = module(torch.eye(width, dtype=weight.dtype)) - bias
-            name = canonical(path + ".")
+            name = canonical(f"{path}.base_layer.")
             found[f"{name}weight"] = rows.T if linear else rows
             if module.get_base_layer().bias is not None:
                 found[f"{name}bias"] = bias
@@ -249,7 +249,7 @@ def _spaces(model: nn.Module, start: nn.Module) -> dict[str, Space]:
         ):
             space = _lora_space(module, before[path])
         if space is not None:
-            found[f"{canonical(path + '.')}{getattr(module, 'parameter_name', 'weight')}"] = space
+            found[f"{canonical(path + '.base_layer.')}{getattr(module, 'parameter_name', 'weight')}"] = space
     return found
 
 

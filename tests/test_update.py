@@ -6,17 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from peft import (
-    AdaLoraConfig,
-    BOFTConfig,
-    HRAConfig,
-    IA3Config,
-    LoHaConfig,
-    LoKrConfig,
     LoraConfig,
-    OFTConfig,
     PeftModel,
-    VeraConfig,
-    get_peft_model,
 )
 from torch import nn
 
@@ -178,30 +169,6 @@ def test_a_reference_that_shares_memory_with_the_model_is_an_error() -> None:
     model = tiny_llama()
     with pytest.raises(WeightWatchError, match=r"reference .* the model's own memory.*clone"):
         Update(model, Reference.of(model.state_dict()))
-
-
-PLAIN = {"target_modules": ["q_proj", "v_proj"]}
-UNSUPPORTED = {
-    "DoRA": (LoraConfig(use_dora=True, **PLAIN), "DoraLinearVariant"),
-    "LoRA with a bias": (LoraConfig(lora_bias=True, target_modules=["c_attn"]), "lora_bias"),
-    "AdaLoRA": (AdaLoraConfig(total_step=10, **PLAIN), "adalora"),
-    "LoHa": (LoHaConfig(**PLAIN), "loha"),
-    "LoKr": (LoKrConfig(**PLAIN), "lokr"),
-    "IA3": (IA3Config(feedforward_modules=[], **PLAIN), "ia3"),
-    "VeRA": (VeraConfig(**{"target_modules": ["q_proj"]}), "vera"),
-    "OFT": (OFTConfig(oft_block_size=4, **PLAIN), "oft"),
-    "HRA": (HRAConfig(r=2, **PLAIN), "hra"),
-    "BOFT": (BOFTConfig(boft_block_size=4, **PLAIN), "boft"),
-    "trainable tokens": (LoraConfig(trainable_token_indices=[1, 2], **PLAIN), "trainable_tokens"),
-}
-
-
-@pytest.mark.parametrize("kind", UNSUPPORTED)
-def test_adapters_whose_change_is_more_than_ba_are_refused_by_name(kind: str) -> None:
-    config, reason = UNSUPPORTED[kind]
-    base = tiny_gpt2() if kind == "LoRA with a bias" else tiny_llama()
-    with pytest.raises(WeightWatchError, match=rf"(?s){reason}.*not supported.*Train with"):
-        Update(get_peft_model(base, copy.deepcopy(config)))
 
 
 @pytest.mark.parametrize("source", ["base in the model", "reference"])

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightwatch import merging
 from weightwatch.change import Change, Merged, Rescaled, Stretch
+from weightwatch.merging import NotMergeableError, changed, difference, quantised
 from weightwatch.shards import Held
 from weightwatch.vectors.adapter import KEEPS_BASE
 from weightwatch.vectors.delta import LowRank, wide
@@ -65,7 +65,7 @@ class Layer:
 
     def beneath(self, name: str) -> str:
         """Return the name in the plain model of a parameter of the layer beneath."""
-        return canonical(f"{self.path}.{name}")
+        return canonical(f"{self.path}.base_layer.{name}")
 
     def adapters(self, every: bool) -> list[str]:
         """Return the active adapters of this layer whose change counts: those that are trained, or all."""
@@ -107,6 +107,7 @@ def layers(model: nn.Module, parameters: Mapping[str, Held]) -> Iterator[Layer]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     names = _names(model)
+    flattened = parameters.keys() - set(names.values())  # by FSDP: no longer parameters of their modules
     seen: set[object] = set()
     for path, module in model.named_modules():
         _require_weights_change(path, module)
@@ -117,7 +118,10 @@ def layers(model: nn.Module, parameters: Mapping[str, Held]) -> Iterator[Layer]:
         named = [
             (local, p, names[id(p)]) for local, p in module.named_parameters(remove_duplicate=False) if id(p) in names
         ]
-        own = {local: name for local, _, name in named if _is_own(local, inside)}
+        own = {local: name for local, _, name in named}
+        above = unwrapped(f"{path}.")
+        own.update((n.removeprefix(above), n) for n in flattened if n.startswith(above))
+        own = {local: name for local, name in own.items() if _is_own(local, inside)}
         shared = frozenset(own.values()), frozenset(id(p) for local, p, _ in named if local not in own)
         if not own or shared in seen:
             continue
@@ -154,9 +158,6 @@ def saved_copies(model: nn.Module, parameters: Mapping[str, Held]) -> dict[str, 
 
     names = _names(model)
     found = {}
-    first = {
-        id(parameter): unwrapped(name) for name, parameter in model.named_parameters()
-    }  # of a tied head: its twin's
     for path, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             originals = dict(module.original_module.named_parameters())
@@ -482,7 +483,7 @@ def _merged(
     """Return the changes that merging a copy of the layer tells."""
     _require_base(layer, _tuner(layer))
     module = layer.module
-    if merging.quantised(module):
+    if quantised(module):
         raise WeightWatchError(
             f"{layer.path} is a {_tuner(layer)} adapter on a quantised weight, whose change can't be told exactly. "
             "Train with LoRA or DoRA, or load the base unquantised."
@@ -492,8 +493,8 @@ def _merged(
     values = {local: start[name] for local, name in layer.names.items() if name in start}
     moved = [local for local, name in layer.names.items() if not layer.trained or name in layer.trained]
     try:
-        names = merging.changed(module, after, moved)
-    except merging.NotMergeableError as reason:
+        names = changed(module, after, moved)
+    except NotMergeableError as reason:
         raise WeightWatchError(
             f"{layer.path} is a {_tuner(layer)} adapter, which is not supported, since its effect can't be told as a "
             f"change of weights: {reason}. {_OUT}"
@@ -501,7 +502,7 @@ def _merged(
     base = dict(module.get_base_layer().named_parameters())
     return {
         layer.beneath(name): Merged(
-            tuple(base[name].shape), partial(merging.difference, module, name, after, first, values), base[name].device
+            tuple(base[name].shape), partial(difference, module, name, after, first, values), base[name].device
         )
         for name in names
     }

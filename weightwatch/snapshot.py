@@ -63,9 +63,7 @@ class Snapshot:
         found: Tensor | None = None
         missing = _size(box)
         for place, file, key in self._pieces[name]:
-            common = tuple(
-                slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, place, strict=True)
-            )
+            common = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, place, strict=True))
             if any(part.stop <= part.start for part in common):
                 continue
             values: Tensor = file.get_slice(key)[_within(common, place)] if box else file.get_tensor(key)

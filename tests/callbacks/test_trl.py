@@ -15,7 +15,7 @@ from tests.callbacks.saved import assert_recorded, parameters
 from tests.models import lora, low_rank, move, starts, tiny_llama
 from tests.reference import expected
 from tests.runs import STRICT, lines, settings, steps, words
-from weightwatch import Monitor, WeightWatchCallback, WeightWatchError, watch
+from weightwatch import Monitor, WeightWatchCallback, watch
 from weightwatch.reference import Reference
 
 ADAPTER = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -181,11 +181,11 @@ def test_the_base_stays_the_reference_whatever_is_made_of_it_in_memory(
     assert not (tmp_path / "run" / "weightwatch" / "reference.safetensors").exists()
 
 
-def test_tokens_that_are_trained_beside_an_adapter_are_refused_before_the_training(tmp_path: Path) -> None:
+def test_tokens_that_are_trained_beside_an_adapter_are_watched(tmp_path: Path) -> None:
     # TRL's SFT and reward trainers ask for it when a chat template brings new tokens.
     adapter = LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[3, 4], task_type="CAUSAL_LM")
     task = made("SFT", tmp_path, tiny_llama(), adapter=adapter)
     task.add_callback(callback())
-    with pytest.raises(WeightWatchError, match="trainable_tokens adapter, which is not supported"):
-        task.train()
-    assert task.state.global_step == 0
+    task.train()
+    assert lines(tmp_path)[0]["update_norm"] == 0.0
+    assert lines(tmp_path)[-1]["directions"]["evil"]["modules"]["embed_tokens"]["cosine"] != 0.0
