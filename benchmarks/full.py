@@ -66,9 +66,7 @@ def direction(model: Qwen2ForCausalLM, folder: Path, number: int) -> Direction:
     return Direction.load(Direction.from_tensors(tensors, name=f"direction-{number}").save(folder / str(number)))
 
 
-def naive(
-    now: Mapping[str, Tensor], before: Mapping[str, Tensor], directions: list[Mapping[str, Tensor]]
-) -> list[float]:
+def naive(now: Weights, before: Weights, directions: list[Weights]) -> list[float]:
     """Subtract two state dicts, flatten, and compare with flattened directions."""
     change = torch.cat([(now[name].float() - before[name].float()).flatten() for name in now])
     lines = (torch.cat([w[name].float().flatten() for name in now]) for w in directions)

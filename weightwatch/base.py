@@ -64,10 +64,6 @@ class Base:
         places = np.zeros((len(positions), 0), int)
         if shape:
             places = np.stack(np.unravel_index(positions.numpy(), shape), axis=-1)
-            np.stack(np.unravel_index(positions.numpy(), shape), axis=-1)
-            if shape
-            else np.zeros((len(positions), 0), int)
-        )
         if self._weights is not None and name in self._weights:
             boxes = [tuple(slice(int(i), int(i) + 1) for i in place) for place in places]
             return torch.stack([self._weights.read(name, box).reshape(()).float() for box in boxes])
