@@ -3,9 +3,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+READY_DISTRIBUTED := $(VENV)/.ready-distributed
 DEMO ?=
 
-.PHONY: install demo test test-fast lint types bench docs organism clean
+.PHONY: install demo test test-fast test-distributed lint types bench docs organism clean
 
 install: $(READY)
 
@@ -23,6 +24,15 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not distributed"
+
+test-distributed: $(READY_DISTRIBUTED)  ## train in two, three and four processes under every engine that shards a model
+	$(BIN)/python -m pytest -m distributed
+
+# DeepSpeed's build imports torch, so it sees the environment (no build isolation); DS_BUILD_OPS=0: it compiles nothing.
+$(READY_DISTRIBUTED): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt wheel einops hjson msgpack ninja py-cpuinfo
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation deepspeed
+	touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check .

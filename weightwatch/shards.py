@@ -224,7 +224,7 @@ def _split_of(name: str, placement: Any) -> tuple[int, int] | None:
     if kind in ("Shard", "_StridedShard"):
         return placement.dim, int(getattr(placement, "split_factor", 1))
     raise WeightWatchError(
-        f"{name} is a DTensor placed as {placement}, which is not a weight's. Redistribute it first."
+        f"{name} is a DTensor placed as {placement!r}, which is not a weight's. Redistribute it first."
     )
 
 
@@ -286,16 +286,15 @@ def _flat_parameters(model: nn.Module) -> Iterator[tuple[str, Held]]:
             continue
         flat = handle.flat_param
         replicas = getattr(module, "_inter_node_pg", None)
-        _require_all_processes(
-            path or "The model", "FSDP", handle.process_group.size() * (replicas.size() if replicas else 1)
-        )
+        covered = handle.process_group.size() * (replicas.size() if replicas else 1)
+        _require_all_processes(unwrapped(f"{path}.{flat._fqns[0]}".lstrip(".")), "FSDP", covered)
         answers = replicas is None or replicas.rank() == 0
         shard = getattr(flat, "_local_shard", flat.data)  # its own memory while the gathered weights are in use
         originals = flat._params or [flat] * len(flat._fqns)
         for fqn, shape, info, original in zip(
             flat._fqns, flat._shapes, flat._shard_param_infos, originals, strict=True
         ):
-            name = unwrapped(f"{path}.{fqn}" if path else fqn)
+            name = unwrapped(f"{path}.{fqn}".lstrip("."))
             values = shard[:0]
             if info.in_shard:
                 values = shard[info.offset_in_shard : info.offset_in_shard + info.numel_in_shard]

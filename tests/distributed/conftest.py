@@ -1,6 +1,6 @@
-"""Processes that the tests of a world size share."""
+"""Processes that the tests share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,12 +8,22 @@ import pytest
 from tests.distributed.engines import base
 from tests.distributed.processes import Processes
 
+Pool = Callable[[int], Processes]
+
 
 @pytest.fixture(scope="session")
-def processes(request: pytest.FixtureRequest) -> Iterator[Processes]:
-    """A group of as many processes as the test's parameter says."""
-    group = Processes(request.param)
-    yield group
+def pool() -> Iterator[Pool]:
+    """Groups of processes by size: each is kept until another size is asked for."""
+    group = Processes(1)
+
+    def of(world: int) -> Processes:
+        nonlocal group
+        if group.world != world:
+            group.stop()
+            group = Processes(world)
+        return group
+
+    yield of
     group.stop()
 
 

@@ -1,6 +1,5 @@
 """Every way of spreading a model over processes that weightwatch reads, each really training. Runs in the processes."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -302,7 +301,7 @@ def _through_dtensors(module: nn.Module, mesh: Any) -> None:
 
 
 def zero(model: nn.Module, *, stage: int, bf16: bool = False, settings: Mapping[str, Any] | None = None) -> Running:
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    compile_nothing()
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -346,6 +345,13 @@ def zero(model: nn.Module, *, stage: int, bf16: bool = False, settings: Mapping[
     return Running(engine.module, step, full, ran)
 
 
+def compile_nothing() -> None:
+    """Let DeepSpeed use gloo and torch's optimizers: its own take a compiler and minutes, and a lock when killed."""
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__ = dict.fromkeys(deepspeed.ops.__compatible_ops__, False)
+
+
 def _of(function: Callable[..., Running], **settings: Any) -> Engine:
     return lambda model: function(model, **settings)
 
@@ -371,11 +377,11 @@ ENGINES: dict[str, Engine] = {
     "zero1 bf16": _of(zero, stage=1, bf16=True),
     "zero2": _of(zero, stage=2),
     "zero2 bf16": _of(zero, stage=2, bf16=True),
-    "zero2 offloaded": _of(zero, stage=2, bf16=True, settings={"offload_optimizer": {"device": "cpu"}}),
+    "zero2 bf16 offloaded": _of(zero, stage=2, bf16=True, settings={"offload_optimizer": {"device": "cpu"}}),
     "zero3": _of(zero, stage=3),
     "zero3 bf16": _of(zero, stage=3, bf16=True),
-    "zero3 offloaded": _of(zero, stage=3, bf16=True, settings={"offload_optimizer": {"device": "cpu"}}),
-    "zero3 groups": _of(zero, stage=3, bf16=True, settings={"sub_group_size": 3000}),
+    "zero3 bf16 offloaded": _of(zero, stage=3, bf16=True, settings={"offload_optimizer": {"device": "cpu"}}),
+    "zero3 bf16 groups": _of(zero, stage=3, bf16=True, settings={"sub_group_size": 3000}),
 }
 
 

@@ -26,7 +26,7 @@ class Processes:
         self.world, self.grouped = world, grouped
         self._running: list[tuple[Any, Connection]] = []
 
-    def run(self, function: Callable[..., Any], *arguments: Any, timeout: float = 120) -> list[Any]:
+    def run(self, function: Callable[..., Any], *arguments: Any, timeout: float = 300) -> list[Any]:
         """Return what ``function(*arguments)`` returns in each process, in the order of the ranks."""
         if not self._running:
             self._start()

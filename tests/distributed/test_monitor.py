@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.distributed.conftest import Pool
 from tests.distributed.engines import CASES, Case, base, plain, trained
-from tests.distributed.processes import Processes
 from tests.models import dense, low_rank
 from weightwatch import Monitor
 from weightwatch.reading import Reading, Score
@@ -45,9 +45,9 @@ def readings(case: Case, folder: str) -> tuple[list[Reading], dict[str, Tensor]]
     return found, dict(running.full())
 
 
-@pytest.mark.parametrize(("processes", "case"), [(case.world, case) for case in CASES], ids=str, indirect=["processes"])
-def test_a_reading_of_the_parts_is_the_reading_of_the_whole(processes: Processes, case: Case, checkpoint: Path) -> None:
-    answers = processes.run(readings, case, str(checkpoint))
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_reading_of_the_parts_is_the_reading_of_the_whole(pool: Pool, case: Case, checkpoint: Path) -> None:
+    answers = pool(case.world).run(readings, case, str(checkpoint))
     for found, _ in answers:
         assert [_timeless(reading) for reading in found] == [_timeless(reading) for reading in answers[0][0]]
     (first, last), full = answers[0]

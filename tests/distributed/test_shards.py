@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.distributed.conftest import Pool
 from tests.distributed.engines import CASES, Case, plain, trained
-from tests.distributed.processes import Processes
 from weightwatch.shards import Box, held
 from weightwatch.vectors import WeightWatchError
 
@@ -28,11 +28,9 @@ def parts(case: Case, folder: str) -> tuple[dict[str, Part], dict[str, Tensor]]:
     return found, dict(running.full())
 
 
-@pytest.mark.parametrize(("processes", "case"), [(case.world, case) for case in CASES], ids=str, indirect=["processes"])
-def test_the_parts_of_all_processes_are_the_whole_model_once(
-    processes: Processes, case: Case, checkpoint: Path
-) -> None:
-    answers = processes.run(parts, case, str(checkpoint))
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_parts_of_all_processes_are_the_whole_model_once(pool: Pool, case: Case, checkpoint: Path) -> None:
+    answers = pool(case.world).run(parts, case, str(checkpoint))
     named = dict(plain(case.engine, case.adapted).named_parameters())
     first, full = answers[0]
     for found, _ in answers:
@@ -69,7 +67,6 @@ def refusal(name: str, folder: str) -> str:
     return "it was read"
 
 
-@pytest.mark.parametrize("processes", [2], indirect=True)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -83,7 +80,7 @@ def refusal(name: str, folder: str) -> str:
         ("offloaded_states", "offloaded"),
     ],
 )
-def test_what_is_not_known_is_refused_by_name(processes: Processes, name: str, message: str, tmp_path: Path) -> None:
-    for answer in processes.run(refusal, name, str(tmp_path)):
+def test_what_is_not_known_is_refused_by_name(pool: Pool, name: str, message: str, tmp_path: Path) -> None:
+    for answer in pool(2).run(refusal, name, str(tmp_path)):
         assert message in answer
         assert "weight" in answer
