@@ -11,6 +11,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+DEAD = "the process died"
 QUIET = 10.0  # seconds in which the other processes may report, once one has failed
 
 
@@ -42,14 +43,15 @@ class Processes:
                 try:
                     good, answer = pickle.loads(end.recv_bytes())  # type: ignore[union-attr]  # as above
                 except EOFError:
-                    good, answer = False, "the process died"
+                    good, answer = False, DEAD
                 (answers if good else failures)[rank] = answer
                 if not good:  # the others may wait for it in a collective
                     until = min(until, time.monotonic() + QUIET)
         for rank in waiting.values():
             failures[rank] = "no answer: it hangs, or waits for the others"
-        if failures:
+        if waiting or DEAD in failures.values():
             self.stop()
+        if failures:
             texts = [f"rank {rank}: {text}" for rank, text in sorted(failures.items(), key=lambda item: len(item[1]))]
             raise AssertionError(f"{function.__name__}{arguments} failed:\n" + "\n".join(texts))
         return [answers[rank] for rank in range(self.world)]
