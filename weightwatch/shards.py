@@ -77,6 +77,7 @@ def held(model: nn.Module) -> dict[str, Held]:
     """
     _reshard(model)
     flat = dict(_flat_parameters(model))
+    flattened = {id(module._handle.flat_param) for _, module in _fsdp1_modules(model)}
     found: dict[str, Held] = {}
     for path, parameter in model.named_parameters():
         name = unwrapped(path)
@@ -84,7 +85,7 @@ def held(model: nn.Module) -> dict[str, Held]:
             found[name] = flat[name]
         elif not getattr(parameter, "_fsdp_flattened", False):
             found[name] = _held(name, parameter)
-        elif not flat or not getattr(parameter, "_is_flat_param", False):
+        elif id(parameter) not in flattened:
             raise WeightWatchError(
                 f"{name} is flattened by FSDP, and what it was made of is not known here: its FSDP module is not "
                 "within the model. Measure the model that FSDP returned, not a module inside it."
@@ -274,16 +275,20 @@ def _runs(index: Tensor) -> list[tuple[slice, slice]]:
 # --- FSDP1: parameters flattened into one per module ---
 
 
+def _fsdp1_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield FSDP1's wrappers that have parameters of their own, with their paths."""
+    if "torch.distributed.fsdp" in sys.modules:
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        for path, module in model.named_modules():
+            if isinstance(module, FullyShardedDataParallel) and module._handle is not None:
+                yield path, module
+
+
 def _flat_parameters(model: nn.Module) -> Iterator[tuple[str, Held]]:
     """Yield what is held of the parameters that FSDP1 has flattened, whether or not they still show in the model."""
-    if "torch.distributed.fsdp" not in sys.modules:
-        return
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    for path, module in model.named_modules():
-        handle: Any = module._handle if isinstance(module, FullyShardedDataParallel) else None
-        if handle is None:
-            continue
+    for path, module in _fsdp1_modules(model):
+        handle = module._handle
         flat = handle.flat_param
         replicas = getattr(module, "_inter_node_pg", None)
         covered = handle.process_group.size() * (replicas.size() if replicas else 1)

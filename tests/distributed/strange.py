@@ -28,6 +28,10 @@ def without_its_fsdp_module() -> nn.Module:
     return fsdp1(base("fsdp1")).model.module.model.embed_tokens
 
 
+def without_its_flat_parameter() -> nn.Module:
+    return fsdp1(base("fsdp1"), original=False).model.module
+
+
 def fsdp_in_one_process_each() -> nn.Module:
     from torch.distributed.fsdp import FullyShardedDataParallel
 
