@@ -5,6 +5,8 @@ from math import prod
 
 import pytest
 import torch
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from tests.models import lora, tiny_llama
 from weightwatch.shards import Box, _index, _runs, flat_boxes, held
@@ -51,10 +53,20 @@ def test_the_parts_of_a_dimension_are_those_that_torch_cuts(seed: int) -> None:
     for where in _coordinates(mesh):
         index = _index("w", size, [(count, groups, at) for (count, groups), at in zip(splits, where, strict=True)])
         seen[index] += 1
+        assert torch.equal(index, _torchs(size, splits, where)) or (strided and len(mesh) > 1 and size % prod(mesh))
         if len(index):
             assert torch.equal(torch.cat([torch.arange(size)[box] for box, _ in _runs(index)]), index)
             assert len(_runs(index)) == 1 or len(mesh) == 1
     assert bool((seen == 1).all())
+
+
+def _torchs(size: int, splits: list[tuple[int, int]], where: list[int]) -> torch.Tensor:
+    """Return the indices that torch's placements leave, from the first mesh dimension to the last."""
+    index = torch.arange(size)
+    for (count, groups), at in zip(splits, where, strict=True):
+        placement = _StridedShard(0, split_factor=groups) if groups > 1 else Shard(0)
+        index = placement._split_tensor(index, count, with_padding=False)[0][at]
+    return index
 
 
 def _coordinates(mesh: list[int]) -> list[list[int]]:
