@@ -107,7 +107,8 @@ def layers(model: nn.Module, parameters: Mapping[str, Held]) -> Iterator[Layer]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     names = _names(model)
-    flattened = parameters.keys() - set(names.values())  # by FSDP: no longer parameters of their modules
+    known = set(names.values())
+    flattened = [name for name in parameters if name not in known]  # by FSDP: no longer parameters of their modules
     seen: set[object] = set()
     for path, module in model.named_modules():
         _require_weights_change(path, module)
@@ -116,7 +117,9 @@ def layers(model: nn.Module, parameters: Mapping[str, Held]) -> Iterator[Layer]:
         inside = _inside(module)
         seen.update(id(part) for part in inside.values())
         named = [
-            (local, p, names[id(p)]) for local, p in module.named_parameters(remove_duplicate=False) if id(p) in names
+            (local, p, names[id(p)])
+            for local, p in module.named_parameters(remove_duplicate=False)
+            if names.get(id(p)) in parameters
         ]
         own = {local: name for local, _, name in named}
         above = unwrapped(f"{path}.")
@@ -300,7 +303,7 @@ def _has_factors(layer: Layer, adapter: str) -> bool:
     """Whether an adapter adds a product of two factors to the weight, or is DoRA on such a product."""
     from peft.tuners.adalora import AdaLoraLayer
     from peft.tuners.lora import LoraLayer
-    from peft.tuners.lora.layer import MultiheadAttention
+    from peft.tuners.lora.layer import MultiheadAttention, _ConvNd
 
     module = layer.module
     if not isinstance(module, LoraLayer) or isinstance(module, AdaLoraLayer | MultiheadAttention):
@@ -310,7 +313,11 @@ def _has_factors(layer: Layer, adapter: str) -> bool:
         return variant in ("NoneType", "MiCAEmbeddingVariant")
     if _is_stretched(layer) and module.lora_bias.get(adapter):
         return False
-    return module.lora_A[adapter].weight.ndim == 2 and variant in ("NoneType", "MiCALinearVariant", "DoraLinearVariant")
+    return not isinstance(module, _ConvNd) and variant in (
+        "NoneType",
+        "MiCALinearVariant",
+        "DoraLinearVariant",
+    )
 
 
 def _plain(layer: Layer, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> LowRank:

@@ -104,6 +104,7 @@ class Ranks:
         """Put small sharded tensors together on every process, in fp32; for adapters' factors, never for weights."""
         if not tensors:
             return {}
+        tensors = dict(sorted(tensors.items()))  # in the same order everywhere
         sizes = [prod(held.shape) for held in tensors.values()]
         flat = torch.zeros(sum(sizes), device=_device())
         whole = {}

@@ -1,6 +1,6 @@
 """A reading of a sharded model is that of the whole one, and every process has it."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from tests.distributed.conftest import Pool
 from tests.distributed.engines import CASES, Case, base, plain, trained
 from tests.models import dense, low_rank
 from weightwatch import Monitor
-from weightwatch.reading import Reading, Score
-from weightwatch.vectors import Direction
+from weightwatch.reading import Reading
+from weightwatch.vectors import Direction, WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
 
 pytestmark = pytest.mark.distributed
@@ -66,6 +66,20 @@ def test_a_reading_of_the_parts_is_the_reading_of_the_whole(pool: Pool, case: Ca
     assert last.directions.keys() == whole.directions.keys()
     for name, direction in whole.directions.items():
         _close(asdict(last[name]), asdict(direction), name)
+
+
+def fault(case: Case, folder: str) -> str:
+    """Return what a process says of a model whose copies of a tensor differ. Runs in the processes."""
+    with pytest.raises(WeightWatchError) as found:
+        readings(case, folder)
+    return str(found.value)
+
+
+@pytest.mark.parametrize("processes", [2], indirect=True)
+def test_copies_that_have_gone_apart_are_an_error_on_every_process(processes: Processes, checkpoint: Path) -> None:
+    first, second = processes.run(fault, Case(2, "fsdp2 gone apart", False), str(checkpoint))
+    assert first == second
+    assert "disagree about model.layers.0.input_layernorm.weight" in first
 
 
 def _close(ours: Any, whole: Any, part: str) -> None:
