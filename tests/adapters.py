@@ -283,6 +283,7 @@ EXACT: dict[str, Case] = {
     "DoRA on Conv1D": lora(
         RESCALED, tiny_gpt2, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, use_dora=True
     ),
+    "DoRA in fp32 on a bf16 base": lora(RESCALED, lambda: llama().bfloat16(), use_dora=True),
     "DoRA: PiSSA": lora(RESCALED, use_dora=True, init_lora_weights="pissa"),
     "DoRA, two adapters": lora(RESCALED, use_dora=True, then=_second(use_dora=True)),
     "DoRA beside LoRA": lora(RESCALED, then=_second(use_dora=True)),

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
+from weightwatch.change import Change, Difference, Merged, Rescaled
 from weightwatch.reading import Reading, Score
 from weightwatch.vectors import Direction, LowRank
 from weightwatch.vectors.names import canonical
@@ -165,6 +166,23 @@ def expected(model: nn.Module, start: nn.Module, names: Iterable[str] | None = N
         freedom = len(rows) * other + (0 if weight is None else other)
         projector = rows if weight is not None else torch.linalg.pinv(rows) @ rows
         found.trained[name] = Trained(change, projector, side, freedom, weight)
+    return found
+
+
+def multiplied_out(update: Mapping[str, Change]) -> dict[str, Tensor]:
+    """Return every change of an update as a tensor in the orientation of the stored weight."""
+    found = {}
+    for name, change in update.items():
+        match change:
+            case LowRank() | Merged():
+                found[name] = change.dense().float()
+            case Rescaled():
+                parts = change.stretch()
+                product = parts.rows[:, None] * parts.weight.double() + parts.left @ change.factors.right.double()
+                found[name] = (product.T if change.transposed else product).float()
+            case Difference():
+                (piece,) = change.held.pieces
+                found[name] = piece.values.float() - change.start(piece.box).float()
     return found
 
 

@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import (
-    LoraConfig,
-    PeftModel,
-)
+from peft import LoraConfig, PeftModel
 from torch import nn
 
 from tests import reference as slow
@@ -24,17 +21,6 @@ from weightwatch.vectors.names import canonical
 LINEAR = {f"{name}.weight" for name, m in tiny_llama().named_modules() if isinstance(m, nn.Linear)} - {"lm_head.weight"}
 
 
-def multiplied_out(update: Update) -> dict[str, torch.Tensor]:
-    found = {}
-    for name, change in update.items():
-        if isinstance(change, LowRank):
-            found[name] = change.dense()
-        elif isinstance(change, Difference):
-            (piece,) = change.held.pieces
-            found[name] = piece.values.float() - change.start(piece.box).float()
-    return found
-
-
 def test_lora_is_kept_in_factors_and_multiplies_out_to_what_merging_adds() -> None:
     model = lora(tiny_llama(), use_rslora=True, rank_pattern={"q_proj": 2}, alpha_pattern={"v_proj": 3})
     before = slow.merged(model)
@@ -43,7 +29,7 @@ def test_lora_is_kept_in_factors_and_multiplies_out_to_what_merging_adds() -> No
     assert set(update) == LINEAR
     assert {type(change) for change in update.values()} == {LowRank}
     after = slow.merged(model)
-    for name, change in multiplied_out(update).items():
+    for name, change in slow.multiplied_out(update).items():
         assert torch.allclose(change.double(), after[name] - before[name], atol=1e-6), name
 
 
@@ -59,7 +45,7 @@ def test_a_model_loaded_for_inference_shows_its_active_adapter(tmp_path: Path) -
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(tiny_llama(), str(tmp_path))
     assert not any(p.requires_grad for p in loaded.parameters())
-    found, wanted = multiplied_out(Update(loaded)), multiplied_out(Update(model))
+    found, wanted = slow.multiplied_out(Update(loaded)), slow.multiplied_out(Update(model))
     assert set(found) == set(wanted) == LINEAR | {"lm_head.weight"}
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
@@ -87,7 +73,7 @@ def test_modules_to_save_are_measured_from_the_original_that_peft_keeps() -> Non
     change = Update(model)["lm_head.weight"]
     assert isinstance(change, Difference)
     wanted = slow.merged(model)["lm_head.weight"] - start
-    assert torch.allclose(multiplied_out(Update(model))["lm_head.weight"].double(), wanted, atol=1e-6)
+    assert torch.allclose(slow.multiplied_out(Update(model))["lm_head.weight"].double(), wanted, atol=1e-6)
 
 
 def test_biases_that_train_beside_lora_are_part_of_the_update() -> None:
@@ -128,7 +114,7 @@ def test_an_adapter_added_after_the_start_was_taken_counts_from_zero() -> None:
     model.base_model.set_adapter(["default", "second"])
     move(model, seed=1)
     after = slow.merged(model)
-    for name, change in multiplied_out(Update(model, Reference(adapters=kept))).items():
+    for name, change in slow.multiplied_out(Update(model, Reference(adapters=kept))).items():
         assert torch.allclose(change.double(), after[name] - start[name], atol=1e-5), name
 
 
@@ -142,7 +128,7 @@ def test_full_parameters_are_those_whose_start_the_model_does_not_hold() -> None
 
 def test_a_scalar_parameter_can_be_trained() -> None:
     model = nn.ParameterDict({"scale": nn.Parameter(torch.tensor(2.0))})
-    assert multiplied_out(Update(model, Reference.of({"scale": torch.tensor(0.5)})))["scale"].item() == 1.5
+    assert slow.multiplied_out(Update(model, Reference.of({"scale": torch.tensor(0.5)})))["scale"].item() == 1.5
 
 
 def test_nothing_to_measure_is_an_error() -> None:

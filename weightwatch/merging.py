@@ -69,13 +69,18 @@ def difference(
         before: Those that counted at the start.
         start: Values of the adapters' parameters at the start, by their names in the layer.
     """
-    first = _copy(module)
-    parameters = dict(first.named_parameters())
-    for place, value in start.items():
-        parameters[place].data = value.to(parameters[place])
-    was = _merge(first, before)[name].clone()
-    del first, parameters
-    return _merge(_copy(module), after)[name] - was
+    try:
+        first = _copy(module)
+        parameters = dict(first.named_parameters())
+        for place, value in start.items():
+            parameters[place].data = value.to(parameters[place])
+        was = _merge(first, before)[name].clone()
+        del first, parameters
+        return _merge(_copy(module), after)[name] - was
+    except NotMergeableError:
+        if all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
+            raise
+        return torch.full_like(attrgetter(name)(module.get_base_layer()), torch.nan)  # as any tensor that holds NaN
 
 
 def _trial(module: Any, adapters: Sequence[str], moved: Collection[str]) -> tuple[str, ...]:
