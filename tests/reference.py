@@ -289,7 +289,7 @@ def _lora_space(module: nn.Module, start: nn.Module) -> Space | None:
             trained = a.requires_grad or b.requires_grad
             counts |= trained
             product = b.double() @ a.double() if a.ndim == 2 else torch.zeros(())
-            begun = trained and product.norm() > 1e-6 * a.norm() * b.norm()
+            begun = trained and bool(product.any())
             if a.ndim > 2 or not (begun if layer is start else trained or stretched):
                 continue
             by_columns = adapter in layer.lora_A and not b.requires_grad and a.requires_grad  # B is frozen

@@ -30,7 +30,7 @@ Values = Callable[[str], Tensor | None]
 
 _REF = "ref"  # the frozen copy that TRL keeps of an adapter that is trained further
 _BESIDE_WEIGHTS = ("XLORA", "SHADOW")  # a router over adapters, a model beside the model
-_ROUNDING = 1e-6
+_ROWS = 1024  # of a product that is multiplied out at a time
 _OUT = "Train with LoRA, DoRA or another adapter that PEFT can merge, or train the weights themselves."
 
 
@@ -236,7 +236,7 @@ def start_factors(found: Sequence[Layer], start: Mapping[str, Tensor]) -> dict[s
     for layer in found:
         begun = layer.with_values(sorted(layer.available), start.get)
         if begun and all(_has_factors(layer, adapter) for adapter in begun):
-            added[layer.weight] = _factors(layer, start.get, begun)
+            added[layer.weight] = _plain(layer, start.get, begun, start.get, [])
     return added
 
 
@@ -322,25 +322,50 @@ def _has_factors(layer: Layer, adapter: str) -> bool:
 
 def _plain(layer: Layer, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> LowRank:
     """Return the change by plain LoRA adapters."""
-    change = _factors(layer, now, adapters)
-    return _since(change, _factors(layer, before, begun)) if begun else change
+    pairs = {adapter: _pair(layer, now, adapter) for adapter in adapters}
+    first = {adapter: _pair(layer, before, was) for adapter, was in _origins(adapters, begun).items()}
+    left, right = _joined(pairs, first, adapters)
+    embedding = adapters[0] in layer.module.lora_embedding_A
+    by_left = embedding or all(_keeps_left(layer, adapter) for adapter in adapters)
+    transposed = embedding or bool(getattr(layer.module, "fan_in_fan_out", False))
+    return LowRank(left, right, transposed, "left" if by_left else "right")
 
 
-def _factors(layer: Layer, value: Values, adapters: Sequence[str]) -> LowRank:
-    """Return the sum of what adapters add to a weight as factors."""
-    module, limits = layer.module, set()
-    embedding = adapters[0] in module.lora_embedding_A
-    for adapter in adapters:
-        a, b = _halves(layer, adapter)
-        frozen = a in layer.trained and b not in layer.trained
-        mica = "MiCA" in type(module.lora_variant.get(adapter)).__name__
-        limits.add("left" if embedding or frozen or mica else "right")
-    pairs = [_pair(layer, value, adapter) for adapter in adapters]
-    left, right = (
-        pairs[0] if len(pairs) == 1 else (torch.cat([x for x, _ in pairs], 1), torch.cat([y for _, y in pairs]))
-    )
-    transposed = embedding or bool(getattr(module, "fan_in_fan_out", False))
-    return LowRank(left, right, transposed, "left" if limits == {"left"} else "right")
+def _keeps_left(layer: Layer, adapter: str) -> bool:
+    """Whether an adapter trains A alone."""
+    a, b = _halves(layer, adapter)
+    frozen = a in layer.trained and b not in layer.trained
+    return frozen or "MiCA" in type(layer.module.lora_variant.get(adapter)).__name__
+
+
+def _origins(adapters: Sequence[str], begun: Sequence[str]) -> dict[str, str]:
+    """Return, of the adapters whose start is known, which adapter holds it: itself, or TRL's copy."""
+    return {adapters[0]: _REF} if list(begun) == [_REF] else {adapter: adapter for adapter in begun}
+
+
+Pairs = Mapping[str, tuple[Tensor, Tensor]]
+"""Left and right factors by adapter."""
+
+
+def _joined(now: Pairs, start: Pairs, moving: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Join the factors of adapters to those of their change since the start.
+
+    L R − L₀ R₀ = [L − L₀, L₀] [R; R − R₀] keeps small moves exact. Of an adapter that doesn't move, R is R₀.
+    """
+    lefts: list[Tensor] = []
+    rights: list[Tensor] = []
+    for adapter, (left, right) in now.items():
+        if adapter not in start or not start[adapter][0].any():
+            lefts, rights = [*lefts, left], [*rights, right]
+            continue
+        first = start[adapter][0].to(left), start[adapter][1].to(right)
+        if adapter not in moving:
+            lefts, rights = [*lefts, left - first[0]], [*rights, right]
+        elif first[0].shape == left.shape:
+            lefts, rights = [*lefts, left - first[0], first[0]], [*rights, right, right - first[1]]
+        else:  # the rank was changed
+            lefts, rights = [*lefts, left, -first[0]], [*rights, right, first[1]]
+    return (lefts[0], rights[0]) if len(lefts) == 1 else (torch.cat(lefts, 1), torch.cat(rights))
 
 
 def _pair(layer: Layer, value: Values, adapter: str) -> tuple[Tensor, Tensor]:
@@ -356,58 +381,34 @@ def _halves(layer: Layer, adapter: str) -> tuple[str, str]:
     return layer.names[f"lora_A.{adapter}.weight"], layer.names[f"lora_B.{adapter}.weight"]
 
 
-def _moved(change: LowRank) -> bool:
-    """Whether a product is other than zero; if it is zero, its right factor is no part of what it is made of."""
-    return bool(change.left.any()) and bool(change.right.any())
-
-
-def _since(now: LowRank, start: LowRank) -> LowRank:
-    """Subtract the start of an adapter: L R − L₀ R₀ = [L − L₀, L₀] [R; R − R₀], which keeps small moves exact."""
-    left, right = start.left.to(now.left), start.right.to(now.right)
-    if left.shape != now.left.shape or right.shape != now.right.shape:
-        factors = torch.cat([now.left, -left], 1), torch.cat([now.right, right], 0)
-    else:
-        factors = torch.cat([now.left - left, left], 1), torch.cat([now.right, now.right - right], 0)
-    return LowRank(*factors, now.transposed, now.limited)
-
-
 def _rescaled(layer: Layer, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> Rescaled:
     """Return the change of a weight on which DoRA acts, by the adapters that count."""
     _require_base(layer, "DoRA")
     after = layer.active
-    was = {adapter: adapter for adapter in after if adapter not in adapters or adapter in begun}
-    if begun == [_REF]:
-        was[adapters[0]] = _REF
+    frozen = {adapter: adapter for adapter in after if adapter not in adapters}
+    known = {**frozen, **_origins(adapters, begun)}
+    was = {adapter: known[adapter] for adapter in after if adapter in known}
 
     def earlier(name: str) -> Tensor | None:
         found = before(name)
         return now(name) if found is None else found
 
-    rights = {adapter: _pair(layer, now, adapter)[1] for adapter in after}
+    pairs = {adapter: _pair(layer, now, adapter) for adapter in after}
     first = {adapter: _pair(layer, earlier, origin) for adapter, origin in was.items()}
-
-    def left(lefts: Mapping[str, Tensor], starts: Mapping[str, Tensor]) -> Tensor:
-        """Join the left factors that belong to the right ones below."""
-        parts = []
-        for adapter, part in lefts.items():
-            moved = part - starts[adapter] if adapter in starts else part
-            parts += [moved, starts[adapter]] if adapter in starts and adapter in adapters else [moved]
-        return torch.cat(parts, 1)
-
-    right = []
-    for adapter, part in rights.items():
-        both = adapter in first and adapter in adapters  # as in _since
-        right += [part, part - first[adapter][1].to(part)] if both else [part]
 
     def stretch() -> Stretch:
         weight = _base_weight(layer)
         rows, lefts = _stretched(layer, weight, now, {adapter: adapter for adapter in after})
         first_rows, first_lefts = _stretched(layer, weight, earlier, was)
-        return Stretch(rows - first_rows, left(lefts, first_lefts), weight)
+        left, _ = _joined(
+            {adapter: (lefts[adapter], right) for adapter, (_, right) in pairs.items()},
+            {adapter: (first_lefts[adapter], right) for adapter, (_, right) in first.items()},
+            adapters,
+        )
+        return Stretch(rows - first_rows, left, weight)
 
-    plain = left({a: _pair(layer, now, a)[0] for a in after}, {a: pair[0].to(rights[a]) for a, pair in first.items()})
     transposed = bool(getattr(layer.module, "fan_in_fan_out", False))
-    return Rescaled(LowRank(plain, torch.cat(right)), stretch, transposed)
+    return Rescaled(LowRank(*_joined(pairs, first, adapters)), stretch, transposed)
 
 
 def _stretched(
@@ -530,10 +531,8 @@ def _moves(change: Change) -> bool:
 
 
 def _is_zero(left: Tensor, right: Tensor) -> bool:
-    """Whether a product of factors is zero but for rounding."""
-    left, right = wide(left), wide(right)
-    size = ((left.T @ left) * (right @ right.T)).sum()
-    return bool(size <= _ROUNDING**2 * (left**2).sum() * (right**2).sum())
+    """Whether a product of factors is zero; one that is zero but for rounding is not, as training moves that on."""
+    return not any(bool((wide(rows) @ wide(right)).any()) for rows in left.split(_ROWS))
 
 
 def _require_base(layer: Layer, tuner: str) -> None:

@@ -16,7 +16,18 @@ from torch import Tensor, nn
 _MOVE = 0.1  # by which adapters are moved for the trial, in standard deviations of the parameter
 _APART = 1e-4  # what merging may differ by from the layer's outputs, as a share of what the adapter adds to them
 _PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_PASSING = {"training", "_disable_adapters", "_active_adapter", "ephemeral_gpu_offload"}  # no part of a layer's kind
+_SIMPLE = (bool, int, str)
+_PASSING = {"training", "_disable_adapters", "_active_adapter", "_tied_adapter"}
+_PASSING |= {
+    "in_features",
+    "out_features",
+    "num_embeddings",
+    "embedding_dim",
+    "nf",
+    "nx",
+    "in_channels",
+    "out_channels",
+}
 
 _verdicts: dict[Hashable, tuple[str, ...] | str] = {}
 
@@ -185,16 +196,20 @@ def _inputs(base: Any) -> tuple[Tensor, ...]:
 def _kind(module: Any, adapters: Sequence[str], moved: Collection[str]) -> Hashable:
     """Return all by which the merging of two layers could differ, but for their sizes."""
     base = module.get_base_layer()
-    settings = [(k, v) for k, v in vars(module).items() if isinstance(v, bool | str) and k not in _PASSING]
     by_adapter = [
-        (key, place, value if isinstance(value, bool | str) else type(value))
+        (key, place, value if isinstance(value, _SIMPLE) else type(value))
         for key, values in vars(module).items()
         if isinstance(values, dict) and not key.startswith("_")
         for place, adapter in enumerate(adapters)
         if (value := values.get(adapter)) is not None
     ]
     weights = tuple((name, p.ndim) for name, p in base.named_parameters())
-    return type(module), type(base), weights, frozenset(moved), tuple(adapters), (*settings,), (*by_adapter,)
+    about = _settings(module), _settings(base), (*by_adapter,), weights
+    return type(module), type(base), about, frozenset(moved), tuple(adapters)
+
+
+def _settings(module: Any) -> Hashable:
+    return tuple((k, v) for k, v in vars(module).items() if isinstance(v, (*_SIMPLE, tuple)) and k not in _PASSING)
 
 
 def _devices(module: Any) -> list[torch.device]:
