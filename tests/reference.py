@@ -49,7 +49,7 @@ class Trained:
             if self.side == "left":
                 return Trained(self.change.T, self.projector, "right", 0, self.weight.T).project(w.T).T
             spans = [torch.cat([self.projector, row[None]]) for row in self.weight]
-            return torch.stack([x @ torch.linalg.pinv(span) @ span for x, span in zip(w, spans, strict=True)])
+            return torch.stack([x @ torch.linalg.pinv(span, rtol=1e-6) @ span for x, span in zip(w, spans, strict=True)])
         return w @ self.projector if self.side == "right" else self.projector @ w
 
 
@@ -164,7 +164,7 @@ def expected(model: nn.Module, start: nn.Module, names: Iterable[str] | None = N
         rows, side, weight = spaces[name]
         other = change.shape[0 if side == "right" else 1]
         freedom = len(rows) * other + (0 if weight is None else other)
-        projector = rows if weight is not None else torch.linalg.pinv(rows) @ rows
+        projector = rows if weight is not None else torch.linalg.pinv(rows, rtol=1e-6) @ rows
         found.trained[name] = Trained(change, projector, side, freedom, weight)
     return found
 
