@@ -16,7 +16,12 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 # Settings under which B A is not the whole change of the weight.
-_UNSUPPORTED = ("use_dora", "lora_bias", "target_parameters", "trainable_token_indices", "modules_to_save")
+_UNSUPPORTED = (
+    *("use_dora", "lora_bias", "target_parameters", "trainable_token_indices", "modules_to_save"),
+    *("use_bdlora", "use_qalora", "monteclora_config", "kasa_config", "layer_replication"),
+)
+# Settings under which an adapter acts on some inputs only.
+_INPUT_DEPENDENT = ("alora_invocation_tokens", "arrow_config")
 
 KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
 """Values of ``init_lora_weights`` under which the base keeps its weights, so that ``B A`` is the whole change."""
@@ -35,8 +40,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config.get("peft_type") != "LORA":
         raise WeightWatchError(
             f"{folder} is a {config.get('peft_type')} adapter; only LoRA is read as factors. "
-            "Merge it into its base and pass the merged checkpoints."
+            "Merge it into its base, if PEFT can, and pass the merged checkpoints."
         )
+    for setting in _INPUT_DEPENDENT:
+        if config.get(setting):
+            raise WeightWatchError(
+                f"{folder} was trained with {setting}={config[setting]!r}, so it acts on some inputs only and is no "
+                "change of weights. Train a plain LoRA adapter."
+            )
     for setting in _UNSUPPORTED:
         if config.get(setting):
             raise WeightWatchError(

@@ -43,6 +43,7 @@ class Layer:
         module: PEFT's layer.
         names: Names of the adapters' parameters, those in the layer with those in the model. Not of the layer beneath,
             whose bias may train.
+        holders: Of each name in the layer, the adapter that it belongs to; not of what is no single adapter's.
         trained: The names in the model of those that are trained.
         sharded: A parameter of the adapters or of the layer beneath is spread over processes.
     """
@@ -50,6 +51,7 @@ class Layer:
     path: str
     module: Any
     names: Mapping[str, str]
+    holders: Mapping[str, str]
     trained: frozenset[str]
     sharded: bool = False
 
@@ -69,27 +71,24 @@ class Layer:
 
     def adapters(self, every: bool) -> list[str]:
         """Return the active adapters of this layer whose change counts: those that are trained, or all."""
-        trained = {self._adapter_of(local) for local, name in self.names.items() if every or name in self.trained}
+        trained = {holder for local, holder in self.holders.items() if every or self.names[local] in self.trained}
         return [adapter for adapter in self.module.active_adapters if adapter in trained]
 
     def with_values(self, adapters: Sequence[str], value: Values) -> list[str]:
         """Return those of some adapters that have values."""
-        have = {self._adapter_of(local) for local, name in self.names.items() if value(name) is not None}
+        have = {holder for local, holder in self.holders.items() if value(self.names[local]) is not None}
         return [adapter for adapter in adapters if adapter in have]
 
     @property
     def active(self) -> list[str]:
         """The active adapters of this layer, in the order in which they act."""
-        return [adapter for adapter in self.module.active_adapters if adapter in self.available]
+        available = self.available
+        return [adapter for adapter in self.module.active_adapters if adapter in available]
 
     @property
     def available(self) -> set[str]:
         """All adapters of this layer, the active ones or not."""
-        return {adapter for local in self.names if (adapter := self._adapter_of(local)) is not None}
-
-    def _adapter_of(self, local: str) -> str | None:
-        known = self.module._get_available_adapters()
-        return next((part for part in local.split(".")[1:] if part in known), None)
+        return set(self.holders.values())
 
 
 def layers(model: nn.Module, parameters: Mapping[str, Held]) -> Iterator[Layer]:
@@ -104,14 +103,17 @@ def layers(model: nn.Module, parameters: Mapping[str, Held]) -> Iterator[Layer]:
     """
     if "peft" not in sys.modules:
         return
+    from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
     names = _names(model)
     known = set(names.values())
     flattened = [name for name in parameters if name not in known]  # by FSDP: no longer parameters of their modules
     seen: set[object] = set()
     for path, module in model.named_modules():
-        _require_weights_change(path, module)
+        if isinstance(module, PeftModel | AuxiliaryTrainingWrapper):
+            _require_weights_change(path, module)
         if not isinstance(module, BaseTunerLayer) or id(module) in seen:
             continue
         inside = _inside(module)
@@ -129,10 +131,13 @@ def layers(model: nn.Module, parameters: Mapping[str, Held]) -> Iterator[Layer]:
         if not own or shared in seen:
             continue
         seen.add(shared)
+        known = module._get_available_adapters()
+        holders = {local: part for local in own for part in local.split(".")[1:] if part in known}
         yield Layer(
             unwrapped(f"{path}.").removesuffix("."),
             module,
             own,
+            holders,
             frozenset(name for name in own.values() if parameters[name].trained),
             any(parameters[name].sharded for _, _, name in named if name in parameters),
         )
@@ -140,10 +145,10 @@ def layers(model: nn.Module, parameters: Mapping[str, Held]) -> Iterator[Layer]:
 
 def _inside(module: Any) -> dict[str, nn.Module]:
     """Return the layers with adapters that attention's adapter has put inside it: they are merged with it."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     if not isinstance(module.get_base_layer(), nn.MultiheadAttention):
         return {}
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     return {f"{path}.": part for path, part in module.named_modules() if path and isinstance(part, BaseTunerLayer)}
 
 
@@ -262,8 +267,9 @@ def _tokens(layer: Layer, now: Values, adapters: Sequence[str], before: Values, 
     """Return the change of trained rows as factors: which rows, and by how much. Other rows can't move."""
     module = layer.module
     places = {row: place for place, row in enumerate(sorted({r for a in adapters for r in module.token_indices[a]}))}
-    size, width = module.get_base_layer().weight.shape
-    originals = module.trainable_tokens_original
+    base, originals = module.get_base_layer(), module.trainable_tokens_original
+    size = base.num_embeddings if isinstance(base, nn.Embedding) else base.out_features
+    width = originals[adapters[0]].shape[1]
     found = []
     for value, counted in ((now, adapters), (before, begun)):
         table = torch.zeros(len(places), width, device=originals[adapters[0]].device)
@@ -552,7 +558,7 @@ def _require_base(layer: Layer, tuner: str) -> None:
 def _require_weights_change(path: str, module: nn.Module) -> None:
     """Make sure that a model's adapters change its weights."""
     from peft import PeftModel
-    from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, TrainableTokensWrapper
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
     if isinstance(module, PeftModel):
         for adapter, config in module.peft_config.items():
@@ -562,9 +568,7 @@ def _require_weights_change(path: str, module: nn.Module) -> None:
                     f"The adapter {adapter!r} is of type {config.peft_type.value}, which is not supported, since it "
                     f"changes what the model is given or computes beside its weights. {_OUT}"
                 )
-    elif isinstance(module, AuxiliaryTrainingWrapper) and not isinstance(
-        module, ModulesToSaveWrapper | TrainableTokensWrapper
-    ):
+    elif not isinstance(module, ModulesToSaveWrapper | TrainableTokensWrapper):
         raise WeightWatchError(
             f"{path} is trained through PEFT's {type(module).__name__}, which is not supported. Train it with "
             "modules_to_save."
