@@ -49,7 +49,9 @@ class Trained:
             if self.side == "left":
                 return Trained(self.change.T, self.projector, "right", 0, self.weight.T).project(w.T).T
             spans = [torch.cat([self.projector, row[None]]) for row in self.weight]
-            return torch.stack([x @ torch.linalg.pinv(span, rtol=1e-6) @ span for x, span in zip(w, spans, strict=True)])
+            return torch.stack(
+                [x @ torch.linalg.pinv(span, rtol=1e-6) @ span for x, span in zip(w, spans, strict=True)]
+            )
         return w @ self.projector if self.side == "right" else self.projector @ w
 
 

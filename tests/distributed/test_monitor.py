@@ -75,9 +75,8 @@ def fault(case: Case, folder: str) -> str:
     return str(found.value)
 
 
-@pytest.mark.parametrize("processes", [2], indirect=True)
-def test_copies_that_have_gone_apart_are_an_error_on_every_process(processes: Processes, checkpoint: Path) -> None:
-    first, second = processes.run(fault, Case(2, "fsdp2 gone apart", False), str(checkpoint))
+def test_copies_that_have_gone_apart_are_an_error_on_every_process(pool: Pool, checkpoint: Path) -> None:
+    first, second = pool(2).run(fault, Case(2, "fsdp2 gone apart", False), str(checkpoint))
     assert first == second
     assert "disagree about model.layers.0.input_layernorm.weight" in first
 
