@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from weightwatch.vectors.checkpoint import Checkpoint
+from weightwatch.vectors.checkpoint import Checkpoint, Opener, mapped
 from weightwatch.vectors.delta import LowRank
 from weightwatch.vectors.errors import WeightWatchError
 
@@ -62,7 +62,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_adapter(folder: Path, config: Mapping[str, Any]) -> dict[str, LowRank]:
+def read_adapter(folder: Path, config: Mapping[str, Any], opener: Opener = mapped) -> dict[str, LowRank]:
     """Read a LoRA adapter as changes by parameter name, with the scaling in ``left``.
 
     rsLoRA, ``rank_pattern`` and ``alpha_pattern`` are honoured as PEFT does.
@@ -70,10 +70,21 @@ def read_adapter(folder: Path, config: Mapping[str, Any]) -> dict[str, LowRank]:
     Args:
         folder: A folder that ``PeftModel.save_pretrained`` wrote.
         config: Its settings, from ``read_config``.
+        opener: How its file is opened.
+    """
+    return factors(Checkpoint(folder, opener), config, folder)
+
+
+def factors(stored: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> dict[str, LowRank]:
+    """Return the changes that an adapter's tensors make, by parameter name.
+
+    Args:
+        stored: The tensors, named as in an adapter's file.
+        config: The adapter's settings.
+        folder: Where they are from, for messages.
     """
     from peft.utils.other import get_pattern_key
 
-    stored = Checkpoint(folder)
     halves: dict[str, dict[str, Tensor]] = {}
     others = []
     for key, tensor in stored.items():

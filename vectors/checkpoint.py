@@ -1,9 +1,9 @@
 """Weights on disk: safetensors files, one or sharded, opened once and read slice by slice."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -13,26 +13,35 @@ from weightwatch.vectors.names import canonical
 
 _SINGLE = ("model.safetensors", "adapter_model.safetensors", "direction.safetensors")
 
+Opener: TypeAlias = Callable[[Path], Any]
+"""Opens a safetensors file: ``mapped``, or ``Unmapped`` for a flat memory."""
+
+
+def mapped(file: Path) -> Any:
+    """Open a file by mapping it into memory: what is read again costs nothing, and stays resident."""
+    return safe_open(file, framework="pt", device="cpu")
+
 
 class Checkpoint(Mapping[str, Tensor]):
     """The tensors of a safetensors file, or of a folder that holds one or a sharded set, by parameter name.
 
-    Files stay open (memory-mapped), so that reading a slice again costs no more than the bytes of the slice.
+    Files stay open (memory-mapped by default), so that reading a slice again costs no more than the bytes of the slice.
     Names are those of the plain model (see ``canonical``).
 
     Args:
         path: A ``.safetensors`` file, or a folder with ``model.safetensors`` or ``model.safetensors.index.json``.
+        opener: How the files are opened.
 
     Raises:
         WeightWatchError: Nothing readable is there; the message names the file.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, opener: Opener = mapped) -> None:
         self.path = Path(path)
         self._files = {}
         self._where: dict[str, tuple[Path, str]] = {}
         for file in _files(self.path):
-            handle = _open(file)
+            handle = _open(file, opener)
             self._files[file] = handle
             self._where.update({canonical(key): (file, key) for key in handle.keys()})  # noqa: SIM118
 
@@ -47,10 +56,18 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._where)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._where  # without reading it
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor without reading it."""
         file, key = self._where[name]
         return tuple(self._files[file].get_slice(key).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """Return the element type of a tensor as the file names it: ``F32``, ``BF16``, ``U8``, …"""
+        file, key = self._where[name]
+        return str(self._files[file].get_slice(key).get_dtype())
 
     def read(self, name: str, box: tuple[slice, ...]) -> Tensor:
         """Read a part of a tensor, one slice for each dimension, and nothing else of it."""
@@ -103,8 +120,8 @@ def _files(path: Path) -> list[Path]:
     return found[:1]
 
 
-def _open(file: Path) -> Any:
+def _open(file: Path, opener: Opener) -> Any:
     try:
-        return safe_open(file, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
+        return opener(file)
+    except (SafetensorError, OSError, ValueError) as error:
         raise WeightWatchError(f"{file} can't be read as safetensors ({error}). Copy or download it again.") from error

@@ -53,12 +53,12 @@ def _contrast_adapters(positive: Path, negative: Path) -> tuple[dict[str, Delta]
     deltas: dict[str, Delta] = {}
     for name in [*plus, *(name for name in minus if name not in plus)]:
         sides = [(1.0, plus.get(name)), (-1.0, minus.get(name))]
-        deltas[name] = _join(name, [(sign, side) for sign, side in sides if side is not None])
+        deltas[name] = join(name, [(sign, side) for sign, side in sides if side is not None])
     return deltas, bases[0] or bases[1], [int(config["r"]) for config in configs]
 
 
-def _join(name: str, parts: list[tuple[float, LowRank]]) -> LowRank:
-    """Put the sides of one weight together as factors: ``[B⁺, −B⁻] [A⁺; A⁻]``.
+def join(name: str, parts: list[tuple[float, LowRank]]) -> LowRank:
+    """Put the sides of one weight, each with its sign, together as factors: ``[B⁺, −B⁻] [A⁺; A⁻]``.
 
     Where both sides share their start, A⁺ and A⁻ are nearly equal, and that is a small difference of large products.
     Then it is ``[B⁺ − B⁻, B⁻] [A⁺; A⁺ − A⁻]``, the same product without the loss.

@@ -1,7 +1,7 @@
 """A behaviour direction: what fine-tuning towards a behaviour, against its opposite, does to each weight."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from copy import copy
 from math import isfinite
 from pathlib import Path
@@ -16,12 +16,13 @@ from torch import Tensor
 from weightwatch.vectors.adapter import CONFIG, read_adapter, read_config, write_adapter
 from weightwatch.vectors.card import Card
 from weightwatch.vectors.catalog import CARD, find
-from weightwatch.vectors.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.checkpoint import Checkpoint, Opener, local_folder, mapped
 from weightwatch.vectors.contrast import Side, contrast
-from weightwatch.vectors.delta import Delta, LowRank, exact, square
+from weightwatch.vectors.delta import BLOCK, Delta, LowRank, dot, exact, square
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Base, Fingerprint
 from weightwatch.vectors.names import canonical, module_of
+from weightwatch.vectors.unmapped import Box, boxes
 
 _NORM_TOLERANCE = 1e-3
 
@@ -46,7 +47,10 @@ class Direction:
         if not deltas:
             raise WeightWatchError(f"Direction {card.name!r} has no tensors.")
         with exact():
-            squares = {name: square(delta) for name, delta in deltas.items()}
+            if isinstance(deltas, Checkpoint):
+                squares = {name: _stored_square(deltas, name) for name in deltas}
+            else:
+                squares = {name: square(delta) for name, delta in deltas.items()}
         broken = next((name for name, value in squares.items() if not isfinite(value)), None)
         if broken is not None:
             raise WeightWatchError(
@@ -55,9 +59,10 @@ class Direction:
         squares = {name: max(0.0, value) for name, value in squares.items()}
         if not sum(squares.values()) > 0:
             raise WeightWatchError(f"Direction {card.name!r} is zero: its two sides have the same weights.")
-        self.deltas = MappingProxyType(dict(deltas))
+        self._stored = deltas if isinstance(deltas, Checkpoint) else None
+        self.deltas = MappingProxyType(deltas if self._stored is not None else dict(deltas))
         self.squares = MappingProxyType(squares)
-        low = all(isinstance(delta, LowRank) for delta in deltas.values())
+        low = self._stored is None and all(isinstance(delta, LowRank) for delta in deltas.values())
         self.card = card.model_copy(
             update={
                 "format": "lora" if low else "dense",
@@ -159,6 +164,21 @@ class Direction:
             )
         return cls(deltas, _card(name, {**extra, **(metadata or {})}))
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether its tensors are read from disk each time they are asked for."""
+        return self._stored is not None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor without reading it."""
+        return tuple(self.deltas[name].shape) if self._stored is None else self._stored.shape(name)
+
+    def part(self, name: str, box: Box) -> Tensor:
+        """Return a part of a dense tensor; of a direction that is kept on disk, nothing else is read."""
+        if self._stored is not None:
+            return self._stored.read(name, box)
+        return _dense(self.deltas[name])[box]
+
     def as_control(self) -> "Direction":
         """Return the same direction as one of kind ``control``."""
         control = copy(self)
@@ -170,7 +190,7 @@ class Direction:
         if self.deltas.keys().isdisjoint(names):
             return self
         rest = copy(self)
-        rest.deltas = MappingProxyType({k: delta for k, delta in self.deltas.items() if k not in names})
+        rest.deltas = MappingProxyType(_Some(self.deltas, [k for k in self.deltas if k not in names]))
         rest.squares = MappingProxyType({k: value for k, value in self.squares.items() if k not in names})
         return rest
 
@@ -209,11 +229,13 @@ class Direction:
         return folder
 
     @classmethod
-    def load(cls, source: str | Path) -> "Direction":
+    def load(cls, source: str | Path, opener: Opener | None = None) -> "Direction":
         """Load a stored direction.
 
         Args:
             source: Its folder, or the name of a packaged direction (``evil``, ``sycophancy``, …). A folder wins.
+            opener: How its file is opened. If given, a dense direction stays on disk, and each of its tensors is read
+                anew when it is asked for. Default: mapped into memory.
 
         Raises:
             WeightWatchError: Unknown name, missing or corrupt file, or weights whose norms are not those that
@@ -229,7 +251,10 @@ class Direction:
                 f"{folder / CARD} is not a direction's card ({where}: {first['msg']}). Save or copy it again."
             ) from error
         deltas: Mapping[str, Delta]
-        deltas = read_adapter(folder, read_config(folder)) if (folder / CONFIG).is_file() else Checkpoint(folder)
+        if (folder / CONFIG).is_file():
+            deltas = read_adapter(folder, read_config(folder), opener or mapped)
+        else:
+            deltas = Checkpoint(folder, opener) if opener is not None else dict(Checkpoint(folder))
         direction = cls(deltas, card)
         for name in sorted({*card.norms, *direction.squares}):
             norm, held = card.norms.get(name, 0.0), direction.squares.get(name, 0.0) ** 0.5
@@ -263,6 +288,33 @@ class Direction:
                 f"Direction {self.name!r} was built from {self.card.base or 'another model'}, not from {model}: "
                 f"{difference}. Use a direction built from this model, or start from the direction's base."
             )
+
+
+class _Some(Mapping[str, Delta]):
+    """Some of the tensors of a mapping, which may read them only when they are asked for."""
+
+    def __init__(self, every: Mapping[str, Delta], names: Collection[str]) -> None:
+        self._every, self._names = every, dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Delta:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._every[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+
+def _stored_square(stored: Checkpoint, name: str) -> float:
+    """Return ‖w‖² of a tensor on disk, of which a part is read at a time."""
+    flat = (stored.read(name, box).reshape(-1) for box in boxes(stored.shape(name), BLOCK))
+    return sum(float(dot(part, part)) for part in flat if part.numel())
 
 
 def _card(name: str, fields: Mapping[str, Any]) -> Card:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from weightwatch.adapters import starts
 from weightwatch.base import base_name
 from weightwatch.ranks import ALONE, Ranks
-from weightwatch.reference import Reference, Weights
+from weightwatch.reference import Reference
 from weightwatch.shards import Held
 from weightwatch.snapshot import Snapshot, remove, write
 from weightwatch.update import Parts
-from weightwatch.vectors.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.checkpoint import Checkpoint, Opener, local_folder, mapped
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.names import canonical
 
@@ -109,8 +109,12 @@ def restore(model: nn.Module, folder: Path, given: Reference, ranks: Ranks = ALO
     return Reference(weights, begun)
 
 
-def noted(folder: Path) -> Weights | None:
+def noted(folder: Path, opener: Opener = mapped) -> Snapshot | Checkpoint | None:
     """Return the θ₀ of fully trained tensors that a run's folder notes; None where it notes none.
+
+    Args:
+        folder: The run's weightwatch folder.
+        opener: How its files are opened.
 
     Raises:
         WeightWatchError: The notes are damaged, or point to files that are gone.
@@ -118,7 +122,19 @@ def noted(folder: Path) -> Weights | None:
     found = _read_note(folder)
     if found is None or found[0]["weights"] not in ("snapshot", "checkpoint"):
         return None
-    return Snapshot(folder) if found[0]["weights"] == "snapshot" else Checkpoint(found[0].get("path", "?"))
+    if found[0]["weights"] == "snapshot":
+        return Snapshot(folder, opener)
+    return Checkpoint(found[0].get("path", "?"), opener)
+
+
+def noted_adapters(folder: Path) -> dict[str, Tensor]:
+    """Return the adapters' parameters at the start that a run's folder notes; see ``adapters.starts``.
+
+    Raises:
+        WeightWatchError: The notes are damaged.
+    """
+    found = _read_note(folder)
+    return found[1] if found is not None else {}
 
 
 def to_fix(model: nn.Module) -> dict[str, Held]:

@@ -3,6 +3,7 @@
 * ``LowRank`` (of ``weightwatch.vectors``): an adapter's factors, never multiplied out.
 * ``Rescaled``: DoRA's factors, and by how much it stretches each row of the weight beneath.
 * ``Difference``: a trained tensor and its θ₀, of which a process may hold only a part.
+* ``Streamed``: a tensor on disk and its θ₀ on disk, never held whole.
 * ``Merged``: any other adapter; its change has to be worked out in full, one tensor at a time.
 """
 
@@ -39,6 +40,23 @@ class Difference:
     def of(self, held: Held) -> "Difference":
         """Return the change of another part of the tensor."""
         return replace(self, held=held)
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """The change of a tensor that is on disk, as θ₀ is: both are read some rows at a time.
+
+    θ₀ is rounded to the precision of the tensor first, as for ``Difference``.
+
+    Attributes:
+        shape: Shape of the tensor.
+        now: Reads a part of the tensor. Several threads call it at once.
+        start: Reads a part of θ₀'s tensor, in the same way.
+    """
+
+    shape: tuple[int, ...]
+    now: Callable[[Box], Tensor]
+    start: Callable[[Box], Tensor]
 
 
 @dataclass(frozen=True)
@@ -95,4 +113,4 @@ class Merged:
     device: torch.device
 
 
-Change: TypeAlias = LowRank | Rescaled | Difference | Merged
+Change: TypeAlias = LowRank | Rescaled | Difference | Streamed | Merged

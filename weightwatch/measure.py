@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightwatch.change import Change, Difference, Merged, Rescaled
+from weightwatch.change import Change, Difference, Merged, Rescaled, Streamed
 from weightwatch.fused import pass_over
 from weightwatch.ranks import ALONE, Floats, Ranks
 from weightwatch.shards import Box
+from weightwatch.streaming import stream
 from weightwatch.update import resized
 from weightwatch.vectors.delta import Delta, LowRank, dot, exact, wide
 from weightwatch.vectors.direction import Direction
@@ -164,7 +165,11 @@ def _table(update: Mapping[str, Change], directions: Sequence[Direction], ranks:
     mine = _shares(update, ranks)
     inverses = _pseudo_inverses({name: _limiting_gram(c) for name, c in mine.items() if not _is_full(c)})
     rows: dict[str, tuple[list[int], list[Tensor]]] = {}
+    for name, own, along in stream({n: c for n, c in mine.items() if isinstance(c, Streamed)}, directions):
+        rows[name] = [0, *(1 + k for k in along)], [own, *along.values()]
     for name, change in mine.items():
+        if isinstance(change, Streamed):
+            continue
         found = [(k, d.deltas[name]) for k, d in enumerate(directions) if name in d.deltas]
         match change:
             case LowRank():
@@ -369,7 +374,7 @@ def _parts(change: Difference, size: int | None) -> Iterator[tuple[Box, Tensor]]
 
 def _is_full(change: Change) -> bool:
     """Whether every element of a tensor can change freely, as far as can be told, so that P(w) = w."""
-    return isinstance(change, Difference | Merged)
+    return isinstance(change, Difference | Streamed | Merged)
 
 
 def _limiting_gram(change: Change) -> Tensor:
@@ -432,7 +437,7 @@ def _resized(update: Mapping[str, Change], directions: Sequence[Direction]) -> d
     found = {}
     for direction in directions:
         for name in (name for name in update if name in direction.deltas):
-            ours, theirs = tuple(update[name].shape), tuple(direction.deltas[name].shape)
+            ours, theirs = tuple(update[name].shape), direction.shape(name)
             if ours != theirs:
                 reason = f"direction {direction.name!r} has shape {theirs} for {name} where the model has {ours}"
                 if not resized(name, theirs, ours):

@@ -2,7 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import nn
 
 from weightwatch.adapters import changes_base, starts
 from weightwatch.base import Base, base_name, tied_names
+from weightwatch.change import Change
 from weightwatch.measure import Part, Sums
 from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reading import Reading, read
@@ -146,7 +147,7 @@ class Monitor:
                 )
         self._table = Part.shape(len(update), len(self.directions))
         sums = self._sums(model)
-        self._warn_of_a_shared_start(update, sums)
+        warn_of_a_shared_start(self.directions, update, sums)
         self._warn_of_left_out(sums)
         self._checked = weakref.ref(model)
 
@@ -195,29 +196,6 @@ class Monitor:
             _logger.warning("weightwatch: %s is left out of the measurement: %s.", name, sums.left_out[name])
         self._told = set(sums.left_out)
 
-    def _warn_of_a_shared_start(self, update: Update, sums: Sums) -> None:
-        """Say so when an adapter seems to have started from the same random numbers as a direction.
-
-        Of a direction of other adapters, one of rank r on inputs of width d reaches ‖P(w)‖² / ‖w‖² of about r / d. Much
-        more means that A is one of those that the direction was built with: every figure is then too large.
-        """
-        low = np.array([isinstance(update.get(name), LowRank) for name in sums.names])
-        size = np.array([prod(update[name].shape) if name in update else 0 for name in sums.names])
-        for k, direction in enumerate(self.directions):
-            rows = low & (sums.direction[:, k] > 0)
-            if rows.any():
-                reached = sums.reached[rows, k].sum() / sums.direction[rows, k].sum()
-                expected = sums.freedom[rows].sum() / size[rows].sum()
-                if reached > max(_SUSPICIOUS * expected, _SUSPICIOUS_AT_LEAST):
-                    _logger.warning(
-                        "weightwatch: the adapters reach %.0f %% of direction %r where %.0f %% is usual for their "
-                        "rank. They seem to share their random start with it, which makes every figure too large: "
-                        "train with another seed.",
-                        100 * reached**0.5,
-                        direction.name,
-                        100 * expected**0.5,
-                    )
-
 
 def _checkpoint(model: nn.Module) -> Reference:
     """Return the reference that a model's config names: the checkpoint it was loaded from, if it is on this machine."""
@@ -230,3 +208,27 @@ def _checkpoint(model: nn.Module) -> Reference:
         )
     _logger.warning("weightwatch: θ₀ is read from %s, as the model's config says. Pass reference= for another.", path)
     return Reference.of(path)
+
+
+def warn_of_a_shared_start(directions: Sequence[Direction], update: Mapping[str, Change], sums: Sums) -> None:
+    """Say so when an adapter seems to have started from the same random numbers as a direction.
+
+    Of a direction of other adapters, one of rank r on inputs of width d reaches ‖P(w)‖² / ‖w‖² of about r / d. Much
+    more means that A is one of those that the direction was built with: every figure is then too large.
+    """
+    low = np.array([isinstance(update.get(name), LowRank) for name in sums.names])
+    size = np.array([prod(update[name].shape) if name in update else 0 for name in sums.names])
+    for k, direction in enumerate(directions):
+        rows = low & (sums.direction[:, k] > 0)
+        if rows.any():
+            reached = sums.reached[rows, k].sum() / sums.direction[rows, k].sum()
+            expected = sums.freedom[rows].sum() / size[rows].sum()
+            if reached > max(_SUSPICIOUS * expected, _SUSPICIOUS_AT_LEAST):
+                _logger.warning(
+                    "weightwatch: the adapters reach %.0f %% of direction %r where %.0f %% is usual for their "
+                    "rank. They seem to share their random start with it, which makes every figure too large: "
+                    "train with another seed.",
+                    100 * reached**0.5,
+                    direction.name,
+                    100 * expected**0.5,
+                )

@@ -6,17 +6,17 @@ number of processes finds its parts again.
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from weightwatch.ranks import Ranks
 from weightwatch.shards import Box, Held
+from weightwatch.vectors.checkpoint import Opener, mapped
 from weightwatch.vectors.errors import WeightWatchError
 
 
@@ -25,18 +25,19 @@ class Snapshot:
 
     Args:
         folder: The folder that ``write`` was given.
+        opener: How the files are opened.
 
     Raises:
         WeightWatchError: There is none, or a file is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, opener: Opener = mapped) -> None:
         self._folder = folder
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._pieces: dict[str, list[tuple[Box, Any, str]]] = {}
         for path in _files(folder):
             try:
-                file = safe_open(path, framework="pt")
+                file = opener(path)
                 places: Mapping[str, Any] = json.loads(file.metadata()["places"])
             except Exception as error:
                 raise WeightWatchError(f"{path} can't be read ({error}). Pass reference= to go on.") from error
@@ -49,6 +50,9 @@ class Snapshot:
 
     def __contains__(self, name: object) -> bool:
         return name in self._shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""

@@ -1,0 +1,208 @@
+"""Checkpoints on disk: what a folder holds, in which order, and whether each of them is whole."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from weightwatch.vectors.adapter import CONFIG, WEIGHTS
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.unmapped import stored_size
+
+SINGLE, INDEX, STATE = "model.safetensors", "model.safetensors.index.json", "trainer_state.json"
+
+_NUMBER = re.compile(r"\d+")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One checkpoint: full weights, or an adapter.
+
+    Attributes:
+        path: Its folder, or its file.
+        step: Optimizer steps (or epochs, where its name counts those) at which it was written.
+        adapter: Whether it is a PEFT adapter.
+    """
+
+    path: Path
+    step: int
+    adapter: bool
+
+    @property
+    def name(self) -> str:
+        """Name under which readings and alerts call it."""
+        return self.path.name
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weights."""
+        return sum(size for _, size, _ in self.signature)
+
+    @property
+    def signature(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, size and time of each of its files of weights: another signature, another checkpoint."""
+        found = []
+        for file in _weight_files(self.path):
+            try:
+                about = file.stat()
+            except OSError:
+                continue  # deleted between listing and looking
+            found.append((file.name, about.st_size, about.st_mtime_ns))
+        return tuple(found)
+
+    def lacks(self) -> str | None:
+        """Return what is not there yet, in words; None for a checkpoint whose files are whole."""
+        if self.path.is_file():
+            return _lacks_bytes(self.path)
+        if self.adapter:
+            return _lacks_bytes(self.path / WEIGHTS)
+        if (self.path / SINGLE).is_file():
+            return _lacks_bytes(self.path / SINGLE)
+        if not (self.path / INDEX).is_file():
+            return f"it has neither {SINGLE} nor {INDEX}"
+        try:
+            shards = sorted(set(json.loads((self.path / INDEX).read_text())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return f"its {INDEX} can't be read"
+        return next((lack for shard in shards if (lack := _lacks_bytes(self.path / shard))), None)
+
+    @property
+    def closed(self) -> bool:
+        """Whether a Trainer has written what it writes after the weights."""
+        return _state_step(self.path) is not None
+
+
+def stored(path: Path) -> Stored | None:
+    """Return the checkpoint that a file or folder is; None if it is none, nor becomes one."""
+    if path.is_file():
+        return Stored(path, _step(path), False) if path.suffix == ".safetensors" else None
+    if (path / CONFIG).is_file():
+        return Stored(path, _step(path), True)
+    if (path / INDEX).is_file() or any(_weight_files(path)):
+        return Stored(path, _step(path), False)
+    return None
+
+
+def run(folder: Path) -> list[Stored]:
+    """Return the checkpoints in a run's folder by their steps, those that are still being written included.
+
+    A subfolder counts if it holds safetensors weights and its step is known: by ``trainer_state.json``, or by the last
+    number in its name.
+    """
+    found = []
+    for path in folder.iterdir():
+        if path.is_dir() and (_NUMBER.search(path.name) or _state_step(path) is not None):
+            one = stored(path)
+            if one is not None:
+                found.append(one)
+    return sorted(found, key=lambda one: (one.step, one.name))
+
+
+def find(what: Path) -> tuple[list[Stored], bool]:
+    """Return the checkpoints that a path means, and whether it is a run with several.
+
+    A folder that has checkpoints in it is a run, even if a final model lies beside them.
+
+    Raises:
+        WeightWatchError: There is none.
+    """
+    if what.is_dir() and (several := run(what)):
+        return several, True
+    one = stored(what)
+    if one is None:
+        if not what.exists():
+            raise WeightWatchError(f"No checkpoint at {what}: there is no such file or folder.")
+        raise WeightWatchError(
+            f"No checkpoint in {what}: expected safetensors weights ({SINGLE}, {INDEX}, {CONFIG} with {WEIGHTS}), or "
+            "subfolders such as checkpoint-100 that hold some. Pickled .bin files are not read."
+        )
+    lack = one.lacks()
+    if lack is not None:
+        raise WeightWatchError(f"{what} is not whole: {lack}. Copy it again, or wait until it is written.")
+    return [one], False
+
+
+def locate(what: str) -> Path:
+    """Return where a path or a Hub id is on this machine; a Hub id is downloaded, in offline mode only looked up.
+
+    Raises:
+        WeightWatchError: It is neither, or can't be had.
+    """
+    if Path(what).exists() or not _HUB_ID.fullmatch(what):
+        return Path(what)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(what, allow_patterns=["*.safetensors", "*.json"]))
+    except Exception as error:  # of the Hub's own, of httpx, of the system
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise WeightWatchError(
+            f"{what} is no path here, and as an id of the Hugging Face Hub it can't be had ({first}). Check the "
+            "spelling and the network, or download it and pass its folder."
+        ) from error
+
+
+class Arrivals:
+    """Watches a run's folder: tells each checkpoint once, when it is whole.
+
+    Whole means that every file has the length that its header says, and that a Trainer has written its
+    ``trainer_state.json``, which comes last, or else that nothing has changed since the look before.
+
+    Args:
+        folder: Where another process writes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._before: dict[Path, object] = {}
+        self._told: dict[Path, object] = {}
+
+    def look(self) -> list[Stored]:
+        """Return what has become whole since the last look; one that was written again comes again."""
+        try:
+            found = run(self._folder)
+        except OSError:  # a folder in it, or all of it, went away under our hands
+            return []
+        now = {one.path: one.signature for one in found}
+        ready = []
+        for one in found:
+            mark = now[one.path]
+            settled = one.closed or self._before.get(one.path) == mark
+            if mark and settled and self._told.get(one.path) != mark and one.lacks() is None:
+                self._told[one.path] = mark
+                ready.append(one)
+        self._before = dict(now)
+        return ready
+
+
+def _weight_files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+    elif path.is_dir():
+        yield from (file for file in sorted(path.glob("*.safetensors")) if not file.name.startswith("reference-"))
+
+
+def _lacks_bytes(file: Path) -> str | None:
+    """Return what a safetensors file lacks, in words."""
+    try:
+        size, wanted = file.stat().st_size, stored_size(file)
+    except OSError:
+        return f"{file.name} is missing"
+    except ValueError as error:
+        return f"{file.name} is cut short or damaged ({error})"
+    return None if size == wanted else f"{file.name} has {size} of {wanted} bytes"
+
+
+def _step(path: Path) -> int:
+    known = _state_step(path)
+    numbers = _NUMBER.findall(path.stem if path.is_file() else path.name)
+    return known if known is not None else int(numbers[-1]) if numbers else 0
+
+
+def _state_step(path: Path) -> int | None:
+    try:
+        return int(json.loads((path / STATE).read_text())["global_step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
