@@ -65,7 +65,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return tuple(self._files[file].get_slice(key).get_shape())
 
     def dtype(self, name: str) -> str:
-        """Return the element type of a tensor as the file names it: ``F32``, ``BF16``, ``U8``, …"""
+        """Return the element type of a tensor as the file names it: ``F32``, ``BF16``, ``U8``."""
         file, key = self._where[name]
         return str(self._files[file].get_slice(key).get_dtype())
 

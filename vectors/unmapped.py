@@ -80,7 +80,7 @@ class Unmapped:
         """Read some elements of a flattened tensor into memory of its own."""
         kind = _DTYPES[entry["dtype"]]
         values = torch.empty(last - first, dtype=kind)
-        view = memoryview(values.view(torch.uint8).numpy()) if last > first else memoryview(b"")
+        view = memoryview(values.view(torch.uint8).numpy().data) if last > first else memoryview(b"")
         at = self._first + entry["data_offsets"][0] + first * values.element_size()
         done = 0
         while done < len(view):

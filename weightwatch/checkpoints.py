@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from weightwatch.vectors.unmapped import stored_size
 
 SINGLE, INDEX, STATE = "model.safetensors", "model.safetensors.index.json", "trainer_state.json"
 
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"(?:^|[-_]|checkpoint|ckpt|step|epoch|iter)(\d+)(?=$|[-_])")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -177,6 +178,41 @@ class Arrivals:
         return ready
 
 
+def follow(
+    folder: Path,
+    *,
+    poll: float,
+    until_idle: float | None = None,
+    stop_after: int | None = None,
+    wait: Callable[[float], object] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[list[Stored]]:
+    """Yield all checkpoints that have become whole so far, by their steps, whenever a new one has.
+
+    Args:
+        folder: A run's folder, to which another process writes.
+        poll: Seconds between two looks.
+        until_idle: End when nothing has become whole for so many seconds. None: go on until interrupted.
+        stop_after: End after so many checkpoints.
+        wait: Waits for some seconds.
+        clock: Tells the time in seconds.
+    """
+    arrivals, here = Arrivals(folder), dict[Path, Stored]()
+    last, count = clock(), 0
+    while stop_after is None or count < stop_after:
+        ready = arrivals.look()
+        if ready:
+            count += len(ready)
+            here.update({one.path: one for one in ready})
+            here = {path: one for path, one in here.items() if path.exists()}
+            yield sorted(here.values(), key=lambda one: (one.step, one.name))
+            last = clock()
+            continue
+        if until_idle is not None and clock() - last >= until_idle:
+            return
+        wait(poll)
+
+
 def _weight_files(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield path
@@ -196,8 +232,11 @@ def _lacks_bytes(file: Path) -> str | None:
 
 
 def _step(path: Path) -> int:
+    if path.is_file():
+        numbers = _NUMBER.findall(path.stem) if path.name != SINGLE else []
+        return int(numbers[-1]) if numbers else _step(path.resolve().parent)
     known = _state_step(path)
-    numbers = _NUMBER.findall(path.stem if path.is_file() else path.name)
+    numbers = _NUMBER.findall(path.name)
     return known if known is not None else int(numbers[-1]) if numbers else 0
 
 

@@ -15,8 +15,8 @@ from weightwatch.vectors.errors import WeightWatchError
 
 app = typer.Typer(name="weightwatch", no_args_is_help=True, add_completion=False)
 
-BAD_INPUT = 2
-"""Exit status."""
+ALERT, BAD_INPUT = 1, 2
+"""Exit statuses."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -64,6 +64,48 @@ def demo(
         console.save_svg(str(picture), title="weightwatch demo")
     if as_json:
         typer.echo(json.dumps({"seed": seed, "runs": [run.to_json() for run in runs], "tensorboard": look}, indent=1))
+
+
+@app.command()
+def scan(
+    what: Annotated[str, typer.Argument(help="A checkpoint, a PEFT adapter, a folder of several, or a Hub id.")],
+    direction: Annotated[
+        list[str] | None, typer.Option("--direction", "-d", help="Direction to measure against; may be repeated.")
+    ] = None,
+    control: Annotated[
+        list[str] | None, typer.Option(help="Control direction, for the null band of z; may be repeated.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="θ₀: path or Hub id of the base. Default: what the run or adapter names.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings: rules, directions, controls, reference.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for readings and alerts. Default for a run: its weightwatch-scan.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for further checkpoints of a run.")] = False,
+    until_idle: Annotated[
+        float | None, typer.Option(min=0, help="With --follow: end after so many seconds without a new one.")
+    ] = None,
+    stop_after: Annotated[int | None, typer.Option(min=1, help="With --follow: end after so many.")] = None,
+    poll: Annotated[float, typer.Option(min=0.05, help="With --follow: seconds between two looks.")] = 5.0,
+) -> None:
+    """Measure checkpoints of any trainer; the exit status is 1 if an alert fired."""
+    console = Console(stderr=as_json)
+    with console.status("loading torch"):
+        from weightwatch.scanning import Scanning
+    scanning = Scanning(console, Console(stderr=True), direction or [], control or [], config, reference)
+    found = (
+        scanning.follow(what, out, poll=poll, until_idle=until_idle, stop_after=stop_after)
+        if follow
+        else scanning.all(what, out)
+    )
+    if as_json:
+        typer.echo(json.dumps({"scanned": what, **found.to_json()}, indent=1))
+    else:
+        scanning.show(found)
+    if found.fired:
+        raise typer.Exit(ALERT)
 
 
 def run() -> None:

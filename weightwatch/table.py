@@ -59,3 +59,30 @@ def summary(readings: Sequence[Reading], alerts: Sequence[Alert], title: str = "
             Text(f"{fired.alert} at {fired.step}", style="bold red") if fired else Text("none", style="green"),
         )
     return table
+
+
+def scanned(readings: Sequence[Reading], title: str = "weightwatch scan") -> Table:
+    """Return the table that closes a scan: one row for each checkpoint and direction.
+
+    Args:
+        readings: By step.
+        title: Heading of the table.
+    """
+    table = Table(title=title, title_justify="left")
+    for heading in ("checkpoint", "step", "direction", "cosine", "reach cos.", "dose", "z", "reach", "‖τ‖"):
+        table.add_column(heading, justify="left" if heading in ("checkpoint", "direction") else "right", no_wrap=True)
+    for reading in readings:
+        place = [reading.checkpoint or "", str(reading.step)]
+        for name, found in reading.directions.items():
+            table.add_row(
+                *place,
+                name,
+                number(found.cosine),
+                number(found.reach_cosine),
+                number(found.dose),
+                "–" if found.z is None else f"{found.z:+.1f}",
+                f"{found.reach:.3f}",
+                f"{reading.update_norm:.3g}",
+            )
+            place = ["", ""]
+    return table

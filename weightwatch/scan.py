@@ -1,0 +1,428 @@
+"""The same measurement offline: checkpoints of any trainer, measured, judged and recorded as in a live run."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from weightwatch import stored
+from weightwatch.alert import Alert
+from weightwatch.baseline import NOTE, noted, noted_adapters
+from weightwatch.change import Streamed
+from weightwatch.checkpoints import Stored, locate
+from weightwatch.config import Config
+from weightwatch.history import History
+from weightwatch.measure import Sums, measure
+from weightwatch.monitor import Monitor, warn_of_a_shared_start
+from weightwatch.reading import Reading, read
+from weightwatch.reference import Reference
+from weightwatch.rules import Judge, require
+from weightwatch.stored import Source, StoredBase, StoredUpdate
+from weightwatch.vectors.adapter import CONFIG, read_config
+from weightwatch.vectors.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.names import layer_of
+from weightwatch.vectors.unmapped import Unmapped
+
+FOLDER = "weightwatch-scan"
+"""Where a run's scan is recorded, in the run's folder."""
+
+_SETTINGS = "scan.json"
+_STARTS_ALIKE = ("pissa", "olora")  # whose start follows from the base alone
+
+_logger = logging.getLogger("weightwatch")
+
+
+class Scan:
+    """Measures checkpoints one after the other against directions.
+
+    Memory stays flat: tensors are read a few blocks at a time, whatever the size of a tensor or a model.
+
+    Args:
+        directions: Names or paths of what to watch. Default: those of ``config``.
+        controls: The same for control directions.
+        config: Rules and, where nothing else is given, directions, controls and the reference.
+        reference: θ₀: path or Hub id. Default: what the run, the adapter or the checkpoint names.
+        record: Folder for ``readings.jsonl`` and ``alerts.jsonl``; a scan that was interrupted goes on from them.
+            None: nothing is written.
+        on_read: Called with the number of bytes after each read, by several threads.
+
+    Attributes:
+        readings: All readings so far, by step.
+        alerts: All alerts so far.
+        bytes: Bytes that were read to measure.
+        seconds: Time that it took.
+
+    Raises:
+        WeightWatchError: No direction, an unknown or damaged one, or a rule that can't be judged.
+    """
+
+    def __init__(
+        self,
+        directions: Sequence[str] = (),
+        controls: Sequence[str] = (),
+        *,
+        config: Config | None = None,
+        reference: str | None = None,
+        record: Path | None = None,
+        on_read: Callable[[int], None] | None = None,
+    ) -> None:
+        self.config = config or Config.load(None)
+        self._on_read = on_read
+        self._opener = partial(Unmapped, on_read=self._count)
+        self.bytes, self.seconds = 0, 0.0
+        watched = [Direction.load(name, self._opener) for name in directions or self.config.directions]
+        null = [Direction.load(name, self._opener).as_control() for name in controls or self.config.controls]
+        self.directions = Monitor([*watched, *null]).directions
+        require(self.config.rules, self.directions)
+        self.bytes = 0
+        self.readings: list[Reading] = []
+        self.alerts: list[Alert] = []
+        self._judge = Judge.of(self.config.rules)
+        self._given = reference or self.config.reference
+        self._source: Source | None = None
+        self._history = History(record) if record is not None else None
+        self._taken: dict[str, str] = {}
+        self._begun = False
+        self._told: set[str] = set()
+
+    def add(self, checkpoint: Stored) -> Reading | None:
+        """Measure a checkpoint, judge it and record it.
+
+        One that is recorded already, with the same files, is passed over. What was recorded of later steps is set
+        aside: the run has gone back.
+
+        Returns:
+            Its reading; None if it was recorded already, or was deleted before it could be measured.
+
+        Raises:
+            WeightWatchError: θ₀ is unknown; a direction was built from another base, or has nothing in common with
+                what is trained; the checkpoint can't be read.
+        """
+        mark = _digest(checkpoint.signature)
+        try:
+            if not self._begun:
+                self._begin(checkpoint)
+            if any(r.checkpoint == checkpoint.name and r.step == checkpoint.step for r in self.readings):
+                if self._taken.get(checkpoint.name) == mark:
+                    return None
+                self._rewind(checkpoint.step - 1)
+            elif self.readings and self.readings[-1].step > checkpoint.step:
+                self._rewind(checkpoint.step - 1)
+            began = time.perf_counter()
+            reading = self._measured(checkpoint)
+            self.seconds += time.perf_counter() - began
+        except (WeightWatchError, OSError) as error:
+            lack = checkpoint.lacks()
+            if lack is None and isinstance(error, WeightWatchError):
+                raise
+            if lack is None:
+                raise WeightWatchError(f"{checkpoint.path} can't be read ({error}).") from error
+            _logger.warning("weightwatch: %s went away before it was measured (%s).", checkpoint.path, lack)
+            return None
+        self._judged(reading, checkpoint)
+        self._taken[checkpoint.name] = mark
+        if self._history is not None:
+            self._write_settings()
+        return reading
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of the scan: readings and alerts as they are recorded, and how fast it went."""
+        return {
+            "reference": self._base_name,
+            "directions": [direction.name for direction in self.directions],
+            "readings": [reading.to_json() for reading in self.readings],
+            "alerts": [alert.to_json() for alert in self.alerts],
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
+            "gb_per_s": round(self.gb_per_s, 3),
+        }
+
+    @property
+    def gb_per_s(self) -> float:
+        """Bytes read for each second of measuring, in 10⁹."""
+        return self.bytes / self.seconds / 1e9 if self.seconds else 0.0
+
+    @property
+    def fired(self) -> bool:
+        """Whether an alert fired."""
+        return any(alert.state == "firing" for alert in self.alerts)
+
+    def expected_bytes(self, checkpoint: Stored) -> int:
+        """Return about how many bytes will be read to measure a checkpoint: it, its base, and dense directions."""
+        if checkpoint.adapter:
+            return checkpoint.size
+        dense = sum(len(direction.deltas) > 0 for direction in self.directions if direction.on_disk)
+        return checkpoint.size * (2 + dense)
+
+    def _count(self, size: int) -> None:
+        self.bytes += size
+        if self._on_read is not None:
+            self._on_read(size)
+
+    # θ₀ and the record, once the first checkpoint says what kind of run this is.
+
+    def _begin(self, first: Stored) -> None:
+        self._live = _live_folder(first)
+        self._starts: Mapping[str, Tensor] = noted_adapters(self._live) if self._live is not None else {}
+        self._source = self._find_adapter_base(first) if first.adapter else self._find_reference(first)
+        self._check_base(first)
+        if self._history is not None:
+            self._resume(self._history)
+        self._begun = True
+
+    @property
+    def _base_name(self) -> str:
+        match self._source:
+            case None:
+                return ""
+            case Checkpoint(path=path):
+                return str(path)
+            case _:
+                return str(self._live)
+
+    def _find_reference(self, first: Stored) -> Source:
+        if self._given:
+            return Checkpoint(locate(self._given), self._opener)
+        if self._live is not None:
+            try:
+                source = noted(self._live, self._opener)
+            except WeightWatchError as error:
+                raise WeightWatchError(f"{error} It is what {self._live / NOTE} names: pass --reference.") from error
+            if source is not None:
+                return source
+        named = _named_base(first)
+        folder = local_folder(named)
+        if folder is None or folder == first.path.resolve():
+            raise WeightWatchError(
+                f"θ₀ of {first.path} is unknown: no weightwatch/{NOTE} lies beside it, and its config names "
+                f"{named or 'no base'}{', which is not on this machine' if named and folder is None else ''}. Pass "
+                "--reference, the path or Hub id of the checkpoint that training started from."
+            )
+        _logger.warning("weightwatch: θ₀ is read from %s, as the checkpoint's config says.", folder)
+        return Checkpoint(folder, self._opener)
+
+    def _find_adapter_base(self, first: Stored) -> Source | None:
+        """Return the base of an adapter, for the fingerprint alone; None where it isn't on this machine."""
+        if self._given:
+            return Checkpoint(locate(self._given), self._opener)
+        named = _adapter_base(first.path)
+        folder = local_folder(named)
+        try:
+            if folder is not None:
+                return Checkpoint(folder, self._opener)
+        except WeightWatchError as error:
+            _logger.warning("weightwatch: %s", error)
+        _logger.warning(
+            "weightwatch: the base of %s (%s) is not on this machine, so nothing tells whether the directions were "
+            "built from it. Pass --reference to have it checked.",
+            first.path,
+            named or "not named",
+        )
+        return None
+
+    def _check_base(self, first: Stored) -> None:
+        if self._source is None:
+            return
+        sources = [self._source]
+        if not first.adapter:
+            sources.append(Checkpoint(first.path, self._opener))
+        for direction in self.directions:
+            direction.require(StoredBase(*sources), self._base_name)
+
+    def _resume(self, history: History) -> None:
+        """Take up the record of a scan with the same directions and θ₀; that of another one is set aside."""
+        file = history.folder / _SETTINGS
+        try:
+            settings = json.loads(file.read_text())
+        except (OSError, ValueError):
+            settings = {}
+        if settings.get("key") != self._key():
+            history.rewind(-1)
+            return
+        self._taken = dict(settings.get("taken", {}))
+        self.readings = [reading for reading in history.readings() if reading.checkpoint in self._taken]
+        self._judge, self.alerts = self._replay(self.readings)
+        known = {(alert.alert, alert.step, alert.state) for alert in history.alerts()}
+        for alert in self.alerts:
+            if (alert.alert, alert.step, alert.state) not in known:
+                history.add_alert(alert)
+
+    def _key(self) -> str:
+        watched = [(d.name, d.card.kind, sorted(d.squares.items())) for d in self.directions]
+        return _digest([self._base_name, watched])
+
+    def _write_settings(self) -> None:
+        assert self._history is not None
+        file = self._history.folder / _SETTINGS
+        draft = file.with_suffix(".part")
+        draft.write_text(json.dumps({"key": self._key(), "reference": self._base_name, "taken": self._taken}, indent=1))
+        draft.replace(file)
+
+    # One checkpoint.
+
+    def _measured(self, checkpoint: Stored) -> Reading:
+        update = self._update(checkpoint)
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        if update is None:
+            reading = self._loaded(checkpoint)
+            return replace(reading.without_tensors(), checkpoint=checkpoint.name)
+        tied = update.tied | self._unsaved_heads(update)
+        directions = [direction.without(tied) for direction in self.directions]
+        for direction in directions:
+            if update.changes.keys().isdisjoint(direction.deltas):
+                raise WeightWatchError(
+                    f"Direction {direction.name!r} and {checkpoint.path} have no tensor in common: the direction has "
+                    f"{next(iter(direction.deltas))}, …; the checkpoint has {next(iter(update.changes))}, …. Scan a "
+                    f"run that trains the modules it was built on ({', '.join(direction.card.target_modules)})."
+                )
+        sums = measure(update.changes, directions, left_out=update.left_out)
+        if not self.readings:
+            warn_of_a_shared_start(directions, update.changes, sums)
+        self._warn(checkpoint, sums.left_out)
+        reading = read(_without_unmoved(sums, update), directions, step=checkpoint.step, time=now)
+        return replace(reading.without_tensors(), checkpoint=checkpoint.name)
+
+    def _update(self, checkpoint: Stored) -> StoredUpdate | None:
+        """Return a checkpoint's update; None where only loading the model tells it."""
+        if not checkpoint.adapter:
+            if self._source is None:  # the run began with adapters
+                self._source = self._find_reference(checkpoint)
+            return stored.of_weights(Checkpoint(checkpoint.path, self._opener), self._source)
+        try:
+            config = read_config(checkpoint.path)
+            return stored.of_adapter(checkpoint.path, config, self._starts, self._opener)
+        except WeightWatchError as error:
+            if checkpoint.lacks() is not None:
+                raise
+            if not isinstance(self._source, Checkpoint) or not (self._source.path / "config.json").is_file():
+                raise WeightWatchError(f"{error} Or pass its base's folder as --reference, to load both.") from error
+            self._say(f"{error} It is loaded with its base instead, which takes the memory of the whole model.")
+            return None
+
+    def _loaded(self, checkpoint: Stored) -> Reading:
+        """Measure an adapter whose change is more than B A by loading it into its base."""
+        from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+        from transformers import AutoModelForCausalLM
+
+        assert isinstance(self._source, Checkpoint)
+        config = PeftConfig.from_pretrained(str(checkpoint.path))
+        config.inference_mode = False
+        base = AutoModelForCausalLM.from_pretrained(self._source.path, dtype="auto")
+        model = get_peft_model(base, config)
+        weights = noted(self._live) if self._live is not None else None
+        monitor = Monitor(self.directions, reference=Reference(weights, self._starts))
+        if not self._starts and getattr(config, "init_lora_weights", True) in _STARTS_ALIKE:
+            monitor.start(model)
+        set_peft_model_state_dict(model, load_peft_weights(str(checkpoint.path), device="cpu"))
+        self._count(checkpoint.size)
+        return monitor.measure(model, step=checkpoint.step)
+
+    def _unsaved_heads(self, update: StoredUpdate) -> set[str]:
+        """Return what directions have beside the embedding of which no checkpoint keeps a copy: a tied head."""
+        if not isinstance(self._source, Checkpoint):
+            return set()
+        tables = {c.shape for name, c in update.changes.items() if layer_of(name) is None and len(c.shape) == 2}
+        return {
+            name
+            for direction in self.directions
+            for name in direction.deltas
+            if name not in update.changes and name not in self._source and layer_of(name) is None
+            if direction.shape(name) in tables
+        }
+
+    def _judged(self, reading: Reading, checkpoint: Stored) -> None:
+        self._judge, raised = self._judge.judge(reading)
+        self.readings.append(reading)
+        raised = [self._with_standing_checkpoint(alert, checkpoint) for alert in raised]
+        self.alerts.extend(raised)
+        if self._history is not None:
+            self._history.add_reading(reading)
+            for alert in raised:
+                self._history.add_alert(alert)
+
+    def _rewind(self, step: int) -> None:
+        if self._history is not None:
+            self._history.rewind(step)
+        self.readings = [reading for reading in self.readings if reading.step <= step]
+        self._judge, self.alerts = self._replay(self.readings)
+
+    def _replay(self, readings: Iterable[Reading]) -> tuple[Judge, list[Alert]]:
+        return Judge.of(self.config.rules).replay(readings)
+
+    def _with_standing_checkpoint(self, alert: Alert, checkpoint: Stored) -> Alert:
+        """Name no checkpoint that was deleted since (``save_total_limit``), but the newest clean one that is left."""
+
+        def stands(name: str | None) -> bool:
+            return name is not None and (checkpoint.path.parent / name).exists()
+
+        if alert.last_clean is None or stands(alert.last_clean):
+            return alert
+        left = [r if stands(r.checkpoint) else replace(r, checkpoint=None) for r in self.readings]
+        _, alerts = self._replay(left)
+        same = (other for other in alerts if replace(other, last_clean=alert.last_clean) == alert)
+        return next(same, replace(alert, last_clean=None))
+
+    def _warn(self, checkpoint: Stored, left_out: Mapping[str, str]) -> None:
+        names = list(left_out)
+        for name in names[:5]:
+            self._say(f"{name} is left out of the measurement: {left_out[name]}.", checkpoint)
+        if len(names) > 5:
+            self._say(f"{len(names) - 5} more tensors are left out; readings.jsonl and --json name them.", checkpoint)
+
+    def _say(self, text: str, checkpoint: Stored | None = None) -> None:
+        if text not in self._told:
+            _logger.warning("weightwatch: %s%s", f"{checkpoint.name}: " if checkpoint else "", text)
+        self._told.add(text)
+
+
+def _without_unmoved(sums: Sums, update: StoredUpdate) -> Sums:
+    """Count full tensors that equal θ₀ as frozen, as a live run does, unless nothing has moved at all."""
+    full = np.array([isinstance(update.changes.get(name), Streamed) for name in sums.names])
+    still = full & (sums.update == 0)
+    if not (sums.update > 0).any():
+        return sums
+    return replace(
+        sums,
+        reached=np.where(still[:, None], 0.0, sums.reached),
+        freedom=np.where(still, 0.0, sums.freedom),
+    )
+
+
+def _live_folder(checkpoint: Stored) -> Path | None:
+    """Return the weightwatch folder of the run that a checkpoint belongs to, if it was watched."""
+    path = checkpoint.path.resolve()
+    for folder in (path, *list(path.parents)[:2]):
+        if (folder / "weightwatch" / NOTE).is_file():
+            return folder / "weightwatch"
+    return None
+
+
+def _named_base(checkpoint: Stored) -> str:
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    return _field(folder / "config.json", "_name_or_path")
+
+
+def _adapter_base(folder: Path) -> str:
+    return _field(folder / CONFIG, "base_model_name_or_path")
+
+
+def _field(file: Path, key: str) -> str:
+    try:
+        return str(json.loads(file.read_text()).get(key) or "")
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:16]

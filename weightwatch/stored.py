@@ -1,0 +1,187 @@
+"""The update τ = θ_t − θ₀ of a checkpoint on disk, in the forms in which ``measure`` takes a live model's."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightwatch.change import Change, Streamed
+from weightwatch.snapshot import Snapshot
+from weightwatch.update import resized
+from weightwatch.vectors.adapter import factors, read_adapter
+from weightwatch.vectors.checkpoint import Checkpoint, Opener, mapped
+from weightwatch.vectors.contrast import join
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.names import layer_of
+
+Source = Checkpoint | Snapshot
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+# What old checkpoints keep beside the weights: tables of sines, causal masks.
+_BUFFER = re.compile(r"(?:rotary_emb\.inv_freq|rotary_emb\.(?:cos|sin)_cached|\.attn\.(?:masked_)?bias)$")
+_EMBEDDING = re.compile(r"emb|wte|word", re.IGNORECASE)
+_LOOKS = 64  # values by which two tensors of one checkpoint are taken for copies
+
+
+@dataclass(frozen=True)
+class StoredUpdate:
+    """How each trained tensor of a checkpoint differs from θ₀.
+
+    Attributes:
+        changes: By parameter name.
+        left_out: Tensors that can't be compared, each with the reason.
+        tied: Further names of tensors that count under another one.
+    """
+
+    changes: Mapping[str, Change]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    tied: frozenset[str] = frozenset()
+
+
+def of_weights(now: Checkpoint, start: Source) -> StoredUpdate:
+    """Compare a full checkpoint with its base.
+
+    Masks, tables and tensors of integers are no weights and pass in silence. A tensor that a snapshot of θ₀ lacks was
+    frozen.
+
+    Raises:
+        WeightWatchError: They have no tensor in common, or one has other shapes in them.
+    """
+    ours, theirs = _weights(now), _weights(start)
+    copies = _copies(now, ours), _copies(start, theirs)
+    tied = {n for n in copies[0] | copies[1] if (n in copies[0] or n not in now) and (n in copies[1] or n not in start)}
+    changes: dict[str, Change] = {}
+    left_out: dict[str, str] = {}
+    for name in dict.fromkeys([*now, *start]):
+        if name in tied or _BUFFER.search(name) or not (name in ours or name in theirs):
+            continue
+        if name in ours and name in theirs:
+            shape, before = now.shape(name), start.shape(name)
+            if shape == before:
+                changes[name] = Streamed(shape, partial(now.read, name), partial(start.read, name))
+                continue
+            reason = f"θ₀ has shape {before} for {name} where the checkpoint has {shape}"
+            if not resized(name, before, shape):
+                raise WeightWatchError(f"{reason}. Pass as --reference the checkpoint that training started from.")
+            left_out[name] = f"{reason}: the vocabulary was resized"
+        elif name in now and name in start:
+            kind = now.dtype(name) if name not in ours else start.dtype(name) if isinstance(start, Checkpoint) else "?"
+            left_out[name] = f"it is stored as {kind} on one side (quantised?)"
+        elif name in ours and isinstance(start, Checkpoint):
+            left_out[name] = f"{start.path} lacks it"
+        elif name in theirs:
+            left_out[name] = f"{now.path} lacks it"
+    if not changes:
+        raise WeightWatchError(
+            f"{now.path} and its reference have no weight in common: the checkpoint has {_some(ours)}, the reference "
+            f"{_some(theirs)}. Pass as --reference the checkpoint that training started from."
+        )
+    return StoredUpdate(changes, left_out, frozenset(tied))
+
+
+def of_adapter(
+    folder: Path, config: Mapping[str, Any], starts: Mapping[str, Tensor], opener: Opener = mapped
+) -> StoredUpdate:
+    """Read a LoRA adapter as an update.
+
+    Args:
+        folder: Its folder.
+        config: Its settings, which ``read_config`` has accepted.
+        starts: Its parameters at the start of the run, where they did not add up to zero; see ``adapters.starts``.
+        opener: How its file is opened.
+    """
+    now = read_adapter(folder, config, opener)
+    names = [_without_adapter(name) for name in starts]
+    named = {_without_adapter(name): value for name, value in starts.items()}
+    if len(named) < len(names):  # the run holds several adapters; a checkpoint's own folder holds the default one
+        default = {name: value for name, value in starts.items() if ".default" in name}
+        named = {_without_adapter(name): value for name, value in default.items()}
+    before = factors(named, config, folder) if named else {}
+    changes: dict[str, Change] = {
+        name: join(name, [(1.0, change), (-1.0, before[name])]) if name in before else change
+        for name, change in now.items()
+    }
+    if not changes:
+        raise WeightWatchError(f"{folder} holds no LoRA factors. Save the adapter again.")
+    return StoredUpdate(changes)
+
+
+class StoredBase:
+    """θ₀ on disk as a direction's fingerprint looks at it.
+
+    Args:
+        sources: Where a tensor is looked for, first one first: θ₀, and for frozen tensors the checkpoint itself.
+    """
+
+    def __init__(self, *sources: Source) -> None:
+        self._sources = sources
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Return the shape of a tensor; None where its values are quantised.
+
+        Raises:
+            KeyError: There is none of that name.
+        """
+        source = self._source(name)
+        if isinstance(source, Checkpoint) and source.dtype(name) not in _FLOATS:
+            return None
+        return source.shape(name)
+
+    def values(self, name: str, positions: Tensor) -> Tensor:
+        """Return the values at some positions of the flattened tensor, in fp32."""
+        return _values(self._source(name), name, positions)
+
+    def _source(self, name: str) -> Source:
+        for source in self._sources:
+            if name in source:
+                return source
+        raise KeyError(name)
+
+
+def _values(source: Source, name: str, positions: Tensor) -> Tensor:
+    places = np.stack(np.unravel_index(positions.numpy(), source.shape(name)), axis=-1)
+    boxes = [tuple(slice(int(i), int(i) + 1) for i in place) for place in places]
+    return torch.stack([source.read(name, box).reshape(()).float() for box in boxes])
+
+
+def _weights(source: Source) -> set[str]:
+    if isinstance(source, Snapshot):
+        return set(source)
+    return {name for name in source if source.dtype(name) in _FLOATS}
+
+
+def _copies(source: Source, names: Iterable[str]) -> set[str]:
+    """Return the names of tensors outside the layers that repeat another one: a tied head that was saved as well.
+
+    transformers leaves one of two tied tensors out; other savers keep both.
+    """
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name in names:
+        if layer_of(name) is None and len(source.shape(name)) == 2:
+            alike.setdefault(source.shape(name), []).append(name)
+    found = set()
+    for shape, several in alike.items():
+        several.sort(key=lambda name: (_EMBEDDING.search(name) is None, name))
+        where = torch.linspace(0, shape[0] * shape[1] - 1, _LOOKS, dtype=torch.float64).long()
+        seen: list[Tensor] = []
+        for name in several if len(several) > 1 else ():
+            values = _values(source, name, where)
+            if any(torch.equal(values, other) for other in seen) and bool(values.any()):
+                found.add(name)
+            seen.append(values)
+    return found
+
+
+def _without_adapter(name: str) -> str:
+    """Return the name that PEFT gives a parameter in an adapter's file: without the adapter's name."""
+    return re.sub(r"(\.lora_(?:embedding_)?[AB])\.[^.]+", r"\1", name)
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)[:2]) + ", …"
