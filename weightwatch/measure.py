@@ -11,6 +11,7 @@ All sums are additive over tensors (and shards), so layers, module kinds and the
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +23,10 @@ from weightwatch.ranks import ALONE, Floats, Ranks
 from weightwatch.shards import Box
 from weightwatch.streaming import stream
 from weightwatch.update import resized
-from weightwatch.vectors.delta import Delta, LowRank, dot, exact, wide
+from weightwatch.vectors.delta import LowRank, dot, exact, wide
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.unmapped import boxes
 
 _DEPENDENT = 1e-6  # eigenvalues of a Gram matrix of unit rows under this share of the largest are rounding
 _SAMPLES = 3  # columns of the table by which copies are compared
@@ -33,10 +35,23 @@ _APART = 1e-3  # copies may differ by this share: kernels that add in another or
 _PART = 1 << 24  # elements of θ₀ that are brought to another device at a time
 _BLOCK = 1 << 19  # elements whose change is multiplied with a direction's factors at a time
 
-Found = Sequence[tuple[int, Delta]]
-"""Directions that have a tensor: position and what they are of it."""
+Found = Sequence[tuple[int, Any]]
+"""Directions that have a tensor: position and what they are of it, a ``Delta`` or ``OnDisk``."""
 Figures = tuple[Tensor, list[Tensor], list[Tensor]]
 """‖τ‖² of a tensor, and ⟨τ,w⟩ and ‖P(w)‖² for each direction that has it: fp64 scalars."""
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A dense tensor of a direction that stays on disk."""
+
+    direction: Direction
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        return self.direction.shape(self.name)
 
 
 @dataclass(frozen=True)
@@ -170,7 +185,12 @@ def _table(update: Mapping[str, Change], directions: Sequence[Direction], ranks:
     for name, change in mine.items():
         if isinstance(change, Streamed):
             continue
-        found = [(k, d.deltas[name]) for k, d in enumerate(directions) if name in d.deltas]
+        lazily = isinstance(change, LowRank)
+        found = [
+            (k, OnDisk(d, name) if lazily and d.on_disk else d.deltas[name])
+            for k, d in enumerate(directions)
+            if name in d.deltas
+        ]
         match change:
             case LowRank():
                 own, inner, reached = _low_rank(change, found, inverses[name])
@@ -264,14 +284,12 @@ def _low_rank(change: LowRank, found: Found, inverse: Tensor) -> Figures:
             shared, gram = (right, aligned.left_gram) if on_right else (left, aligned.right_gram)
             reached.append((gram.to(shared.device) * (shared.T @ inverse @ shared)).sum())
         else:
-            full = w.to(change.left.device, torch.float32)
-            full = full.T if change.transposed else full
             if on_right:
-                seen = wide(full @ change.right.T)
+                seen = wide(_times(w, change.right.T, change.transposed))
                 inner.append((seen * wide(change.left)).sum())
                 gram = seen.T @ seen
             else:
-                seen = wide(change.left.T @ full)
+                seen = wide(_times(w, change.left, not change.transposed).T)
                 inner.append((seen * wide(change.right)).sum())
                 gram = seen @ seen.T
             reached.append((gram * inverse).sum())
@@ -283,6 +301,21 @@ def _crossed(change: LowRank, w: LowRank) -> tuple[Tensor, Tensor]:
     device = change.left.device
     left = change.left.T @ w.left.to(device, torch.float32)
     return wide(left), wide(change.right @ w.right.to(device, torch.float32).T)
+
+
+def _times(w: "Tensor | OnDisk", factor: Tensor, transposed: bool) -> Tensor:
+    """Return w, or its transpose, times a thin matrix; of a direction on disk some rows at a time."""
+    if isinstance(w, Tensor):
+        full = w.to(factor.device, torch.float32)
+        return (full.T if transposed else full) @ factor
+    product = torch.zeros(w.shape[transposed], factor.shape[1], device=factor.device)
+    for box in boxes(w.shape, _PART):
+        part = w.direction.part(w.name, box).to(factor.device, torch.float32)
+        if transposed:
+            product[box[1]] += part.T @ factor[box[0]]
+        else:
+            product[box[0]] += part @ factor[box[1]]
+    return product
 
 
 def _rescaled(change: Rescaled, found: Found, inverse: Tensor) -> Figures:

@@ -18,7 +18,7 @@ from weightwatch.vectors.adapter import factors, read_adapter
 from weightwatch.vectors.checkpoint import Checkpoint, Opener, mapped
 from weightwatch.vectors.contrast import join
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import layer_of
+from weightwatch.vectors.names import canonical, layer_of
 
 Source = Checkpoint | Snapshot
 
@@ -26,6 +26,8 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 # What old checkpoints keep beside the weights: tables of sines, causal masks.
 _BUFFER = re.compile(r"(?:rotary_emb\.inv_freq|rotary_emb\.(?:cos|sin)_cached|\.attn\.(?:masked_)?bias)$")
 _EMBEDDING = re.compile(r"emb|wte|word", re.IGNORECASE)
+# What follows is the adapter's name: PEFT leaves it out of an adapter's file.
+_ADAPTER_NAME = re.compile(r"(\.lora_(?:embedding_[AB]\b|[AB]\b))\.(?!weight$)[^.]+")
 _LOOKS = 64  # values by which two tensors of one checkpoint are taken for copies
 
 
@@ -179,8 +181,8 @@ def _copies(source: Source, names: Iterable[str]) -> set[str]:
 
 
 def _without_adapter(name: str) -> str:
-    """Return the name that PEFT gives a parameter in an adapter's file: without the adapter's name."""
-    return re.sub(r"(\.lora_(?:embedding_)?[AB])\.[^.]+", r"\1", name)
+    """Return the name that a parameter of an adapter has in the adapter's file."""
+    return _ADAPTER_NAME.sub(r"\1", canonical(name))
 
 
 def _some(names: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -68,14 +69,14 @@ def scanned(readings: Sequence[Reading], title: str = "weightwatch scan") -> Tab
         readings: By step.
         title: Heading of the table.
     """
-    table = Table(title=title, title_justify="left")
-    for heading in ("checkpoint", "step", "direction", "cosine", "reach cos.", "dose", "z", "reach", "‖τ‖"):
-        table.add_column(heading, justify="left" if heading in ("checkpoint", "direction") else "right", no_wrap=True)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("step", "direction", "cosine", "reach cos.", "dose", "z", "reach", "‖τ‖"):
+        table.add_column(heading, justify="left" if heading == "direction" else "right", no_wrap=True)
     for reading in readings:
-        place = [reading.checkpoint or "", str(reading.step)]
+        place = str(reading.step)
         for name, found in reading.directions.items():
             table.add_row(
-                *place,
+                place,
                 name,
                 number(found.cosine),
                 number(found.reach_cosine),
@@ -84,5 +85,5 @@ def scanned(readings: Sequence[Reading], title: str = "weightwatch scan") -> Tab
                 f"{found.reach:.3f}",
                 f"{reading.update_norm:.3g}",
             )
-            place = ["", ""]
+            place = ""
     return table
