@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from weightwatch.vectors.adapter import CONFIG, WEIGHTS
 from weightwatch.vectors.errors import WeightWatchError
@@ -43,9 +44,9 @@ class Stored:
 
     @property
     def signature(self) -> tuple[tuple[str, int, int], ...]:
-        """Name, size and time of each of its files of weights: another signature, another checkpoint."""
+        """Name, size and time of each of its files: another signature, another checkpoint."""
         found = []
-        for file in _weight_files(self.path):
+        for file in (*_weight_files(self.path), self.path / INDEX, self.path / CONFIG):
             try:
                 about = file.stat()
             except OSError:
@@ -58,15 +59,16 @@ class Stored:
         if self.path.is_file():
             return _lacks_bytes(self.path)
         if self.adapter:
-            return _lacks_bytes(self.path / WEIGHTS)
+            unread = None if _json(self.path / CONFIG) is not None else f"{CONFIG} is not whole"
+            return _lacks_bytes(self.path / WEIGHTS) or unread
         if (self.path / SINGLE).is_file():
             return _lacks_bytes(self.path / SINGLE)
         if not (self.path / INDEX).is_file():
             return f"it has neither {SINGLE} nor {INDEX}"
-        try:
-            shards = sorted(set(json.loads((self.path / INDEX).read_text())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return f"its {INDEX} can't be read"
+        shards = (_json(self.path / INDEX) or {}).get("weight_map")
+        if not isinstance(shards, dict):
+            return f"{INDEX} is damaged or not whole"
+        shards = sorted(set(shards.values()))
         return next((lack for shard in shards if (lack := _lacks_bytes(self.path / shard))), None)
 
     @property
@@ -231,6 +233,15 @@ def _lacks_bytes(file: Path) -> str | None:
     return None if size == wanted else f"{file.name} has {size} of {wanted} bytes"
 
 
+def _json(file: Path) -> dict[str, Any] | None:
+    """Return what a JSON file holds; None where it is missing or not whole."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _step(path: Path) -> int:
     if path.is_file():
         numbers = _NUMBER.findall(path.stem) if path.name != SINGLE else []
@@ -241,7 +252,5 @@ def _step(path: Path) -> int:
 
 
 def _state_step(path: Path) -> int | None:
-    try:
-        return int(json.loads((path / STATE).read_text())["global_step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    step = (_json(path / STATE) or {}).get("global_step")
+    return step if isinstance(step, int) else None
