@@ -22,6 +22,7 @@ from weightwatch.checkpoints import Stored, locate
 from weightwatch.config import Config
 from weightwatch.history import History
 from weightwatch.measure import Sums, measure
+from weightwatch.model_names import Architecture, InModelNames
 from weightwatch.monitor import Monitor, warn_of_a_shared_start
 from weightwatch.reading import Reading, read
 from weightwatch.reference import Reference
@@ -91,6 +92,7 @@ class Scan:
         self._judge = Judge.of(self.config.rules)
         self._given = reference or self.config.reference
         self._source: Source | None = None
+        self._architecture: Architecture | None = None
         self._history = History(record) if record is not None else None
         self._taken: dict[str, str] = {}
         self._begun = False
@@ -176,6 +178,7 @@ class Scan:
         self._live = _live_folder(first)
         self._starts: Mapping[str, Tensor] = noted_adapters(self._live) if self._live is not None else {}
         self._source = self._find_adapter_base(first) if first.adapter else self._find_reference(first)
+        self._translate(first)
         self._check_base(first)
         if self._history is not None:
             self._resume(self._history)
@@ -231,12 +234,37 @@ class Scan:
         )
         return None
 
+    def _translate(self, first: Stored) -> None:
+        """Go over to the names in the model where a direction has those and the files have others."""
+        wanted = {name for direction in self.directions for name in direction.deltas if layer_of(name) is not None}
+        files = [self._source] if isinstance(self._source, Checkpoint) else []
+        files += [] if first.adapter else [Checkpoint(first.path, self._opener)]
+        if all(wanted <= set(file) for file in files):
+            return
+        folders = [first.path, *(file.path for file in files)]
+        folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+        try:
+            model = Architecture(folder) if folder is not None else None
+        except Exception as error:  # of code for this one model, or of a transformers that has changed
+            self._say(f"The names of {folder} can't be told from its config ({error}); those in the files are used.")
+            return
+        if model is None or not any(wanted & set(InModelNames(file.path, model)) - set(file) for file in files):
+            return
+        self._architecture = model
+        if isinstance(self._source, Checkpoint):
+            self._source = self._opened(self._source.path)
+
+    def _opened(self, path: Path) -> Checkpoint:
+        if self._architecture is not None:
+            return InModelNames(path, self._architecture, self._opener)
+        return Checkpoint(path, self._opener)
+
     def _check_base(self, first: Stored) -> None:
         if self._source is None:
             return
         sources = [self._source]
         if not first.adapter:
-            sources.append(Checkpoint(first.path, self._opener))
+            sources.append(self._opened(first.path))
         for direction in self.directions:
             direction.require(StoredBase(*sources), self._base_name)
 
@@ -298,7 +326,7 @@ class Scan:
         if not checkpoint.adapter:
             if self._source is None:  # the run began with adapters
                 self._source = self._find_reference(checkpoint)
-            return stored.of_weights(Checkpoint(checkpoint.path, self._opener), self._source)
+            return stored.of_weights(self._opened(checkpoint.path), self._source)
         try:
             config = read_config(checkpoint.path)
             return stored.of_adapter(checkpoint.path, config, self._starts, self._opener)
