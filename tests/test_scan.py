@@ -69,7 +69,7 @@ def base_folder(tmp_path: Path, **settings: object) -> tuple[LlamaForCausalLM, P
     return LlamaForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "base"
 
 
-@pytest.mark.parametrize("kind", ["full", "partly frozen", "LoRA"])
+@pytest.mark.parametrize("kind", ["full", "from scratch", "partly frozen", "LoRA"])
 @pytest.mark.parametrize("form", ["dense", "low-rank"])
 def test_the_scan_of_a_run_says_what_the_live_run_said(tmp_path: Path, kind: str, form: str) -> None:
     base, _ = base_folder(tmp_path)
@@ -77,6 +77,8 @@ def test_the_scan_of_a_run_says_what_the_live_run_said(tmp_path: Path, kind: str
     evil = save(make(base, 1), tmp_path / "evil", base)
     style = save(make(base, 2, name="style"), tmp_path / "style", base)
     model: Any = base
+    if kind == "from scratch":  # θ₀ is in no checkpoint: the live run wrote a snapshot of it
+        shutil.rmtree(tmp_path / "base")
     if kind == "LoRA":
         config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(base, config)

@@ -88,6 +88,7 @@ def test_a_single_checkpoint_is_recorded_only_where_the_user_says(stage: Path) -
         (lambda stage: ["scan", str(stage / "run"), "-d", str(stage / "evil")], "θ₀ of"),
         (lambda stage: arguments(stage, "--reference", str(stage / "none")), "No weights at"),
         (lambda stage: arguments(stage, "--config", str(stage / "none.yaml")), "No config at"),
+        (lambda stage: arguments(stage, "--out", str(stage / "rules.yaml")), "--out can be written"),
         (lambda stage: arguments(stage, "--control", str(stage / "evil")), "Two directions are called 'evil'"),
         (lambda stage: ["scan", str(stage / "none"), "--follow", "-d", str(stage / "evil")], "No folder at"),
     ],
@@ -101,6 +102,13 @@ def test_what_the_user_got_wrong_is_told_in_words_and_exits_with_2(
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_help_names_the_command_and_its_options() -> None:
+    assert "scan" in CliRunner().invoke(app, ["--help"]).stdout
+    shown = CliRunner().invoke(app, ["scan", "--help"], env={"COLUMNS": "200"}).stdout
+    for option in ("--direction", "--reference", "--config", "--control", "--json", "--follow", "--out"):
+        assert option in shown
 
 
 COPIER = """

@@ -95,11 +95,14 @@ def scan(
     with console.status("loading torch"):
         from weightwatch.scanning import Scanning
     scanning = Scanning(console, Console(stderr=True), direction or [], control or [], config, reference)
-    found = (
-        scanning.follow(what, out, poll=poll, until_idle=until_idle, stop_after=stop_after)
-        if follow
-        else scanning.all(what, out)
-    )
+    try:
+        found = (
+            scanning.follow(what, out, poll=poll, until_idle=until_idle, stop_after=stop_after)
+            if follow
+            else scanning.all(what, out)
+        )
+    except OSError as error:
+        raise WeightWatchError(f"{error}. Make sure that the folders can be read and --out can be written.") from error
     if as_json:
         typer.echo(json.dumps({"scanned": what, **found.to_json()}, indent=1))
     else:

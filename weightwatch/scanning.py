@@ -54,7 +54,8 @@ class Scanning:
         """
         path = checkpoints.locate(what)
         found, is_run = checkpoints.find(path)
-        with self._shown(out or (path / FOLDER if is_run else None)) as (scan, progress):
+        record = path / FOLDER if is_run and Path(what).exists() else None  # nothing into the Hub's cache
+        with self._shown(out or record) as (scan, progress):
             for one in found:
                 lack = one.lacks()
                 if lack is not None:
