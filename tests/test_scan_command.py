@@ -1,6 +1,7 @@
 """``weightwatch scan`` as a process: what it prints, writes and exits with, the memory it takes, how it follows."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -102,6 +103,26 @@ def test_what_the_user_got_wrong_is_told_in_words_and_exits_with_2(
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_hub_id_is_looked_up_in_the_local_cache_and_nothing_is_written_there(stage: Path) -> None:
+    for name in ("base", "tuned"):
+        snapshot = stage / "cache" / f"models--someone--{name}" / "snapshots" / "0123"
+        shutil.copytree(stage / {"base": "base", "tuned": "run"}[name], snapshot)
+        (snapshot.parent.parent / "refs").mkdir()
+        (snapshot.parent.parent / "refs" / "main").write_text("0123")
+    before = sorted((stage / "cache").rglob("*"))
+    command = ["scan", "someone/tuned", "--reference", "someone/base", "-d", str(stage / "evil"), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "weightwatch", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(stage / "cache")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert [reading["step"] for reading in json.loads(done.stdout)["readings"]] == [1, 2]
+    assert sorted((stage / "cache").rglob("*")) == before
 
 
 def test_help_names_the_command_and_its_options() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -79,7 +80,7 @@ class Scan:
         on_read: Callable[[int], None] | None = None,
     ) -> None:
         self.config = config or Config.load(None)
-        self._on_read = on_read
+        self._on_read, self._lock = on_read, threading.Lock()
         self._opener = partial(Unmapped, on_read=self._count)
         self.bytes, self.seconds = 0, 0.0
         watched = [Direction.load(name, self._opener) for name in directions or self.config.directions]
@@ -168,7 +169,8 @@ class Scan:
         return checkpoint.size * (2 + dense)
 
     def _count(self, size: int) -> None:
-        self.bytes += size
+        with self._lock:  # threads read side by side
+            self.bytes += size
         if self._on_read is not None:
             self._on_read(size)
 
