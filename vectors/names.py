@@ -39,6 +39,16 @@ def canonical(name: str) -> str:
     return _IN_FRONT.sub("", _ADAPTED.sub("", unwrapped(name)))
 
 
+def indexed(name: str) -> bool:
+    """Whether a parameter lies in a list of layers or experts: not an embedding, a head or a last norm.
+
+    Example:
+        >>> indexed("model.layers.3.mlp.down_proj.weight"), indexed("lm_head.weight")
+        (True, False)
+    """
+    return any(part.isdecimal() for part in name.split("."))
+
+
 def module_of(name: str) -> str:
     """Return what PEFT's ``target_modules`` call the module of a parameter: the last named one above it.
 

@@ -145,8 +145,8 @@ class Part:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(out.items())[:3])
             raise WeightWatchError(f"None of the trained tensors can be measured. {reasons}.")
         names = tuple(dict.fromkeys([*self.update, *(name for d in self.directions for name in d.deltas)]))
-        parts = [self.update, *(d.deltas for d in self.directions)]
-        sizes = tuple(prod(next(part[name].shape for part in parts if name in part)) for name in names)
+        shapes = {name: d.shape(name) for d in self.directions for name in d.deltas if name not in self.update}
+        shapes.update((name, tuple(change.shape)) for name, change in self.update.items())
         table = np.concatenate([table, np.zeros((len(names) - len(self.update), 1 + 2 * count))])
         direction = np.array([[d.squares.get(name, 0.0) for d in self.directions] for name in names])
         direction = direction.reshape(-1, count)
@@ -154,7 +154,7 @@ class Part:
         full = np.array([name in measured and _is_full(measured[name]) for name in names])
         return Sums(
             names=names,
-            sizes=sizes,
+            sizes=tuple(prod(shapes[name]) for name in names),
             update=np.maximum(table[:, 0], 0.0),
             inner=table[:, 1 : 1 + count],
             reached=np.where(full[:, None], direction, np.clip(table[:, 1 + count :], 0.0, direction)),
@@ -164,13 +164,20 @@ class Part:
         )
 
 
-def measure(update: Mapping[str, Change], directions: Sequence[Direction]) -> Sums:
+def measure(
+    update: Mapping[str, Change], directions: Sequence[Direction], left_out: Mapping[str, str] | None = None
+) -> Sums:
     """Measure an update against K directions, in this process alone.
+
+    Args:
+        update: The change of each trained tensor.
+        directions: See ``Part.of``.
+        left_out: Tensors that were left out of the update, each with the reason.
 
     Raises:
         WeightWatchError: See ``Part.of`` and ``Part.joined``.
     """
-    part = Part.of(update, directions)
+    part = Part.of(update, directions, left_out)
     return part.joined(part.table)
 
 

@@ -33,7 +33,7 @@ from weightwatch.vectors.adapter import CONFIG, read_config
 from weightwatch.vectors.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import layer_of
+from weightwatch.vectors.names import indexed
 from weightwatch.vectors.unmapped import Unmapped
 
 FOLDER = "weightwatch-scan"
@@ -238,7 +238,7 @@ class Scan:
 
     def _translate(self, first: Stored) -> None:
         """Go over to the names in the model where a direction has those and the files have others."""
-        wanted = {name for direction in self.directions for name in direction.deltas if layer_of(name) is not None}
+        wanted = {name for direction in self.directions for name in direction.deltas if indexed(name)}
         files = [self._source] if isinstance(self._source, Checkpoint) else []
         files += [] if first.adapter else [Checkpoint(first.path, self._opener)]
         if all(wanted <= set(file) for file in files):
@@ -362,12 +362,12 @@ class Scan:
         """Return what directions have beside the embedding of which no checkpoint keeps a copy: a tied head."""
         if not isinstance(self._source, Checkpoint):
             return set()
-        tables = {c.shape for name, c in update.changes.items() if layer_of(name) is None and len(c.shape) == 2}
+        tables = {c.shape for name, c in update.changes.items() if not indexed(name) and len(c.shape) == 2}
         return {
             name
             for direction in self.directions
             for name in direction.deltas
-            if name not in update.changes and name not in self._source and layer_of(name) is None
+            if name not in update.changes and name not in self._source and not indexed(name)
             if direction.shape(name) in tables
         }
 

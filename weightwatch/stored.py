@@ -18,7 +18,7 @@ from weightwatch.vectors.adapter import factors, read_adapter
 from weightwatch.vectors.checkpoint import Checkpoint, Opener, mapped
 from weightwatch.vectors.contrast import join
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import canonical, layer_of
+from weightwatch.vectors.names import canonical, indexed
 
 Source = Checkpoint | Snapshot
 
@@ -165,7 +165,7 @@ def _copies(source: Source, names: Iterable[str]) -> set[str]:
     """
     alike: dict[tuple[int, ...], list[str]] = {}
     for name in names:
-        if layer_of(name) is None and len(source.shape(name)) == 2:
+        if not indexed(name) and len(source.shape(name)) == 2:
             alike.setdefault(source.shape(name), []).append(name)
     found = set()
     for shape, several in alike.items():

@@ -11,7 +11,7 @@ from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reference import Reference, StateDict
 from weightwatch.shards import Held, held
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import canonical
+from weightwatch.vectors.names import canonical, indexed
 
 
 class Parts:
@@ -153,5 +153,4 @@ class Update(Mapping[str, Change]):
 
 def resized(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
     """Whether two shapes of a tensor are those of an embedding or head before and after its vocabulary was resized."""
-    in_a_layer = any(part.isdigit() for part in name.split("."))
-    return not in_a_layer and len(ours) == len(theirs) and ours[:1] != theirs[:1] and ours[1:] == theirs[1:]
+    return not indexed(name) and len(ours) == len(theirs) and ours[:1] != theirs[:1] and ours[1:] == theirs[1:]
