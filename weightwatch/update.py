@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from weightwatch.adapters import Values, changes, layers, saved_copies
+from weightwatch.adapters import changes
 from weightwatch.change import Change, Difference
+from weightwatch.layers import Values, layers, saved_copies
 from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reference import Reference, StateDict
 from weightwatch.shards import Held, held
