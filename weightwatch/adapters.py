@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightwatch import lora
-from weightwatch import merging
 from weightwatch.change import Change, Merged, Rescaled
 from weightwatch.layers import OUT, Layer, Values
+from weightwatch.lora import REF, bias, experts, has_factors, is_stretched, known, plain, require_base, rescaled
+from weightwatch.merging import NotMergeableError, changed, difference, quantised
 from weightwatch.vectors.adapter import KEEPS_BASE
 from weightwatch.vectors.delta import LowRank, wide
 from weightwatch.vectors.errors import WeightWatchError
@@ -49,22 +49,20 @@ def changes(layer: Layer, now: Values, start: Mapping[str, Tensor], every: bool)
         return {}
     before: Values = start.get
     begun = layer.with_values(adapters, before)
-    if not begun and lora.REF in layer.available and lora.REF not in layer.module.active_adapters:
-        before, begun = now, [lora.REF]
+    if not begun and REF in layer.available and REF not in layer.module.active_adapters:
+        before, begun = now, [REF]
 
     if _has_tokens(layer):
         return {layer.weight: _tokens(layer, now, adapters, before, begun)}
-    stretched = lora.is_stretched(layer)
-    if not all(lora.has_factors(layer, adapter) for adapter in (layer.active if stretched else adapters)):
+    stretched = is_stretched(layer)
+    if not all(has_factors(layer, adapter) for adapter in (layer.active if stretched else adapters)):
         return _merged(layer, adapters, begun, start)
     if stretched:
-        return {layer.weight: lora.rescaled(layer, now, adapters, before, begun)}
+        return {layer.weight: rescaled(layer, now, adapters, before, begun)}
     of_experts = getattr(layer.module, "num_experts", 1) > 1
-    found: dict[str, Change] = {
-        layer.weight: (lora.experts if of_experts else lora.plain)(layer, now, adapters, before, begun)
-    }
+    found: dict[str, Change] = {layer.weight: (experts if of_experts else plain)(layer, now, adapters, before, begun)}
     if any(layer.module.lora_bias.get(adapter) for adapter in adapters):
-        found[layer.beneath("bias")] = lora.bias(layer, now, adapters, before, begun)
+        found[layer.beneath("bias")] = bias(layer, now, adapters, before, begun)
     return found
 
 
@@ -89,8 +87,8 @@ def start_factors(found: Sequence[Layer], start: Mapping[str, Tensor]) -> dict[s
     added = {}
     for layer in found:
         begun = layer.with_values(sorted(layer.available), start.get)
-        if begun and all(lora.has_factors(layer, adapter) for adapter in begun):
-            added[layer.weight] = lora.plain(layer, start.get, begun, start.get, [])
+        if begun and all(has_factors(layer, adapter) for adapter in begun):
+            added[layer.weight] = plain(layer, start.get, begun, start.get, [])
     return added
 
 
@@ -130,16 +128,16 @@ def _tokens(layer: Layer, now: Values, adapters: Sequence[str], before: Values, 
 
 
 def _tokens_of(layer: Layer, value: Values, adapter: str) -> Tensor:
-    return lora.known(value, layer.names[f"trainable_tokens_delta.{adapter}"])
+    return known(value, layer.names[f"trainable_tokens_delta.{adapter}"])
 
 
 def _merged(
     layer: Layer, adapters: Sequence[str], begun: Sequence[str], start: Mapping[str, Tensor]
 ) -> dict[str, Change]:
     """Return the changes that merging a copy of the layer tells."""
-    lora.require_base(layer, _tuner(layer))
+    require_base(layer, _tuner(layer))
     module = layer.module
-    if merging.quantised(module):
+    if quantised(module):
         raise WeightWatchError(
             f"{layer.path} is a {_tuner(layer)} adapter on a quantised weight, whose change can't be told exactly. "
             "Train with LoRA or DoRA, or load the base unquantised."
@@ -149,8 +147,8 @@ def _merged(
     values = {local: start[name] for local, name in layer.names.items() if name in start}
     moved = [local for local, name in layer.names.items() if not layer.trained or name in layer.trained]
     try:
-        names = merging.changed(module, after, moved)
-    except merging.NotMergeableError as reason:
+        names = changed(module, after, moved)
+    except NotMergeableError as reason:
         raise WeightWatchError(
             f"{layer.path} is a {_tuner(layer)} adapter, which is not supported, since its effect can't be told as a "
             f"change of weights: {reason}. {OUT}"
@@ -158,7 +156,7 @@ def _merged(
     base = dict(module.get_base_layer().named_parameters())
     return {
         layer.beneath(name): Merged(
-            tuple(base[name].shape), partial(merging.difference, module, name, after, first, values), base[name].device
+            tuple(base[name].shape), partial(difference, module, name, after, first, values), base[name].device
         )
         for name in names
     }

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from weightwatch import stored
 from weightwatch.alert import Alert
 from weightwatch.baseline import NOTE, noted, noted_adapters
 from weightwatch.change import Streamed
@@ -28,7 +27,7 @@ from weightwatch.monitor import Monitor, warn_of_a_shared_start
 from weightwatch.reading import Reading, read
 from weightwatch.reference import Reference
 from weightwatch.rules import Judge, require
-from weightwatch.stored import Source, StoredBase, StoredUpdate
+from weightwatch.stored import Source, StoredBase, StoredUpdate, of_adapter, of_weights
 from weightwatch.vectors.adapter import CONFIG, read_config
 from weightwatch.vectors.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.direction import Direction
@@ -328,10 +327,10 @@ class Scan:
         if not checkpoint.adapter:
             if self._source is None:  # the run began with adapters
                 self._source = self._find_reference(checkpoint)
-            return stored.of_weights(self._opened(checkpoint.path), self._source)
+            return of_weights(self._opened(checkpoint.path), self._source)
         try:
             config = read_config(checkpoint.path)
-            return stored.of_adapter(checkpoint.path, config, self._starts, self._opener)
+            return of_adapter(checkpoint.path, config, self._starts, self._opener)
         except WeightWatchError as error:
             if checkpoint.lacks() is not None:
                 raise

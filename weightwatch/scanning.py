@@ -10,8 +10,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
-from weightwatch import checkpoints
-from weightwatch.checkpoints import Stored
+from weightwatch.checkpoints import Stored, find, follow, locate
 from weightwatch.config import Config
 from weightwatch.reading import Reading
 from weightwatch.scan import FOLDER, Scan
@@ -52,8 +51,8 @@ class Scanning:
         Raises:
             WeightWatchError: See ``checkpoints.find`` and ``Scan``.
         """
-        path = checkpoints.locate(what)
-        found, is_run = checkpoints.find(path)
+        path = locate(what)
+        found, is_run = find(path)
         record = path / FOLDER if is_run and Path(what).exists() else None  # nothing into the Hub's cache
         with self._shown(out or record) as (scan, progress):
             for one in found:
@@ -78,7 +77,7 @@ class Scanning:
         if not path.is_dir():
             raise WeightWatchError(f"No folder at {what} to follow. Begin the training first, or make it.")
         with self._shown(out or path / FOLDER) as (scan, progress):
-            rounds = checkpoints.follow(path, poll=poll, until_idle=until_idle, stop_after=stop_after)
+            rounds = follow(path, poll=poll, until_idle=until_idle, stop_after=stop_after)
             try:
                 for here in rounds:
                     for one in here:
