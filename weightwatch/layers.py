@@ -80,12 +80,15 @@ class Layer:
         return set(self.holders.values())
 
 
-def layers(model: nn.Module, parameters: Mapping[str, Held]) -> Iterator[Layer]:
+def layers(
+    modules: Mapping[str, nn.Module], parameters: Mapping[str, Held], names: Mapping[int, str]
+) -> Iterator[Layer]:
     """Yield the layers with adapters of their own; one that shares another's adapters and weight comes once.
 
     Args:
-        model: Any model.
+        modules: All modules of a model.
         parameters: What ``shards.held`` says of it.
+        names: Its parameters' names by their identity: of one with several names, the first.
 
     Raises:
         WeightWatchError: The model has adapters that change no weights.
@@ -96,11 +99,10 @@ def layers(model: nn.Module, parameters: Mapping[str, Held]) -> Iterator[Layer]:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    names = _names(model)
     known = set(names.values())
     flattened = [name for name in parameters if name not in known]  # by FSDP: no longer parameters of their modules
     seen: set[object] = set()
-    for path, module in model.named_modules():
+    for path, module in modules.items():
         if isinstance(module, PeftModel | AuxiliaryTrainingWrapper):
             _require_weights_change(path, module)
         if not isinstance(module, BaseTunerLayer) or id(module) in seen:
@@ -132,15 +134,22 @@ def layers(model: nn.Module, parameters: Mapping[str, Held]) -> Iterator[Layer]:
         )
 
 
-def saved_copies(model: nn.Module, parameters: Mapping[str, Held]) -> dict[str, str]:
-    """Return the names of the active copies under PEFT's ``modules_to_save``, each with that of its original."""
+def saved_copies(
+    modules: Mapping[str, nn.Module], parameters: Mapping[str, Held], names: Mapping[int, str]
+) -> dict[str, str]:
+    """Return the names of the active copies under PEFT's ``modules_to_save``, each with that of its original.
+
+    Args:
+        modules: All modules of a model.
+        parameters: What ``shards.held`` says of it.
+        names: Its parameters' names by their identity.
+    """
     if "peft" not in sys.modules:
         return {}
     from peft.utils.other import ModulesToSaveWrapper
 
-    names = _names(model)
     found = {}
-    for path, module in model.named_modules():
+    for path, module in modules.items():
         if isinstance(module, ModulesToSaveWrapper):
             originals = dict(module.original_module.named_parameters())
             for adapter in module.active_adapters[:1]:
@@ -164,11 +173,6 @@ def _is_own(local: str, inside: Mapping[str, nn.Module]) -> bool:
     """Whether a parameter is an adapter's, and not of the layer beneath."""
     above = next((path for path in inside if local.startswith(path)), "")
     return not local.removeprefix(above).startswith("base_layer.")
-
-
-def _names(model: nn.Module) -> dict[int, str]:
-    """Return the names of a model's parameters by their identity: of one with several names, the first."""
-    return {id(parameter): unwrapped(name) for name, parameter in model.named_parameters()}
 
 
 def _require_weights_change(path: str, module: nn.Module) -> None:

@@ -180,9 +180,10 @@ def _joined(now: Pairs, start: Pairs, moving: Sequence[str]) -> tuple[Tensor, Te
 
 
 def _pair(layer: Layer, value: Values, adapter: str) -> tuple[Tensor, Tensor]:
-    """Return the factors of one adapter, with the scaling in the left one."""
+    """Return the factors of one adapter, with the scaling in the smaller one."""
     a, b = (known(value, name) for name in _halves(layer, adapter))
-    return b.float() * layer.module.scaling[adapter], a.float()
+    scaling = layer.module.scaling[adapter]
+    return (b.float(), a.float() * scaling) if a.numel() < b.numel() else (b.float() * scaling, a.float())
 
 
 def _halves(layer: Layer, adapter: str) -> tuple[str, str]:

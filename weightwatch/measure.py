@@ -29,6 +29,7 @@ from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.unmapped import boxes
 
 _DEPENDENT = 1e-6  # eigenvalues of a Gram matrix of unit rows under this share of the largest are rounding
+_INDEPENDENT = 0.03  # length of each unit row outside the span of those before it
 _SAMPLES = 3  # columns of the table by which copies are compared
 _SAMPLED = 1024  # values of each tensor by which processes make sure that their copies are equal
 _APART = 1e-3  # copies may differ by this share: kernels that add in another order are no fault
@@ -446,9 +447,18 @@ def _pseudo_inverses(grams: Mapping[str, Tensor]) -> dict[str, Tensor]:
         scales = scale[:, :, None] * scale[:, None, :]
         unit = stacked * scales
         finite = unit.isfinite().flatten(1).all(1)[:, None, None]
-        inverse = torch.linalg.pinv(torch.where(finite, unit, 0.0), rtol=_DEPENDENT, hermitian=True)
+        inverse = _pseudo_inverse(torch.where(finite, unit, 0.0))
         found.update(zip(names, torch.where(finite, inverse * scales, torch.nan), strict=True))
     return found
+
+
+def _pseudo_inverse(grams: Tensor) -> Tensor:
+    """Invert symmetric matrices of unit diagonal: by Cholesky where their rows are clearly independent."""
+    factor, failed = torch.linalg.cholesky_ex(grams)
+    sound = (failed == 0) & (factor.diagonal(dim1=-2, dim2=-1).amin(-1) > _INDEPENDENT)
+    if bool(sound.all()):
+        return torch.cholesky_inverse(factor)
+    return torch.linalg.pinv(grams, rtol=_DEPENDENT, hermitian=True)
 
 
 def _plain(w: LowRank) -> LowRank:

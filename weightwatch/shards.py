@@ -5,7 +5,7 @@ with it. Nothing is communicated: every process works out its own part.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
@@ -61,13 +61,14 @@ def whole(shape: Sequence[int]) -> Box:
     return tuple(slice(0, size) for size in shape)
 
 
-def held(model: nn.Module) -> dict[str, Held]:
+def held(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> dict[str, Held]:
     """Return what this process holds of each parameter; tied ones once.
 
     FSDP2 modules that still keep their gathered weights after a forward pass are resharded first.
 
     Args:
         model: A model as the engine wrapped it: plain, DDP, FSDP1, FSDP2, tensor parallel, or DeepSpeed ZeRO.
+        modules: Its modules by name, if the caller has them: walking through a large model takes its time.
 
     Returns:
         By parameter name as in ``named_parameters()``, without the engine's wrappers but with PEFT's segments.
@@ -75,9 +76,11 @@ def held(model: nn.Module) -> dict[str, Held]:
     Raises:
         WeightWatchError: A parameter is spread over processes in a way that is not known, or over some of them only.
     """
-    _reshard(model)
-    flat = dict(_flat_parameters(model))
-    flattened = {id(module._handle.flat_param) for _, module in _fsdp1_modules(model)}
+    modules = modules or dict(model.named_modules())
+    _reshard(modules)
+    wrappers = list(_fsdp1_modules(modules))
+    flat = dict(_flat_parameters(wrappers))
+    flattened = {id(module._handle.flat_param) for _, module in wrappers}
     found: dict[str, Held] = {}
     for path, parameter in model.named_parameters():
         name = unwrapped(path)
@@ -175,11 +178,11 @@ def _require_all_processes(name: str, engine: str, covered: int) -> None:
 # --- DTensor: FSDP2, tensor parallelism, both at once ---
 
 
-def _reshard(model: nn.Module) -> None:
+def _reshard(modules: Mapping[str, nn.Module]) -> None:
     if "torch.distributed.fsdp" in sys.modules:
         from torch.distributed.fsdp import FSDPModule
 
-        for module in model.modules():
+        for module in modules.values():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
@@ -275,19 +278,19 @@ def _runs(index: Tensor) -> list[tuple[slice, slice]]:
 # --- FSDP1: parameters flattened into one per module ---
 
 
-def _fsdp1_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def _fsdp1_modules(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Any]]:
     """Yield FSDP1's wrappers that have parameters of their own, with their paths."""
     if "torch.distributed.fsdp" in sys.modules:
         from torch.distributed.fsdp import FullyShardedDataParallel
 
-        for path, module in model.named_modules():
+        for path, module in modules.items():
             if isinstance(module, FullyShardedDataParallel) and module._handle is not None:
                 yield path, module
 
 
-def _flat_parameters(model: nn.Module) -> Iterator[tuple[str, Held]]:
+def _flat_parameters(wrappers: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Held]]:
     """Yield what is held of the parameters that FSDP1 has flattened, whether or not they still show in the model."""
-    for path, module in _fsdp1_modules(model):
+    for path, module in wrappers:
         handle = module._handle
         flat = handle.flat_param
         replicas = getattr(module, "_inter_node_pg", None)

@@ -12,7 +12,7 @@ from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reference import Reference, StateDict
 from weightwatch.shards import Held, held
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import canonical, indexed
+from weightwatch.vectors.names import canonical, indexed, unwrapped
 
 
 class Parts:
@@ -30,10 +30,12 @@ class Parts:
     """
 
     def __init__(self, model: nn.Module, before: Collection[str] = ()) -> None:
-        self.parameters = held(model)
+        modules = dict(model.named_modules())
+        self.parameters = held(model, modules)
+        names = {id(parameter): unwrapped(name) for name, parameter in model.named_parameters()}
         self.parameters.update((n, replace(self.parameters[n], trained=True)) for n in before if n in self.parameters)
-        self.layers = list(layers(model, self.parameters))
-        self.copies = saved_copies(model, self.parameters)
+        self.layers = list(layers(modules, self.parameters, names))
+        self.copies = saved_copies(modules, self.parameters, names)
         self.every = not any(parameter.trained for parameter in self.parameters.values())
 
     def full(self) -> list[str]:

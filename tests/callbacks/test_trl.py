@@ -183,7 +183,8 @@ def test_the_base_stays_the_reference_whatever_is_made_of_it_in_memory(
 
 def test_tokens_that_are_trained_beside_an_adapter_are_watched(tmp_path: Path) -> None:
     # TRL's SFT and reward trainers ask for it when a chat template brings new tokens.
-    adapter = LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=list(range(3, 30)), task_type="CAUSAL_LM")
+    tokens = {"trainable_token_indices": list(range(3, 30))}
+    adapter = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **tokens)
     task = made("SFT", tmp_path, tiny_llama(tie_word_embeddings=False), adapter=adapter)
     task.add_callback(callback())
     task.train()
