@@ -41,8 +41,8 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-bench: $(READY)  ## what a check costs, beside a training step of the same model
-	$(BIN)/python benchmarks/check_cost.py
+bench: $(READY)  ## what checks and scans cost, beside the naive way, a training step and memory itself
+	$(BIN)/python -m benchmarks
 
 docs: $(READY)  ## the documentation as a site, in build/site
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"

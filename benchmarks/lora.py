@@ -162,7 +162,7 @@ def row(count: int, rounds: int) -> list[str]:
         "square": multiplying(),
         "naive": lambda: naive(weights, factors, flat),
     }
-    taken = alternate(acts, rounds)
+    taken = alternate(acts, rounds, once=["naive"] if count > 1 else [])
     whole = [given.layers * value for value in taken["naive"]]
     check = taken["check"]
     ideal = [value * flops(given.factors, given.directions) / MULTIPLYING for value in taken["square"]]
