@@ -179,6 +179,30 @@ def test_another_model_is_checked_anew() -> None:
         monitor.measure(lora(tiny_llama(3)))
 
 
+def test_nothing_that_was_found_out_for_one_model_is_taken_for_another(tmp_path: Path) -> None:
+    models = []
+    for seed in (0, 5):
+        tiny_llama(seed).save_pretrained(tmp_path / str(seed))
+        models.append(LlamaForCausalLM.from_pretrained(tmp_path / str(seed)))
+    monitor = Monitor([dense(models[0], 2)])
+    move(models[0], seed=1)
+    first = monitor.measure(models[0])
+    assert monitor.measure(models[1]).update_norm == 0  # from its own checkpoint
+    assert monitor.measure(models[0]).update_norm == first.update_norm
+
+    whole = tiny_llama(tie_word_embeddings=False)
+    theta = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
+    part = copy.deepcopy(whole)
+    for name, parameter in part.named_parameters():
+        parameter.requires_grad_("q_proj" in name or "lm_head" in name)
+    monitor = Monitor([dense(whole, 2)], reference=theta)
+    for model in (whole, tiny_llama(), part):  # trains more; ties its head
+        move(model, seed=3)
+        monitor.measure(model)
+    fresh = Monitor([dense(whole, 2)], reference=theta).measure(part)
+    assert monitor.measure(part).directions == fresh.directions
+
+
 def test_an_adapter_that_shares_its_start_with_a_direction_is_told_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

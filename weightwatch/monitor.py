@@ -17,7 +17,7 @@ from weightwatch.change import Change
 from weightwatch.measure import Part, Sums
 from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reading import Reading, read
-from weightwatch.reference import Reference, Source
+from weightwatch.reference import Reference, Source, Weights
 from weightwatch.update import Parts, Update
 from weightwatch.vectors.checkpoint import local_folder
 from weightwatch.vectors.delta import LowRank
@@ -80,6 +80,8 @@ class Monitor:
             raise WeightWatchError(f"Two directions are called {twice[0]!r}; give each its own name.")
         self.reference = reference if isinstance(reference, Reference) else Reference.of(reference)
         self._ranks = ranks
+        self._watched = self.directions
+        self._found: Weights | None = None
         self._checked: weakref.ref[nn.Module] | None = None
         self._together = ALONE
         self._table: tuple[int, ...] = ()
@@ -124,6 +126,11 @@ class Monitor:
                 a direction have nothing in common; θ₀ is unknown; the model's adapters are not supported; the
                 processes hold different models.
         """
+        if self._checked is None or self._checked() is not model:  # what was found out about another one is void
+            self._trained = frozenset()
+            if self._found is not None and self.reference.weights is self._found:
+                self.reference = Reference(None, self.reference.adapters)
+        self._checked = None
         parts = Parts(model)
         self._together = ranks = self.ranks(parts)
         kind = changes_base(model)
@@ -134,7 +141,7 @@ class Monitor:
             )
         # A tied weight counts once, under the name that the model gives it first.
         tied = tied_names(model)
-        self.directions = [direction.without(tied) for direction in self.directions]
+        self.directions = [direction.without(tied) for direction in self._watched]
         update = self._agreed_update(model, parts)
         base = Base(model, self.reference, ranks)
         for direction in self.directions:
@@ -173,7 +180,8 @@ class Monitor:
         update, fault = None, None
         try:
             if self.reference.weights is None and any(key not in parts.copies for key in parts.full()):
-                self.reference = Reference(_checkpoint(model).weights, self.reference.adapters)
+                self._found = _checkpoint(model).weights
+                self.reference = Reference(self._found, self.reference.adapters)
             update = Update(model, self.reference, self._together)
         except WeightWatchError as error:
             fault = error
