@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from tests.models import dense, lora, low_rank, move, tiny_llama
 from weightwatch import Monitor, Reading, WeightWatchError
@@ -12,6 +13,7 @@ from weightwatch.shards import whole
 from weightwatch.snapshot import Snapshot
 from weightwatch.update import Update
 from weightwatch.vectors import LowRank
+from weightwatch.vectors.checkpoint import Checkpoint
 
 
 def measured(model: torch.nn.Module, reference: Reference) -> Reading:
@@ -67,6 +69,29 @@ def test_a_base_checkpoint_that_equals_the_model_is_not_copied(tmp_path: Path) -
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["reference.json"]
     move(model, seed=3)
     assert same(measured(model, begun), measured(model, restore(model, tmp_path / "run", Reference())))
+
+
+def test_a_base_whose_experts_lie_on_disk_one_by_one_is_not_copied(tmp_path: Path) -> None:
+    """Where transformers fuses tensors as it loads them, θ₀ is read from the stored ones all the same."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    experts = {"num_key_value_heads": 1, "vocab_size": 40, "num_local_experts": 3}
+    MixtralForCausalLM(MixtralConfig(**shape, **experts)).save_pretrained(tmp_path / "base")
+    model = MixtralForCausalLM.from_pretrained(tmp_path / "base")
+    fused = "model.layers.0.mlp.experts.gate_up_proj"
+    assert fused in dict(model.named_parameters())
+    assert fused not in Checkpoint(tmp_path / "base")
+    w = dense(model, 5)
+    begun = establish(model, tmp_path / "run", Reference())
+    assert note(tmp_path / "run")["weights"] == "checkpoint"
+    monitor = Monitor([w], reference=begun)
+    assert monitor.measure(model).update_norm == 0.0
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    move(model, seed=3)
+    for reference in (begun, restore(model, tmp_path / "run", Reference()), tmp_path / "base"):
+        reading = Monitor([w], reference=reference).measure(model)
+        assert same(reading, Monitor([w], reference=before).measure(model))
+        assert reading["evil"].tensors[fused].cosine != 0.0
 
 
 def test_the_base_is_found_again_from_another_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

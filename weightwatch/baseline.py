@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from weightwatch.adapters import starts
 from weightwatch.base import base_name
+from weightwatch.model_names import under_names
 from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reference import Reference
 from weightwatch.shards import Held
@@ -105,7 +106,7 @@ def restore(model: nn.Module, folder: Path, given: Reference, ranks: Ranks = ALO
         path = Path(note.get("path", "?"))
         if not path.exists():
             raise WeightWatchError(f"θ₀ of this run was read from {path}, which is gone. Pass reference= to go on.")
-        weights = Checkpoint(path)
+        weights = under_names(Checkpoint(path), to_fix(model))
     return Reference(weights, begun)
 
 
@@ -173,7 +174,7 @@ def _equal_checkpoint(path: Path | None, full: Mapping[str, Held]) -> Checkpoint
     if path is None:
         return None
     try:
-        checkpoint = Checkpoint(path)
+        checkpoint = under_names(Checkpoint(path), full)
     except WeightWatchError:
         return None  # pickled or incomplete: a snapshot serves instead
     for name, held in full.items():

@@ -5,7 +5,8 @@ model and many on disk. Its own tables say how; here they are applied to names a
 from where they lie.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,32 @@ from torch import Tensor
 from weightwatch.vectors.checkpoint import Checkpoint, Opener, mapped
 from weightwatch.vectors.names import canonical
 from weightwatch.vectors.unmapped import Box
+
+_logger = logging.getLogger("weightwatch")
+
+
+def under_names(stored: Checkpoint, names: Iterable[str]) -> Checkpoint:
+    """Return a checkpoint that has tensors of some names, as far as transformers can tell them by these.
+
+    Args:
+        stored: A checkpoint as it lies on disk.
+        names: Of parameters, as the model has them.
+
+    Returns:
+        The same checkpoint where it has all of them, or has no config that would say more.
+    """
+    if all(name in stored for name in names) or not (stored.path / "config.json").is_file():
+        return stored
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return InModelNames(stored.path, Architecture(stored.path))
+    except Exception as error:  # of code for this one model, or of a transformers that has changed
+        _logger.warning(
+            "weightwatch: %s lacks parameters of the model, and its config does not tell them by other names (%s).",
+            stored.path,
+            error,
+        )
+        return stored
 
 
 class Architecture:

@@ -15,14 +15,16 @@ from weightwatch.adapters import changes_base, starts
 from weightwatch.base import Base, base_name, tied_names
 from weightwatch.change import Change
 from weightwatch.measure import Part, Sums
+from weightwatch.model_names import under_names
 from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reading import Reading, read
 from weightwatch.reference import Reference, Source, Weights
 from weightwatch.update import Parts, Update
-from weightwatch.vectors.checkpoint import local_folder
+from weightwatch.vectors.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.delta import LowRank
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.names import canonical
 
 _logger = logging.getLogger("weightwatch")
 
@@ -182,6 +184,9 @@ class Monitor:
             if self.reference.weights is None and any(key not in parts.copies for key in parts.full()):
                 self._found = _checkpoint(model).weights
                 self.reference = Reference(self._found, self.reference.adapters)
+            if isinstance(self.reference.weights, Checkpoint):
+                weights = under_names(self.reference.weights, [canonical(key) for key in parts.full()])
+                self.reference = Reference(weights, self.reference.adapters)
             update = Update(model, self.reference, self._together)
         except WeightWatchError as error:
             fault = error
