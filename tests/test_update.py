@@ -157,6 +157,15 @@ def test_a_reference_that_shares_memory_with_the_model_is_an_error() -> None:
         Update(model, Reference.of(model.state_dict()))
 
 
+def test_a_reference_of_parts_is_an_error() -> None:
+    class Sharded(torch.Tensor):
+        full_tensor = None  # as a DTensor has it
+
+    start = {name: tensor.clone().as_subclass(Sharded) for name, tensor in tiny_llama().state_dict().items()}
+    with pytest.raises(WeightWatchError, match=r"is spread over processes .* the path of the base checkpoint"):
+        Reference.of(start)
+
+
 @pytest.mark.parametrize("source", ["base in the model", "reference"])
 def test_base_weight_reads_the_start_and_not_what_training_made_of_it(source: str) -> None:
     base = tiny_llama(tie_word_embeddings=False)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weightwatch.shards import Box
 from weightwatch.vectors.checkpoint import Checkpoint
+from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.names import canonical
 
 
@@ -27,9 +28,19 @@ class Weights(Protocol):
 
 
 class StateDict:
-    """Weights held in memory, for instance a state dict that was cloned before training."""
+    """Weights held in memory, for instance a state dict that was cloned before training.
+
+    Raises:
+        WeightWatchError: A tensor is spread over processes.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        sharded = next((name for name, tensor in tensors.items() if hasattr(tensor, "full_tensor")), None)
+        if sharded is not None:
+            raise WeightWatchError(
+                f"{sharded} is spread over processes (a DTensor) in the reference. Pass the path of the base "
+                "checkpoint, or a state dict of whole tensors, taken before the model was sharded."
+            )
         self._tensors = {canonical(name): tensor for name, tensor in tensors.items()}
 
     def __contains__(self, name: object) -> bool:
@@ -42,6 +53,10 @@ class StateDict:
     def read(self, name: str, box: Box) -> Tensor:
         """Read a part of a tensor: one slice for each dimension."""
         return self._tensors[name][box].detach()
+
+    def memory(self, name: str) -> int:
+        """Address of the memory that a tensor lies in."""
+        return self._tensors[name].untyped_storage().data_ptr()
 
 
 Source: TypeAlias = Mapping[str, Tensor] | str | Path
@@ -65,7 +80,7 @@ class Reference:
         """Make a reference of a state dict or a checkpoint's path; None gives an empty one.
 
         Raises:
-            WeightWatchError: There is no readable checkpoint at the path.
+            WeightWatchError: There is no readable checkpoint at the path; tensors are spread over processes.
         """
         if source is None:
             return cls()

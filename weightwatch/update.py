@@ -106,6 +106,7 @@ class Update(Mapping[str, Change]):
         self._changes: dict[str, Change] = {}
         for layer in parts.layers:
             self._changes.update(changes(layer, values, reference.adapters, parts.every))
+        memory = _memory(model) if isinstance(reference.weights, StateDict) else set()
         for key in parts.full():
             name, parameter = canonical(key), parts.parameters[key]
             if name in self._changes:
@@ -119,7 +120,7 @@ class Update(Mapping[str, Change]):
             elif not known and before and key not in before:
                 self.left_out[name] = "it was frozen when the run began, and no checkpoint holds its start"
             else:
-                self._add_full(name, parameter, reference)
+                self._add_full(name, parameter, reference, memory)
         if not self._changes:
             raise WeightWatchError("The model has no trained parameters: nothing requires a gradient.")
 
@@ -132,7 +133,7 @@ class Update(Mapping[str, Change]):
     def __len__(self) -> int:
         return len(self._changes)
 
-    def _add_full(self, name: str, parameter: Held, reference: Reference) -> None:
+    def _add_full(self, name: str, parameter: Held, reference: Reference, memory: Collection[int]) -> None:
         weights = reference.weights
         if weights is None or name not in weights:
             raise WeightWatchError(
@@ -144,14 +145,19 @@ class Update(Mapping[str, Change]):
                 raise WeightWatchError(f"{reason}. Pass the checkpoint that training started from.")
             self.left_out[name] = f"{reason}: the vocabulary was resized"
             return
-        if isinstance(weights, StateDict):
-            for piece in parameter.pieces:
-                if piece.values.numel() and weights.read(name, piece.box).data_ptr() == piece.values.data_ptr():
-                    raise WeightWatchError(
-                        f"The reference of {name} is the model's own memory, so it moves along in training. Take a "
-                        "copy before training: {name: tensor.clone() for name, tensor in model.state_dict().items()}."
-                    )
+        own = {piece.values.untyped_storage().data_ptr() for piece in parameter.pieces if piece.values.numel()}
+        if isinstance(weights, StateDict) and weights.memory(name) in own.union(memory):
+            raise WeightWatchError(
+                f"The reference of {name} is the model's own memory, so it moves along in training. Take a "
+                "copy before training: {name: tensor.clone() for name, tensor in model.state_dict().items()}."
+            )
         self._changes[name] = Difference(parameter, lambda box: weights.read(name, box))
+
+
+def _memory(model: nn.Module) -> set[int]:
+    """Return where a model's weights lie themselves: what is measured may be an optimizer's masters of them."""
+    plain = (parameter for parameter in model.parameters() if type(parameter) is nn.Parameter)  # others may have none
+    return {parameter.untyped_storage().data_ptr() for parameter in plain if parameter.numel()}
 
 
 def resized(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:

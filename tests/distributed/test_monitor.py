@@ -81,6 +81,20 @@ def test_copies_that_have_gone_apart_are_an_error_on_every_process(pool: Pool, c
     assert "disagree about model.layers.0.input_layernorm.weight" in first
 
 
+def moving(folder: str) -> str:
+    """Return what is said of a reference that is the engine's memory, of which masters are measured."""
+    running = trained(Case(2, "zero2 bf16", False), folder)
+    with pytest.raises(WeightWatchError) as found:
+        Monitor(directions(Case(2, "zero2 bf16", False)), reference=running.model.state_dict()).measure(running.model)
+    return str(found.value)
+
+
+def test_a_reference_that_moves_along_is_an_error_also_where_masters_are_measured(pool: Pool, checkpoint: Path) -> None:
+    first, second = pool(2).run(moving, str(checkpoint))
+    assert first == second
+    assert "the model's own memory" in first
+
+
 def _close(ours: Any, whole: Any, part: str) -> None:
     if isinstance(whole, dict):
         assert ours.keys() == whole.keys(), part
