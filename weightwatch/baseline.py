@@ -48,27 +48,21 @@ def establish(model: nn.Module, folder: Path, given: Reference, ranks: Ranks = A
     Raises:
         WeightWatchError: θ₀ has to be copied and the disk has no room for it.
     """
-    parts = Parts(model)
-    begun = starts(parts.layers, parts.adapter_values(ranks))
+    parts = ranks.agreed(lambda: Parts(model))
+    now = parts.adapter_values(ranks)
+    begun = ranks.agreed(lambda: starts(parts.layers, now))
     full = to_fix(model)
     weights, note = given.weights, {"weights": "given" if given.weights is not None else "none"}
     if weights is None and full:
         weights, note = None, {"weights": "snapshot"}
-        checkpoint = _equal_checkpoint(local_folder(base_name(model)), full)
+        checkpoint = ranks.agreed(lambda: _equal_checkpoint(local_folder(base_name(model)), full))
         if ranks.all(checkpoint is not None) and checkpoint is not None:
             weights, note = checkpoint, {"weights": "checkpoint", "path": str(checkpoint.path)}
     ranks.from_main(lambda: _write_note(folder, note, begun))
     if note["weights"] == "snapshot":
-        fault: WeightWatchError | OSError | None = None
-        try:
-            _logger.warning("weightwatch: θ₀ is in no checkpoint here; copying it to %s.", folder)
-            write(folder, full, ranks)
-        except (WeightWatchError, OSError) as error:
-            fault = error
-        everywhere = ranks.each(str(fault or ""))
-        if fault is not None or any(everywhere):
-            raise fault or WeightWatchError(f"Another process: {next(filter(None, everywhere))}")
-        weights = Snapshot(folder)
+        _logger.warning("weightwatch: θ₀ is in no checkpoint here; copying it to %s.", folder)
+        ranks.agreed(lambda: write(folder, full, ranks))
+        weights = ranks.agreed(lambda: Snapshot(folder))
     return Reference(weights, begun)
 
 
@@ -85,6 +79,13 @@ def restore(model: nn.Module, folder: Path, given: Reference, ranks: Ranks = ALO
         WeightWatchError: The folder's notes are damaged, or point to files that are gone.
     """
     found = ranks.from_main(lambda: _read_note(folder))
+    return ranks.agreed(lambda: _restored(model, folder, given, found))
+
+
+def _restored(
+    model: nn.Module, folder: Path, given: Reference, found: tuple[dict[str, str], dict[str, Tensor]] | None
+) -> Reference:
+    """Return the θ₀ that a run's note points to."""
     if found is None:
         _logger.warning(
             "weightwatch: %s has no %s, since the run was started without weightwatch. θ₀ is taken to be the base that "

@@ -4,6 +4,7 @@ import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TypeAlias
@@ -147,7 +148,7 @@ class Monitor:
         update = self._agreed_update(model, parts)
         base = Base(model, self.reference, ranks)
         for direction in self.directions:
-            direction.require(base, base_name(model) or "this model")
+            ranks.agreed(partial(direction.require, base, base_name(model) or "this model"))
             if update.keys().isdisjoint(direction.deltas):
                 raise WeightWatchError(
                     f"Direction {direction.name!r} and the trained parameters have no tensor in common: the direction "
@@ -179,24 +180,19 @@ class Monitor:
 
     def _agreed_update(self, model: nn.Module, parts: Parts) -> Update:
         """Read the update for the first time, and make sure that all processes can, and train the same tensors."""
-        update, fault = None, None
-        try:
+
+        def first() -> Update:
             if self.reference.weights is None and any(key not in parts.copies for key in parts.full()):
                 self._found = _checkpoint(model).weights
                 self.reference = Reference(self._found, self.reference.adapters)
             if isinstance(self.reference.weights, Checkpoint):
                 weights = under_names(self.reference.weights, [canonical(key) for key in parts.full()])
                 self.reference = Reference(weights, self.reference.adapters)
-            update = Update(model, self.reference, self._together)
-        except WeightWatchError as error:
-            fault = error
-        tensors = tuple((name, tuple(change.shape)) for name, change in (update or {}).items())
-        everywhere = self._together.each((str(fault or ""), tensors))
-        if fault is not None or update is None:
-            raise fault or WeightWatchError("The update can't be read.")
-        for rank, (elsewhere, theirs) in enumerate(everywhere):
-            if elsewhere:
-                raise WeightWatchError(f"Process {rank} can't be measured: {elsewhere}")
+            return Update(model, self.reference, self._together)
+
+        update = self._together.agreed(first)
+        tensors = tuple((name, tuple(change.shape)) for name, change in update.items())
+        for theirs in self._together.each(tensors):
             if theirs != tensors:
                 raise WeightWatchError(
                     "The processes train different tensors (pipeline parallelism?), which is not supported. Train with "

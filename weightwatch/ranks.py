@@ -52,24 +52,54 @@ class Ranks:
                 that stayed away would leave the others waiting for ever.
 
         Raises:
-            Exception: The error that was passed; on the other processes a ``WeightWatchError`` which says so.
+            Exception: The error that was passed; on the other processes one which says so: a ``WeightWatchError`` if
+                all that were passed are, so that all processes go on or none.
         """
         if self.count == 1:
             if error is not None:
                 raise error
             return values
-        sent = torch.from_numpy(np.append(values.reshape(-1), float(error is not None))).to(_device())
+        faults = [float(error is not None), float(not isinstance(error, WeightWatchError | None))]
+        sent = torch.from_numpy(np.append(values.reshape(-1), faults)).to(_device())
         torch.distributed.all_reduce(sent)
-        *sums, failed = sent.tolist()
+        *sums, failed, unforeseen = sent.tolist()
         if error is not None:
             raise error
         if failed:
-            raise WeightWatchError("Another process could not measure its part; its own log says why.")
+            kind = RuntimeError if unforeseen else WeightWatchError
+            raise kind("Another process could not measure its part; its own log says why.")
         return np.array(sums).reshape(values.shape)
 
     def all(self, holds: bool) -> bool:
         """Whether something holds on every process."""
         return self.count == 1 or float(self.add(np.array([float(holds)]))[0]) == self.count
+
+    def agreed(self, make: Callable[[], T]) -> T:
+        """Do on every process what may fail on one, and return what it gave here. For start-up: it pickles.
+
+        Args:
+            make: Does it, without a word to the other processes.
+
+        Raises:
+            Exception: What ``make`` raises; on the other processes an error that names the process and tells the
+                fault: a ``WeightWatchError`` if it is one there, so that all of them go on or none.
+        """
+        if self.count == 1:
+            return make()
+        made: list[T] = []
+        fault: Exception | None = None
+        try:
+            made.append(make())
+        except Exception as error:
+            fault = error
+        told = (str(fault) or type(fault).__name__, isinstance(fault, WeightWatchError)) if fault else None
+        everywhere = self.each(told)
+        if fault is not None:
+            raise fault
+        for rank, found in enumerate(everywhere):
+            if found is not None:
+                raise (WeightWatchError if found[1] else RuntimeError)(f"Process {rank} can't be measured: {found[0]}")
+        return made[0]
 
     def from_main(self, make: Callable[[], T]) -> T:
         """Let the main process make a value, and return it on all.

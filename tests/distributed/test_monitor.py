@@ -3,6 +3,7 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,8 +12,12 @@ from torch import Tensor
 from tests.distributed.conftest import Pool
 from tests.distributed.engines import CASES, Case, base, plain, trained
 from tests.models import dense, low_rank
-from weightwatch import Monitor
+from weightwatch import Monitor, snapshot
+from weightwatch.baseline import establish
+from weightwatch.measure import Part
+from weightwatch.ranks import Ranks
 from weightwatch.reading import Reading
+from weightwatch.reference import Reference
 from weightwatch.vectors import Direction, WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
 
@@ -79,6 +84,38 @@ def test_copies_that_have_gone_apart_are_an_error_on_every_process(pool: Pool, c
     first, second = pool(2).run(fault, Case(2, "fsdp2 gone apart", False), str(checkpoint))
     assert first == second
     assert "disagree about model.layers.0.input_layernorm.weight" in first
+
+
+def beginning(folder: str, broken: str, kind: type[Exception]) -> tuple[str, str]:
+    """Return what a process says of a run that can't begin on the second one. Runs in the processes."""
+    ranks = Ranks.world()
+    model = base("ddp")
+    monitor = Monitor(directions(Case(2, "ddp", False)), reference=start(Case(2, "ddp", False)), ranks=ranks)
+    places = {"write": (snapshot, "save_file"), "read": (monitor.reference.weights, "shape"), "sums": (Part, "of")}
+    with pytest.MonkeyPatch.context() as patch:
+        if not ranks.main:
+            patch.setattr(*places[broken], Mock(side_effect=kind("out of space")))
+        with pytest.raises((OSError, RuntimeError, WeightWatchError)) as found:
+            _begin(monitor, model, Path(folder) if broken == "write" else None)
+    return type(found.value).__name__, str(found.value)
+
+
+def _begin(monitor: Monitor, model: torch.nn.Module, folder: Path | None) -> None:
+    if folder is not None:
+        establish(model, folder, Reference(), Ranks.world())
+    monitor.check(model)
+
+
+@pytest.mark.parametrize("kind", [OSError, WeightWatchError])
+@pytest.mark.parametrize("broken", ["write", "read", "sums"])
+def test_a_run_that_cannot_begin_on_one_process_begins_on_none(
+    pool: Pool, tmp_path: Path, broken: str, kind: type[Exception]
+) -> None:
+    """The trainer goes on unwatched after an unforeseen fault: one process alone would leave the others waiting."""
+    (first, message), second = pool(2).run(beginning, str(tmp_path), broken, kind)
+    assert second == (kind.__name__, "out of space")
+    assert first == ("WeightWatchError" if kind is WeightWatchError else "RuntimeError")
+    assert message.startswith("Another process" if broken == "sums" else "Process 1 can't be measured: out of space")
 
 
 def moving(folder: str) -> str:
