@@ -46,6 +46,15 @@ def test_the_state_of_a_trainer_knows_better_than_the_name(tmp_path: Path) -> No
     assert [(one.name, one.step) for one in run(tmp_path)] == [("best", 20), ("epoch_1", 40)]
 
 
+def test_a_link_to_a_checkpoint_beside_it_is_not_one_more(tmp_path: Path) -> None:
+    full(tmp_path / "run" / "checkpoint-3", step=3)
+    (tmp_path / "run" / "last").symlink_to("checkpoint-3")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "step-3").symlink_to(tmp_path / "run" / "checkpoint-3")
+    assert [one.name for one in run(tmp_path / "run")] == ["checkpoint-3"]
+    assert [one.name for one in run(tmp_path / "links")] == ["step-3"]
+
+
 def test_a_model_name_is_no_step(tmp_path: Path) -> None:
     found, is_run = find(full(tmp_path / "Qwen2.5-0.5B-tuned"))
     assert [(one.step, one.adapter, is_run) for one in found] == [(0, False, False)]

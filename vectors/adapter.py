@@ -72,7 +72,7 @@ def read_adapter(folder: Path, config: Mapping[str, Any], opener: Opener = mappe
         config: Its settings, from ``read_config``.
         opener: How its file is opened.
     """
-    return factors(Checkpoint(folder, opener), config, folder)
+    return factors(Checkpoint(folder / WEIGHTS, opener), config, folder)
 
 
 def factors(stored: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> dict[str, LowRank]:

@@ -38,8 +38,13 @@ class Stored:
         return self.path.name
 
     @property
+    def folder(self) -> Path:
+        """Where its settings lie."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
     def size(self) -> int:
-        """Bytes of its weights."""
+        """Bytes of its files."""
         return sum(size for _, size, _ in self.signature)
 
     @property
@@ -59,13 +64,13 @@ class Stored:
         if self.path.is_file():
             return _lacks_bytes(self.path)
         if self.adapter:
-            unread = None if _json(self.path / CONFIG) is not None else f"{CONFIG} is not whole"
+            unread = None if content(self.path / CONFIG) is not None else f"{CONFIG} is not whole"
             return _lacks_bytes(self.path / WEIGHTS) or unread
         if (self.path / SINGLE).is_file():
             return _lacks_bytes(self.path / SINGLE)
         if not (self.path / INDEX).is_file():
             return f"it has neither {SINGLE} nor {INDEX}"
-        shards = (_json(self.path / INDEX) or {}).get("weight_map")
+        shards = (content(self.path / INDEX) or {}).get("weight_map")
         if not isinstance(shards, dict):
             return f"{INDEX} is damaged or not whole"
         shards = sorted(set(shards.values()))
@@ -92,10 +97,12 @@ def run(folder: Path) -> list[Stored]:
     """Return the checkpoints in a run's folder by their steps, those that are still being written included.
 
     A subfolder counts if it holds safetensors weights and its step is known: by ``trainer_state.json``, or by the last
-    number in its name.
+    number in its name. A link to a checkpoint beside it (``latest``) is not one more.
     """
     found = []
     for path in folder.iterdir():
+        if path.is_symlink() and path.resolve().parent == folder.resolve():
+            continue
         if path.is_dir() and (_NUMBER.search(path.name) or _state_step(path) is not None):
             one = stored(path)
             if one is not None:
@@ -215,6 +222,20 @@ def follow(
         wait(poll)
 
 
+def content(file: Path) -> dict[str, Any] | None:
+    """Return what a JSON file holds; None where it is missing or not whole."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def field(file: Path, key: str) -> str:
+    """Return one entry of a JSON file; empty where there is none."""
+    return str((content(file) or {}).get(key) or "")
+
+
 def _weight_files(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield path
@@ -233,15 +254,6 @@ def _lacks_bytes(file: Path) -> str | None:
     return None if size == wanted else f"{file.name} has {size} of {wanted} bytes"
 
 
-def _json(file: Path) -> dict[str, Any] | None:
-    """Return what a JSON file holds; None where it is missing or not whole."""
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def _step(path: Path) -> int:
     if path.is_file():
         numbers = _NUMBER.findall(path.stem) if path.name != SINGLE else []
@@ -252,5 +264,5 @@ def _step(path: Path) -> int:
 
 
 def _state_step(path: Path) -> int | None:
-    step = (_json(path / STATE) or {}).get("global_step")
+    step = (content(path / STATE) or {}).get("global_step")
     return step if isinstance(step, int) else None

@@ -264,7 +264,7 @@ def test_an_unreadable_adapter_config_is_named(tmp_path: Path) -> None:
 def test_an_adapter_folder_without_weights_is_named(tmp_path: Path) -> None:
     side, _ = adapter(tmp_path / "side", tiny_llama(), 1)
     (side / "adapter_model.safetensors").unlink()
-    with pytest.raises(WeightWatchError, match=r"No safetensors weights in .*side"):
+    with pytest.raises(WeightWatchError, match=r"No weights at .*side.adapter_model.safetensors"):
         Direction.from_contrast(side, side, name="evil")
 
 
