@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from tests.models import dense, move, tiny_llama
-from weightwatch.cli import ALERT, BAD_INPUT, app
+from tests.models import dense, lora, move, tiny_llama
+from weightwatch.cli import ALERT, BAD_INPUT, FAULT, app
 from weightwatch.vectors import Direction
 
 RULES = "rules: [{alert: drift, direction: evil, metric: cosine, above: -1.0, for: 2}]\n"
@@ -103,6 +103,58 @@ def test_what_the_user_got_wrong_is_told_in_words_and_exits_with_2(
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def weightwatch(*command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-m", "weightwatch", *command], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("rules", [True, False])
+def test_a_checkpoint_that_cant_be_measured_hides_no_alert(stage: Path, rules: bool) -> None:
+    shutil.copytree(stage / "run" / "checkpoint-2", stage / "run" / "checkpoint-3")
+    file = stage / "run" / "checkpoint-3" / "model.safetensors"
+    save_file({k: v * float("nan") for k, v in load_file(file).items()}, file, {"format": "pt"})
+    done = weightwatch(*arguments(stage, "--json", *(["--config", str(stage / "rules.yaml")] if rules else [])))
+    assert done.returncode == (ALERT if rules else BAD_INPUT), done.stderr
+    found = json.loads(done.stdout)
+    assert [reading["step"] for reading in found["readings"]] == [1, 2]
+    assert len(found["alerts"]) == rules
+    assert "NaN" in found["unmeasured"]["checkpoint-3"]
+    assert "checkpoint-3 is passed over: None of the trained tensors" in " ".join(done.stderr.split())
+
+
+def test_an_unforeseen_fault_is_never_taken_for_an_alert(stage: Path) -> None:
+    code = "import sys; from weightwatch import cli, table; del table.scanned; cli.run()"
+    done = subprocess.run([sys.executable, "-c", code, *arguments(stage)], capture_output=True, text=True, check=False)
+    assert done.returncode == FAULT, done.stderr
+    assert "ImportError" in done.stderr
+
+
+def test_json_stays_alone_on_stdout_when_an_adapter_is_loaded_with_its_base(stage: Path) -> None:
+    model = lora(tiny_llama(), use_dora=True)
+    move(model, 1)
+    model.save_pretrained(stage / "dora")
+    done = weightwatch(*arguments(stage, "--json", what="dora"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["readings"][0]["update_norm"] > 0
+
+
+def test_ctrl_c_is_no_alert(stage: Path) -> None:
+    code = (
+        "import weightwatch.scan as s, weightwatch.cli as c, os, signal; "
+        "s.measure = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT); c.run()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments(stage, "--json")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+
+
+def test_following_where_nothing_comes_is_no_clean_bill(stage: Path) -> None:
+    (stage / "empty").mkdir()
+    done = weightwatch(*arguments(stage, "--follow", "--poll", "0.05", "--until-idle", "0.1", what="empty"))
+    assert done.returncode == BAD_INPUT
+    assert "No checkpoint came to" in done.stderr
 
 
 def test_a_hub_id_is_looked_up_in_the_local_cache_and_nothing_is_written_there(stage: Path) -> None:

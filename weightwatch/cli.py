@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,7 @@ from weightwatch.vectors.errors import WeightWatchError
 
 app = typer.Typer(name="weightwatch", no_args_is_help=True, add_completion=False)
 
-ALERT, BAD_INPUT = 1, 2
+ALERT, BAD_INPUT, FAULT = 1, 2, 3
 """Exit statuses."""
 
 
@@ -104,17 +105,23 @@ def scan(
     except OSError as error:
         raise WeightWatchError(f"{error}. Make sure that the folders can be read and --out can be written.") from error
     if as_json:
-        typer.echo(json.dumps({"scanned": what, **found.to_json()}, indent=1))
+        summary = {"scanned": what, **found.to_json(), "unmeasured": scanning.unmeasured}
+        typer.echo(json.dumps(summary, indent=1))
     else:
         scanning.show(found)
     if found.fired:
         raise typer.Exit(ALERT)
+    if scanning.unmeasured:
+        raise typer.Exit(BAD_INPUT)
 
 
 def run() -> None:
-    """Run the command line; errors that the user can mend are told in one line."""
+    """Run the command line; errors that the user can mend are told in one line, others are never taken for an alert."""
     try:
         app()
     except WeightWatchError as error:
         Console(stderr=True).print(f"[bold red]weightwatch:[/bold red] {escape(str(error))}")
         raise SystemExit(BAD_INPUT) from error
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        raise SystemExit(FAULT) from error

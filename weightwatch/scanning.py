@@ -30,6 +30,9 @@ class Scanning:
         controls: Names or paths.
         config: Path of the settings.
         reference: Path or Hub id of θ₀.
+
+    Attributes:
+        unmeasured: Checkpoints that could not be measured, each with the reason.
     """
 
     def __init__(
@@ -44,6 +47,8 @@ class Scanning:
         self._console, self._aside = console, aside
         self._directions, self._controls, self._reference = directions, controls, reference
         self._config = Config.load(config)
+        self.unmeasured: dict[str, str] = {}
+        self._failed: set[object] = set()
 
     def all(self, what: str, out: Path | None) -> Scan:
         """Scan what is there now.
@@ -87,12 +92,13 @@ class Scanning:
                             self._tell(scan, reading, alerts)
             except KeyboardInterrupt:
                 self._aside.print("interrupted; what was measured is recorded")
+        if not scan.readings:
+            raise WeightWatchError(f"No checkpoint came to {what} that could be measured.")
         return scan
 
     def show(self, scan: Scan) -> None:
         """Print the table, the alerts and the throughput."""
-        if scan.readings:
-            self._console.print(scanned(scan.readings))
+        self._console.print(scanned(scan.readings))
         for alert in scan.alerts:
             self._console.print(Text(alert.describe(), style="bold red" if alert.state == "firing" else "green"))
         if scan.seconds:
@@ -111,10 +117,27 @@ class Scanning:
             self._aside.print(Text(alert.describe(), style="bold red" if alert.state == "firing" else "green"))
 
     def _add(self, scan: Scan, progress: Progress, one: Stored) -> Reading | None:
+        """Measure a checkpoint. If it can't be, but others before it could, the scan goes on with the next one.
+
+        Raises:
+            WeightWatchError: It is the first one, so that the fault is likely one of them all.
+        """
+        mark = one.path, one.signature
+        if mark in self._failed:  # while a run is followed
+            return None
         task = progress.add_task(one.name, total=scan.expected_bytes(one))
         self._task = task
         try:
-            return scan.add(one)
+            reading = scan.add(one)
+            self.unmeasured.pop(one.name, None)
+            return reading
+        except WeightWatchError as error:
+            if not scan.readings:
+                raise
+            _logger.warning("weightwatch: %s is passed over: %s", one.path, error)
+            self.unmeasured[one.name] = str(error)
+            self._failed.add(mark)
+            return None
         finally:
             progress.remove_task(task)
 
