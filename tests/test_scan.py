@@ -1,20 +1,22 @@
 """Scanning checkpoints of real trainings, from Python."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from tests.models import dense, lora, low_rank, move, tiny_llama
 from tests.runs import STRICT, lines, trainer
-from weightwatch import WeightWatchCallback
+from weightwatch import Monitor, WeightWatchCallback
 from weightwatch.checkpoints import find
 from weightwatch.config import Config
 from weightwatch.history import History
@@ -148,7 +150,6 @@ def test_tensors_of_many_blocks_add_up(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("kind", [lora, "conv1d"])
 def test_an_adapter_is_measured_against_a_dense_direction_on_disk(tmp_path: Path, kind: Any) -> None:
     from tests.models import tiny_gpt2
-    from weightwatch import Monitor
 
     base = tiny_gpt2() if kind == "conv1d" else tiny_llama()
     extra = {"target_modules": ["c_attn", "wte"], "fan_in_fan_out": True} if kind == "conv1d" else {}
@@ -195,6 +196,98 @@ def test_other_adapters_are_loaded_with_their_base(
         assert ours["evil"].cosine == pytest.approx(theirs["evil"].cosine, rel=1e-4, abs=1e-6)
 
 
+def bf16_llama() -> LlamaForCausalLM:
+    return tiny_llama().bfloat16()
+
+
+def wide_llama() -> LlamaForCausalLM:
+    return tiny_llama(tie_word_embeddings=False, attention_bias=True, mlp_bias=True)
+
+
+HALF: dict[str, Any] = {"target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+IA3: dict[str, Any] = {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
+MORE_THAN_FACTORS: dict[str, tuple[Any, peft.PeftConfig]] = {
+    "DoRA": (tiny_llama, LoraConfig(r=4, use_dora=True, **HALF)),
+    "DoRA on a bf16 base": (bf16_llama, LoraConfig(r=4, use_dora=True, **HALF)),
+    "IA3": (tiny_llama, peft.IA3Config(**IA3, task_type="CAUSAL_LM")),
+    "LoKr": (tiny_llama, peft.LoKrConfig(r=4, **HALF)),
+    "OFT": (tiny_llama, peft.OFTConfig(oft_block_size=4, **HALF)),
+    "LN tuning": (tiny_llama, peft.LNTuningConfig(target_modules=["input_layernorm"], task_type="CAUSAL_LM")),
+    "trainable tokens": (tiny_llama, LoraConfig(r=4, trainable_token_indices=[1, 2], **HALF)),
+    "LoRA and all biases": (wide_llama, LoraConfig(r=4, bias="all", **HALF)),
+    "OLoRA": (tiny_llama, LoraConfig(r=4, init_lora_weights="olora", **HALF)),
+}
+
+
+@pytest.mark.parametrize("kind", MORE_THAN_FACTORS)
+def test_every_kind_of_adapter_is_measured_as_by_a_live_monitor(tmp_path: Path, kind: str) -> None:
+    make, config = MORE_THAN_FACTORS[kind]
+    make().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    evil = save(dense(base, 1), tmp_path / "evil", base)
+    torch.manual_seed(5)
+    model = get_peft_model(base, copy.deepcopy(config))
+    monitor = Monitor(evil)
+    monitor.start(model)
+    move(model, 3)
+    model.save_pretrained(tmp_path / "run" / "checkpoint-3")
+    (ours,) = scan(tmp_path / "run", evil, reference=str(tmp_path / "base")).readings
+    assert ours.update_norm > 0
+    same(replace(ours, checkpoint=None), monitor.measure(model, step=3).without_tensors())
+
+
+@pytest.mark.parametrize("kind", ["DoRA", "IA3"])
+def test_a_watched_run_of_dora_or_ia3_is_scanned_as_it_was_watched(tmp_path: Path, kind: str) -> None:
+    base, reference = base_folder(tmp_path)
+    evil = save(dense(base, 1), tmp_path / "evil", base)
+    model = get_peft_model(base, copy.deepcopy(MORE_THAN_FACTORS[kind][1]))
+    watcher = WeightWatchCallback(evil, config=STRICT)
+    trainer(model, tmp_path / "run", watcher, save_strategy="steps", save_steps=4).train()
+    done = scan(tmp_path / "run", evil)  # the adapter's settings name the base
+    assert [reading.step for reading in done.readings] == [4, 8]
+    assert str(reference) in done.to_json()["reference"]
+    for ours, theirs in zip(done.readings, live_readings(tmp_path / "run"), strict=True):
+        same(ours, theirs)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapter_with_trls_copy_of_its_start_is_measured_from_that(tmp_path: Path, dora: bool) -> None:
+    base, reference = base_folder(tmp_path)
+    model = lora(base, target_modules=["q_proj", "down_proj"], use_dora=dora)
+    move(model, 3)
+    model.add_adapter("ref", copy.deepcopy(model.peft_config["default"]))
+    named = dict(model.named_parameters())
+    for name, parameter in named.items():
+        if ".ref" in name:
+            parameter.data.copy_(named[name.replace(".ref", ".default")])
+    move(model, 4)
+    model.save_pretrained(tmp_path / "adapter")
+    evil = save(low_rank(base, 1), tmp_path / "evil")
+    (ours,) = scan(tmp_path / "adapter", evil, reference=str(reference)).readings
+    same(replace(ours, checkpoint=None), Monitor(evil).measure(model).without_tensors())
+
+
+def test_an_adapter_with_a_random_start_that_nobody_noted_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base, reference = base_folder(tmp_path)
+    evil = save(low_rank(base, 1), tmp_path / "evil")
+    lora(base, init_lora_weights=False).save_pretrained(tmp_path / "lora")
+    get_peft_model(base, peft.FourierFTConfig(n_frequency=50, **HALF)).save_pretrained(tmp_path / "fourier")
+    for kind in ("lora", "fourier"):
+        scan(tmp_path / kind, evil, reference=str(reference))
+        assert f"{kind}: its adapters started at random" in caplog.text
+
+
+def test_an_adapter_of_another_base_is_refused_in_words(tmp_path: Path) -> None:
+    _, reference = base_folder(tmp_path)
+    evil = save(low_rank(tiny_llama(), 1), tmp_path / "evil")
+    for name, settings in (("wider", {"hidden_size": 64}), ("deeper", {"num_hidden_layers": 3})):
+        lora(tiny_llama(**settings), use_dora=True).save_pretrained(tmp_path / name)
+        with pytest.raises(WeightWatchError, match="Pass as --reference the base that it was trained on"):
+            scan(tmp_path / name, evil, reference=str(reference))
+
+
 def test_the_base_of_a_run_that_nobody_watched_is_taken_from_its_config(tmp_path: Path) -> None:
     run, reference, evil = full_run(tmp_path, 1)
     with pytest.raises(WeightWatchError, match=r"θ₀ of .* is unknown.*Pass --reference"):
@@ -202,6 +295,22 @@ def test_the_base_of_a_run_that_nobody_watched_is_taken_from_its_config(tmp_path
     file = run / "checkpoint-1" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "_name_or_path": str(reference)}))
     assert scan(run, evil).readings[0].update_norm > 0
+
+
+def note(folder: Path, **entries: object) -> None:
+    (folder / "weightwatch").mkdir(parents=True)
+    (folder / "weightwatch" / "reference.json").write_text(json.dumps({"path": "", "adapters": False, **entries}))
+
+
+def test_the_reference_of_a_watched_run_is_its_own(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 1)
+    file = run / "checkpoint-1" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "_name_or_path": str(reference)}))
+    note(tmp_path, weights="checkpoint", path=str(run / "checkpoint-1"))  # of a run in the folder above
+    assert scan(run, evil).to_json()["reference"] == str(reference)
+    note(run, weights="given")
+    with pytest.raises(WeightWatchError, match="was given a reference of its own: pass --reference"):
+        scan(run, evil)
 
 
 def test_an_adapter_whose_base_is_not_here_is_measured_unchecked(
@@ -293,6 +402,18 @@ def test_a_tied_head_counts_once_whoever_saved_it_twice(tmp_path: Path, holders:
     assert figures(scan(run, evil, reference=str(reference))) == plain
 
 
+def test_a_tied_head_in_a_direction_counts_for_no_adapter_either(tmp_path: Path) -> None:
+    base, reference = base_folder(tmp_path)
+    model = lora(base, target_modules=["q_proj"])
+    move(model, 3)
+    model.save_pretrained(tmp_path / "adapter")
+    evil = dense(base, 1)
+    twice = {**evil.deltas, "lm_head.weight": evil.deltas["model.embed_tokens.weight"]}
+    path = save(Direction.from_tensors(twice, name="evil"), tmp_path / "evil")
+    (ours,) = scan(tmp_path / "adapter", path, reference=str(reference)).readings
+    same(replace(ours, checkpoint=None), Monitor(path).measure(model).without_tensors())
+
+
 def test_a_head_that_only_started_as_a_copy_counts(tmp_path: Path) -> None:
     run, reference, evil = full_run(tmp_path, 1)
     changed(reference, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
@@ -328,6 +449,41 @@ def test_a_scan_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> Non
     done = scan(run, evil, reference=str(reference), config=rule, record=tmp_path / "out")
     assert done.seconds == 0
     assert recorded.readings() == again.readings
+
+
+def test_a_scan_that_was_killed_while_it_recorded_goes_on(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 3)
+    whole = scan(run, evil, reference=str(reference), record=tmp_path / "out")
+    with (tmp_path / "out" / "readings.jsonl").open("r+") as file:
+        lines = file.read().splitlines()
+        file.seek(0)
+        file.truncate()
+        file.write("\n".join(lines)[:-100])
+    again = scan(run, evil, reference=str(reference), record=tmp_path / "out")
+    assert figures(again) == figures(whole)
+    assert History(tmp_path / "out").readings() == again.readings
+
+
+def test_another_base_at_the_same_path_is_another_reference(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 2)
+    scan(run, evil, reference=str(reference), record=tmp_path / "out")
+    changed(reference, lambda t: t["model.norm.weight"].add_(1))
+    done = scan(run, evil, reference=str(reference), record=tmp_path / "out")
+    assert figures(done) == figures(scan(run, evil, reference=str(reference)))
+    assert History(tmp_path / "out").readings() == done.readings
+
+
+def test_alerts_of_a_scan_that_goes_on_name_a_checkpoint_that_still_stands(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 3)
+    doses = [reading["evil"].dose for reading in scan(run, evil, reference=str(reference)).readings]
+    assert doses[0] < doses[1] < doses[2] or doses[0] > doses[1] > doses[2]
+    side = "above" if doses[2] > doses[1] else "below"
+    rule = {**RULE, "metric": "dose", "for": 1, side: (doses[1] + doses[2]) / 2}
+    config = Config.load({"rules": [{k: v for k, v in rule.items() if k in (side,) or k not in ("above", "below")}]})
+    settings: dict[str, Any] = {"reference": str(reference), "config": config, "record": tmp_path / "out"}
+    assert [alert.last_clean for alert in scan(run, evil, **settings).alerts] == ["checkpoint-2"]
+    shutil.rmtree(run / "checkpoint-2")
+    assert [alert.last_clean for alert in scan(run, evil, **settings).alerts] == ["checkpoint-1"]
 
 
 def test_a_scan_with_other_directions_begins_anew_and_sets_the_record_aside(tmp_path: Path) -> None:

@@ -45,6 +45,17 @@ def under_names(stored: Checkpoint, names: Iterable[str]) -> Checkpoint:
         return stored
 
 
+def kind(folder: Path) -> Any:
+    """Return the class of the model that a config describes.
+
+    Raises:
+        Exception: transformers does not know the model.
+    """
+    import transformers
+
+    return getattr(transformers, transformers.AutoConfig.from_pretrained(folder).architectures[0])
+
+
 class Architecture:
     """The model that a config describes, without weights.
 
@@ -60,10 +71,8 @@ class Architecture:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
-        config = transformers.AutoConfig.from_pretrained(folder)
-        kind = getattr(transformers, config.architectures[0])
         with torch.device("meta"):
-            model = kind(config)
+            model = kind(folder)(transformers.AutoConfig.from_pretrained(folder))
         changes = get_model_conversion_mapping(model)
         self.shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         self._renamings = [change for change in changes if isinstance(change, WeightRenaming)]

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import logging
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -18,16 +19,17 @@ from torch import Tensor
 from weightwatch.alert import Alert
 from weightwatch.baseline import NOTE, noted, noted_adapters
 from weightwatch.change import Streamed
-from weightwatch.checkpoints import Stored, locate
+from weightwatch.checkpoints import Stored, content, field, locate, stored
 from weightwatch.config import Config
 from weightwatch.history import History
+from weightwatch.lora import REF
 from weightwatch.measure import Sums, measure
-from weightwatch.model_names import Architecture, InModelNames
+from weightwatch.model_names import Architecture, InModelNames, kind
 from weightwatch.monitor import Monitor, warn_of_a_shared_start
 from weightwatch.reading import Reading, read
 from weightwatch.reference import Reference
 from weightwatch.rules import Judge, require
-from weightwatch.stored import Source, StoredBase, StoredUpdate, of_adapter, of_weights
+from weightwatch.stored import Source, StoredBase, StoredUpdate, of_adapter, of_weights, unsaved_heads
 from weightwatch.vectors.adapter import CONFIG, read_config
 from weightwatch.vectors.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.direction import Direction
@@ -39,7 +41,10 @@ FOLDER = "weightwatch-scan"
 """Where a run's scan is recorded, in the run's folder."""
 
 _SETTINGS = "scan.json"
-_STARTS_ALIKE = ("pissa", "olora")  # whose start follows from the base alone
+_RANDOM_START = (
+    "its adapters started at random, and nobody watched the run: the update is measured from the base, that start "
+    "included."
+)
 
 _logger = logging.getLogger("weightwatch")
 
@@ -89,7 +94,6 @@ class Scan:
         self.bytes = 0
         self.readings: list[Reading] = []
         self.alerts: list[Alert] = []
-        self._judge = Judge.of(self.config.rules)
         self._given = reference or self.config.reference
         self._source: Source | None = None
         self._architecture: Architecture | None = None
@@ -112,6 +116,7 @@ class Scan:
                 what is trained; the checkpoint can't be read.
         """
         mark = _digest(checkpoint.signature)
+        self._folder = checkpoint.path.parent
         try:
             if not self._begun:
                 self._begin(checkpoint)
@@ -132,10 +137,9 @@ class Scan:
                 raise WeightWatchError(f"{checkpoint.path} can't be read ({error}).") from error
             _logger.warning("weightwatch: %s went away before it was measured (%s).", checkpoint.path, lack)
             return None
-        self._judged(reading, checkpoint)
         self._taken[checkpoint.name] = mark
-        if self._history is not None:
-            self._write_settings()
+        self._write_settings()  # before its reading: a scan that is killed between them measures it again
+        self._judged(reading)
         return reading
 
     def to_json(self) -> dict[str, Any]:
@@ -164,8 +168,7 @@ class Scan:
         """Return about how many bytes will be read to measure a checkpoint: it, its base, and dense directions."""
         if checkpoint.adapter:
             return checkpoint.size
-        dense = sum(len(direction.deltas) > 0 for direction in self.directions if direction.on_disk)
-        return checkpoint.size * (2 + dense)
+        return checkpoint.size * (2 + sum(direction.on_disk for direction in self.directions))
 
     def _count(self, size: int) -> None:
         with self._lock:  # threads read side by side
@@ -181,6 +184,7 @@ class Scan:
         self._source = self._find_adapter_base(first) if first.adapter else self._find_reference(first)
         self._translate(first)
         self._check_base(first)
+        self._key = self._found_key()
         if self._history is not None:
             self._resume(self._history)
         self._begun = True
@@ -199,15 +203,18 @@ class Scan:
         if self._given:
             return Checkpoint(locate(self._given), self._opener)
         if self._live is not None:
+            if field(self._live / NOTE, "weights") == "given":
+                raise WeightWatchError(f"The run of {first.path} was given a reference of its own: pass --reference.")
             try:
                 source = noted(self._live, self._opener)
             except WeightWatchError as error:
                 raise WeightWatchError(f"{error} It is what {self._live / NOTE} names: pass --reference.") from error
             if source is not None:
                 return source
-        named = _named_base(first)
+        here = first.folder.resolve()
+        named = field(here / "config.json", "_name_or_path")
         folder = local_folder(named)
-        if folder is None or folder == first.path.resolve():
+        if folder is None or folder == here:
             raise WeightWatchError(
                 f"θ₀ of {first.path} is unknown: no weightwatch/{NOTE} lies beside it, and its config names "
                 f"{named or 'no base'}{', which is not on this machine' if named and folder is None else ''}. Pass "
@@ -220,7 +227,7 @@ class Scan:
         """Return the base of an adapter, for the fingerprint alone; None where it isn't on this machine."""
         if self._given:
             return Checkpoint(locate(self._given), self._opener)
-        named = _adapter_base(first.path)
+        named = field(first.path / CONFIG, "base_model_name_or_path")
         folder = local_folder(named)
         try:
             if folder is not None:
@@ -242,7 +249,7 @@ class Scan:
         files += [] if first.adapter else [Checkpoint(first.path, self._opener)]
         if all(wanted <= set(file) for file in files):
             return
-        folders = [first.path, *(file.path for file in files)]
+        folders = [first.folder, *(file.path for file in files)]
         folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
         try:
             model = Architecture(folder) if folder is not None else None
@@ -271,31 +278,33 @@ class Scan:
 
     def _resume(self, history: History) -> None:
         """Take up the record of a scan with the same directions and θ₀; that of another one is set aside."""
-        file = history.folder / _SETTINGS
-        try:
-            settings = json.loads(file.read_text())
-        except (OSError, ValueError):
-            settings = {}
-        if settings.get("key") != self._key():
+        settings = content(history.folder / _SETTINGS) or {}
+        if settings.get("key") != self._key:
             history.rewind(-1)
             return
-        self._taken = dict(settings.get("taken", {}))
-        self.readings = [reading for reading in history.readings() if reading.checkpoint in self._taken]
-        self._judge, self.alerts = self._replay(self.readings)
+        history.rewind(sys.maxsize)  # sets a line aside that a killed scan left unfinished
+        self._taken = dict(settings["taken"])
+        self.readings = history.readings()
+        self.alerts = self._replayed(self.readings)
         known = {(alert.alert, alert.step, alert.state) for alert in history.alerts()}
         for alert in self.alerts:
             if (alert.alert, alert.step, alert.state) not in known:
                 history.add_alert(alert)
 
-    def _key(self) -> str:
+    def _found_key(self) -> str:
+        """Return what tells scans apart: their directions and their θ₀."""
         watched = [(d.name, d.card.kind, sorted(d.squares.items())) for d in self.directions]
-        return _digest([self._base_name, watched])
+        base = stored(Path(self._base_name).resolve()) if self._base_name else None
+        note = (self._live / NOTE).stat().st_mtime_ns if self._live is not None else 0
+        return _digest([watched, base and (base.path, base.signature), self._live, note])
 
     def _write_settings(self) -> None:
-        assert self._history is not None
+        if self._history is None:
+            return
+        self._history.folder.mkdir(parents=True, exist_ok=True)
         file = self._history.folder / _SETTINGS
         draft = file.with_suffix(".part")
-        draft.write_text(json.dumps({"key": self._key(), "reference": self._base_name, "taken": self._taken}, indent=1))
+        draft.write_text(json.dumps({"key": self._key, "reference": self._base_name, "taken": self._taken}, indent=1))
         draft.replace(file)
 
     # One checkpoint.
@@ -306,7 +315,7 @@ class Scan:
         if update is None:
             reading = self._loaded(checkpoint)
             return replace(reading.without_tensors(), checkpoint=checkpoint.name)
-        tied = update.tied | self._unsaved_heads(update)
+        tied = update.tied | unsaved_heads(update.holder or self._source, self.directions)
         directions = [direction.without(tied) for direction in self.directions]
         for direction in directions:
             if update.changes.keys().isdisjoint(direction.deltas):
@@ -330,6 +339,8 @@ class Scan:
             return of_weights(self._opened(checkpoint.path), self._source)
         try:
             config = read_config(checkpoint.path)
+            if config.get("init_lora_weights", True) is False and not self._starts:
+                self._say(_RANDOM_START, checkpoint)
             return of_adapter(checkpoint.path, config, self._starts, self._opener)
         except WeightWatchError as error:
             if checkpoint.lacks() is not None:
@@ -342,38 +353,40 @@ class Scan:
     def _loaded(self, checkpoint: Stored) -> Reading:
         """Measure an adapter whose change is more than B A by loading it into its base."""
         from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
-        from transformers import AutoModelForCausalLM
 
         assert isinstance(self._source, Checkpoint)
-        config = PeftConfig.from_pretrained(str(checkpoint.path))
-        config.inference_mode = False
-        base = AutoModelForCausalLM.from_pretrained(self._source.path, dtype="auto")
-        model = get_peft_model(base, config)
         weights = noted(self._live) if self._live is not None else None
         monitor = Monitor(self.directions, reference=Reference(weights, self._starts))
-        if not self._starts and getattr(config, "init_lora_weights", True) in _STARTS_ALIKE:
-            monitor.start(model)
-        set_peft_model_state_dict(model, load_peft_weights(str(checkpoint.path), device="cpu"))
+        try:
+            config = PeftConfig.from_pretrained(str(checkpoint.path))
+            config.inference_mode = False
+            model = get_peft_model(kind(self._source.path).from_pretrained(self._source.path, dtype="auto"), config)
+            if not self._starts:
+                monitor.start(model)
+                if monitor.reference.adapters and not _starts_alike(config):
+                    self._say(_RANDOM_START, checkpoint)
+                    monitor = Monitor(self.directions, reference=Reference(weights))
+            if (checkpoint.path / REF / CONFIG).is_file():
+                model.load_adapter(str(checkpoint.path / REF), REF)
+            left = set_peft_model_state_dict(model, load_peft_weights(str(checkpoint.path), device="cpu"))
+        except WeightWatchError:
+            raise
+        except Exception as error:  # of PEFT's own, of transformers, of code for this one model
+            raise WeightWatchError(
+                f"{checkpoint.path} can't be loaded with its base {self._source.path} ({error!r}). Pass "
+                "as --reference the base that it was trained on."
+            ) from error
+        if left.unexpected_keys:
+            raise WeightWatchError(
+                f"{checkpoint.path} holds {left.unexpected_keys[0]}, for which its base {self._source.path} has no "
+                "place. Pass as --reference the base that it was trained on."
+            )
         self._count(checkpoint.size)
         return monitor.measure(model, step=checkpoint.step)
 
-    def _unsaved_heads(self, update: StoredUpdate) -> set[str]:
-        """Return what directions have beside the embedding of which no checkpoint keeps a copy: a tied head."""
-        if not isinstance(self._source, Checkpoint):
-            return set()
-        tables = {c.shape for name, c in update.changes.items() if not indexed(name) and len(c.shape) == 2}
-        return {
-            name
-            for direction in self.directions
-            for name in direction.deltas
-            if name not in update.changes and name not in self._source and not indexed(name)
-            if direction.shape(name) in tables
-        }
-
-    def _judged(self, reading: Reading, checkpoint: Stored) -> None:
-        self._judge, raised = self._judge.judge(reading)
+    def _judged(self, reading: Reading) -> None:
+        raised = self._replayed([*self.readings, reading])[len(self.alerts) :]
         self.readings.append(reading)
-        raised = [self._with_standing_checkpoint(alert, checkpoint) for alert in raised]
         self.alerts.extend(raised)
         if self._history is not None:
             self._history.add_reading(reading)
@@ -384,23 +397,15 @@ class Scan:
         if self._history is not None:
             self._history.rewind(step)
         self.readings = [reading for reading in self.readings if reading.step <= step]
-        self._judge, self.alerts = self._replay(self.readings)
+        self.alerts = self._replayed(self.readings)
 
-    def _replay(self, readings: Iterable[Reading]) -> tuple[Judge, list[Alert]]:
-        return Judge.of(self.config.rules).replay(readings)
-
-    def _with_standing_checkpoint(self, alert: Alert, checkpoint: Stored) -> Alert:
-        """Name no checkpoint that was deleted since (``save_total_limit``), but the newest clean one that is left."""
-
-        def stands(name: str | None) -> bool:
-            return name is not None and (checkpoint.path.parent / name).exists()
-
-        if alert.last_clean is None or stands(alert.last_clean):
-            return alert
-        left = [r if stands(r.checkpoint) else replace(r, checkpoint=None) for r in self.readings]
-        _, alerts = self._replay(left)
-        same = (other for other in alerts if replace(other, last_clean=alert.last_clean) == alert)
-        return next(same, replace(alert, last_clean=None))
+    def _replayed(self, readings: Sequence[Reading]) -> list[Alert]:
+        """Return the alerts that readings raise; a checkpoint that was deleted since (``save_total_limit``) is none."""
+        standing = [
+            r if r.checkpoint and (self._folder / r.checkpoint).exists() else replace(r, checkpoint=None)
+            for r in readings
+        ]
+        return Judge.of(self.config.rules).replay(standing)[1]
 
     def _warn(self, checkpoint: Stored, left_out: Mapping[str, str]) -> None:
         names = list(left_out)
@@ -428,29 +433,17 @@ def _without_unmoved(sums: Sums, update: StoredUpdate) -> Sums:
     )
 
 
+def _starts_alike(config: Any) -> bool:
+    """Whether what an adapter starts with follows from the base alone; DoRA's, but for rounding, is zero."""
+    init = getattr(config, "init_lora_weights", None)
+    return init in ("pissa", "olora") or (init in (True, "gaussian") and config.use_dora)
+
+
 def _live_folder(checkpoint: Stored) -> Path | None:
     """Return the weightwatch folder of the run that a checkpoint belongs to, if it was watched."""
-    path = checkpoint.path.resolve()
-    for folder in (path, *list(path.parents)[:2]):
-        if (folder / "weightwatch" / NOTE).is_file():
-            return folder / "weightwatch"
-    return None
-
-
-def _named_base(checkpoint: Stored) -> str:
-    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    return _field(folder / "config.json", "_name_or_path")
-
-
-def _adapter_base(folder: Path) -> str:
-    return _field(folder / CONFIG, "base_model_name_or_path")
-
-
-def _field(file: Path, key: str) -> str:
-    try:
-        return str(json.loads(file.read_text()).get(key) or "")
-    except (OSError, ValueError, AttributeError):
-        return ""
+    here = checkpoint.folder.resolve()
+    found = (folder / "weightwatch" for folder in (here, here.parent))
+    return next((folder for folder in found if (folder / NOTE).is_file()), None)
 
 
 def _digest(value: Any) -> str:

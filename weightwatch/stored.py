@@ -1,7 +1,7 @@
 """The update τ = θ_t − θ₀ of a checkpoint on disk, in the forms in which ``measure`` takes a live model's."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from weightwatch.change import Change, Streamed
+from weightwatch.lora import REF
 from weightwatch.snapshot import Snapshot
 from weightwatch.update import resized
-from weightwatch.vectors.adapter import factors, read_adapter
+from weightwatch.vectors.adapter import CONFIG, factors, read_adapter, read_config
 from weightwatch.vectors.checkpoint import Checkpoint, Opener, mapped
 from weightwatch.vectors.contrast import join
+from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.names import canonical, indexed
 
@@ -39,11 +41,13 @@ class StoredUpdate:
         changes: By parameter name.
         left_out: Tensors that can't be compared, each with the reason.
         tied: Further names of tensors that count under another one.
+        holder: The full checkpoint; None for an adapter.
     """
 
     changes: Mapping[str, Change]
     left_out: Mapping[str, str] = field(default_factory=dict)
     tied: frozenset[str] = frozenset()
+    holder: Checkpoint | None = None
 
 
 def of_weights(now: Checkpoint, start: Source) -> StoredUpdate:
@@ -84,13 +88,13 @@ def of_weights(now: Checkpoint, start: Source) -> StoredUpdate:
             f"{now.path} and its reference have no weight in common: the checkpoint has {_some(ours)}, the reference "
             f"{_some(theirs)}. Pass as --reference the checkpoint that training started from."
         )
-    return StoredUpdate(changes, left_out, frozenset(tied))
+    return StoredUpdate(changes, left_out, frozenset(tied), now)
 
 
 def of_adapter(
     folder: Path, config: Mapping[str, Any], starts: Mapping[str, Tensor], opener: Opener = mapped
 ) -> StoredUpdate:
-    """Read a LoRA adapter as an update.
+    """Read a LoRA adapter as an update: since its start, or since the copy that TRL keeps as the adapter ``ref``.
 
     Args:
         folder: Its folder.
@@ -104,7 +108,8 @@ def of_adapter(
     if len(named) < len(names):  # the run holds several adapters; a checkpoint's own folder holds the default one
         default = {name: value for name, value in starts.items() if ".default" in name}
         named = {_without_adapter(name): value for name, value in default.items()}
-    before = factors(named, config, folder) if named else {}
+    before = read_adapter(folder / REF, read_config(folder / REF), opener) if (folder / REF / CONFIG).is_file() else {}
+    before.update(factors(named, config, folder) if named else {})
     changes: dict[str, Change] = {
         name: join(name, [(1.0, change), (-1.0, before[name])]) if name in before else change
         for name, change in now.items()
@@ -112,6 +117,20 @@ def of_adapter(
     if not changes:
         raise WeightWatchError(f"{folder} holds no LoRA factors. Save the adapter again.")
     return StoredUpdate(changes)
+
+
+def unsaved_heads(holder: Source | None, directions: Sequence[Direction]) -> set[str]:
+    """Return what directions have of a tied head, of which a checkpoint keeps no copy beside the embedding.
+
+    Args:
+        holder: The checkpoint; of an adapter, its base, if it is known.
+        directions: The directions.
+    """
+    if not isinstance(holder, Checkpoint):
+        return set()
+    tables = {shape for name in holder if not indexed(name) and len(shape := holder.shape(name)) == 2}
+    names = {name for d in directions for name in d.deltas if not indexed(name) and d.shape(name) in tables}
+    return {name for name in names if name not in holder}
 
 
 class StoredBase:
