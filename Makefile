@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DISTRIBUTED := $(VENV)/.ready-distributed
 DEMO ?=
+TWICE := --numprocesses 2 --dist loadfile
 
 .PHONY: install demo test test-fast test-distributed lint types bench docs organism clean
 
@@ -20,10 +21,10 @@ demo: $(READY)  ## fine-tune the organism twice and catch the run that goes bad;
 	$(BIN)/weightwatch demo $(DEMO)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWICE)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not distributed"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWICE) -m "not slow and not distributed"
 
 test-distributed: $(READY_DISTRIBUTED)  ## train in two, three and four processes under every engine that shards a model
 	$(BIN)/python -m pytest -m distributed
