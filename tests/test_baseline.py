@@ -8,9 +8,10 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from tests.models import dense, lora, low_rank, move, tiny_llama
 from weightwatch import Monitor, Reading, WeightWatchError
 from weightwatch.baseline import establish, restore
+from weightwatch.ranks import Ranks
 from weightwatch.reference import Reference
-from weightwatch.shards import whole
-from weightwatch.snapshot import Snapshot
+from weightwatch.shards import Held, Piece, whole
+from weightwatch.snapshot import Snapshot, write
 from weightwatch.update import Update
 from weightwatch.vectors import LowRank
 from weightwatch.vectors.checkpoint import Checkpoint
@@ -120,6 +121,16 @@ def test_a_model_that_was_changed_after_loading_is_copied(tmp_path: Path) -> Non
 def test_a_model_of_no_checkpoint_is_copied(tmp_path: Path) -> None:
     establish(tiny_llama(), tmp_path, Reference())
     assert note(tmp_path)["weights"] == "snapshot"
+
+
+def test_a_copy_takes_no_part_from_a_run_on_other_processes(tmp_path: Path) -> None:
+    """Where machines share no disk, the main process can't clear those of the others."""
+    for value, ranks in ((0.0, [Ranks(2, 4), Ranks(3, 4)]), (1.0, [Ranks(rank, 8) for rank in (4, 5, 6, 7)])):
+        values = torch.full((8, 2), value)
+        held = Held((8, 2), values.dtype, True, False, (Piece(whole((8, 2)), values),))
+        for one in ranks:
+            write(tmp_path, {"weight": held}, one)
+    assert bool((Snapshot(tmp_path).read("weight", (slice(4, 8), slice(0, 2))) == 1.0).all())
 
 
 def test_only_what_is_trained_is_copied(tmp_path: Path) -> None:

@@ -99,6 +99,9 @@ def write(folder: Path, tensors: Mapping[str, Held], ranks: Ranks) -> None:
             stored[key] = piece.values.to(held.dtype).contiguous().cpu()
             places[key] = {"name": name, "shape": held.shape, "box": [(s.start, s.stop) for s in piece.box]}
     folder.mkdir(parents=True, exist_ok=True)
+    for path in _files(folder):  # of an earlier run, on a disk that the main process doesn't see
+        if not path.stem.endswith(f"-of-{ranks.count:05d}"):
+            path.unlink(missing_ok=True)
     size, free = sum(t.numel() * t.element_size() for t in stored.values()), shutil.disk_usage(folder).free
     if free < 2 * size:
         raise WeightWatchError(
