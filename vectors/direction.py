@@ -283,6 +283,14 @@ class Direction:
             )
             return
         difference = self.card.fingerprint.mismatch(base)
+        if difference is None and all(base.shape(name) is None for name in self.card.fingerprint.shapes):
+            _logger.warning(
+                "weightwatch: the weights of %s are quantised, so that nothing tells whether it is the base of "
+                "direction %r (%s). Pass reference= to have them compared.",
+                model,
+                self.name,
+                self.card.base or "not named",
+            )
         if difference:
             raise WeightWatchError(
                 f"Direction {self.name!r} was built from {self.card.base or 'another model'}, not from {model}: "

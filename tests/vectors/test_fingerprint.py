@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models import move, tiny_llama
+from tests.models import low_rank, move, tiny_llama
 from weightwatch.vectors.fingerprint import Fingerprint
 
 
@@ -60,6 +60,15 @@ def test_a_model_without_the_tensor_is_told_by_its_name() -> None:
 
 def test_weights_that_cannot_be_read_are_passed_over() -> None:
     assert fingerprint().mismatch(Quantised(tiny_llama())) is None
+
+
+def test_a_base_of_which_nothing_can_be_read_is_said_to_be_unchecked(caplog: pytest.LogCaptureFixture) -> None:
+    direction = low_rank(tiny_llama(), 1)
+    direction.card = direction.card.model_copy(update={"fingerprint": fingerprint()})
+    direction.require(Plain(tiny_llama()), "this model")
+    assert not caplog.records
+    direction.require(Quantised(tiny_llama(1)), "this model")
+    assert "this model are quantised, so that nothing tells whether it is the base of direction 'evil'" in caplog.text
 
 
 def test_it_survives_json() -> None:
