@@ -99,7 +99,7 @@ class WeightWatchCallback(TrainerCallback):
         control.should_save |= self._save_owed
         due = state.global_step % self.config.every == 0
         if due or control.should_save or control.should_training_stop:
-            self._check(args, state, control, kwargs["model"])
+            self._check(state, control, kwargs["model"])
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -107,12 +107,12 @@ class WeightWatchCallback(TrainerCallback):
         """Check when a checkpoint follows, and at the end of a training that something else stopped."""
         control.should_save |= self._save_owed
         if control.should_save or control.should_training_stop:
-            self._check(args, state, control, kwargs["model"])
+            self._check(state, control, kwargs["model"])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Note that the reading belongs to the checkpoint; take it if nothing announced the saving (best model)."""
         session, step = self.session, state.global_step
-        self._check(args, state, control, kwargs["model"])
+        self._check(state, control, kwargs["model"])
         self._save_owed = control.should_save = False
         if session is not None and session.checked == step:
             self._guarded(step, lambda: session.mark(checkpoint_name(step)))
@@ -130,7 +130,7 @@ class WeightWatchCallback(TrainerCallback):
         taken, self._pending = self._pending, {}
         return taken
 
-    def _check(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module) -> None:
+    def _check(self, state: TrainerState, control: TrainerControl, model: nn.Module) -> None:
         session, step = self.session, state.global_step
         if self._tried == step:
             return
