@@ -289,4 +289,5 @@ def test_the_peak_of_memory_is_that_of_a_few_blocks_however_large_the_checkpoint
     blocks = 2 * 3 * 4
     for name, peak in peaks.items():
         assert peak < 1.5 * blocks + 150, (name, peaks)
-    assert peaks["large"] < peaks["small"] + 40
+    # The allocator keeps some tens of MB more or less for each thread; the large files are 1.8 GB longer.
+    assert peaks["large"] < peaks["small"] + 80

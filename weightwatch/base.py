@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from weightwatch.adapters import changes_base, start_factors
 from weightwatch.ranks import ALONE, Ranks
-from weightwatch.reference import Reference
+from weightwatch.reference import Reference, places, values_at
 from weightwatch.shards import Held
 from weightwatch.update import Parts
 from weightwatch.vectors.delta import LowRank
@@ -60,14 +60,9 @@ class Base:
             name: The tensor.
             positions: Of the values in the flattened tensor.
         """
-        shape = self.shape(name)
-        places = np.zeros((len(positions), 0), int)
-        if shape:
-            places = np.stack(np.unravel_index(positions.numpy(), shape), axis=-1)
         if self._weights is not None and name in self._weights:
-            boxes = [tuple(slice(int(i), int(i) + 1) for i in place) for place in places]
-            return torch.stack([self._weights.read(name, box).reshape(()).float() for box in boxes])
-        found = torch.tensor(_values(self._held[name], places))
+            return values_at(self._weights, name, positions)
+        found = torch.tensor(_values(self._held[name], places(positions, self._held[name].shape)))
         if self._held[name].sharded:
             found = torch.from_numpy(self._ranks.add(found.numpy()))
         if name in self._starts:
@@ -75,11 +70,11 @@ class Base:
         return found.float()
 
 
-def _values(held: Held, places: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> list[float]:
+def _values(held: Held, where: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> list[float]:
     """Return the values at some places, zero where this process doesn't hold them."""
-    found = [0.0] * len(places)
+    found = [0.0] * len(where)
     for piece in held.pieces:
-        for i, place in enumerate(places):
+        for i, place in enumerate(where):
             if all(s.start <= at < s.stop for s, at in zip(piece.box, place, strict=True)):
                 inside = tuple(int(at - s.start) for s, at in zip(piece.box, place, strict=True))
                 found[i] = float(piece.values[inside])

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,7 @@ class Arrivals:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._before: dict[Path, object] = {}
+        self._before: Mapping[Path, object] = {}
         self._told: dict[Path, object] = {}
 
     def look(self) -> list[Stored]:
@@ -183,7 +183,7 @@ class Arrivals:
             if mark and settled and self._told.get(one.path) != mark and one.lacks() is None:
                 self._told[one.path] = mark
                 ready.append(one)
-        self._before = dict(now)
+        self._before = now
         return ready
 
 

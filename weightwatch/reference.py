@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from weightwatch.shards import Box
@@ -25,6 +27,19 @@ class Weights(Protocol):
     def read(self, name: str, box: Box) -> Tensor:
         """Read a part of a tensor: one slice for each dimension."""
         ...
+
+
+def places(positions: Tensor, shape: tuple[int, ...]) -> "np.ndarray[tuple[int, ...], np.dtype[np.int64]]":
+    """Return where positions of a flattened tensor are in the tensor: a row of indices for each."""
+    return (
+        np.stack(np.unravel_index(positions.numpy(), shape), axis=-1) if shape else np.zeros((len(positions), 0), int)
+    )
+
+
+def values_at(weights: Weights, name: str, positions: Tensor) -> Tensor:
+    """Return the values at some positions of a flattened tensor, in fp32."""
+    boxes = [tuple(slice(int(i), int(i) + 1) for i in place) for place in places(positions, weights.shape(name))]
+    return torch.stack([weights.read(name, box).reshape(()).float() for box in boxes])
 
 
 class StateDict:

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from weightwatch.change import Change, Streamed
 from weightwatch.lora import REF
+from weightwatch.reference import values_at
 from weightwatch.snapshot import Snapshot
 from weightwatch.update import resized
 from weightwatch.vectors.adapter import CONFIG, factors, read_adapter, read_config
@@ -156,19 +156,13 @@ class StoredBase:
 
     def values(self, name: str, positions: Tensor) -> Tensor:
         """Return the values at some positions of the flattened tensor, in fp32."""
-        return _values(self._source(name), name, positions)
+        return values_at(self._source(name), name, positions)
 
     def _source(self, name: str) -> Source:
         for source in self._sources:
             if name in source:
                 return source
         raise KeyError(name)
-
-
-def _values(source: Source, name: str, positions: Tensor) -> Tensor:
-    places = np.stack(np.unravel_index(positions.numpy(), source.shape(name)), axis=-1)
-    boxes = [tuple(slice(int(i), int(i) + 1) for i in place) for place in places]
-    return torch.stack([source.read(name, box).reshape(()).float() for box in boxes])
 
 
 def _weights(source: Source) -> set[str]:
@@ -192,7 +186,7 @@ def _copies(source: Source, names: Iterable[str]) -> set[str]:
         where = torch.linspace(0, shape[0] * shape[1] - 1, _LOOKS, dtype=torch.float64).long()
         seen: list[Tensor] = []
         for name in several if len(several) > 1 else ():
-            values = _values(source, name, where)
+            values = values_at(source, name, where)
             if any(torch.equal(values, other) for other in seen) and bool(values.any()):
                 found.add(name)
             seen.append(values)
