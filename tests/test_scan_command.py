@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,10 @@ def test_what_the_user_got_wrong_is_told_in_words_and_exits_with_2(
 
 
 def weightwatch(*command: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "weightwatch", *command], capture_output=True, text=True, check=False)
+    wide = {**os.environ, "COLUMNS": "1000"}  # else a path is broken over lines, however long the folder's name is
+    return subprocess.run(
+        [sys.executable, "-m", "weightwatch", *command], capture_output=True, text=True, check=False, env=wide
+    )
 
 
 @pytest.mark.parametrize("rules", [True, False])
@@ -142,6 +146,7 @@ def test_json_stays_alone_on_stdout_when_an_adapter_is_loaded_with_its_base(stag
 def test_ctrl_c_is_no_alert(stage: Path) -> None:
     code = (
         "import weightwatch.scan as s, weightwatch.cli as c, os, signal; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a job in the background ignores it
         "s.measure = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT); c.run()"
     )
     done = subprocess.run(
@@ -186,6 +191,7 @@ def test_help_names_the_command_and_its_options() -> None:
 
 COPIER = """
 import shutil, sys
+from functools import partial
 from pathlib import Path
 source, target = Path(sys.argv[1]), Path(sys.argv[2])
 for folder in sorted(source.iterdir()):
@@ -221,7 +227,8 @@ def test_a_run_is_followed_while_another_process_writes_it(stage: Path) -> None:
 
 def test_following_ends_on_ctrl_c_with_what_it_has(stage: Path) -> None:
     command = [sys.executable, "-m", "weightwatch", *arguments(stage, "--follow", "--poll", "0.05", "--json")]
-    scanner = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
+    scanner = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeding)
     record = stage / "run" / "weightwatch-scan" / "readings.jsonl"
     deadline = time.monotonic() + 120
     while not (record.is_file() and len(record.read_text().splitlines()) == 2):
@@ -242,6 +249,7 @@ def test_following_ends_when_nothing_comes(stage: Path) -> None:
 
 PEAK = """
 import sys
+from functools import partial
 from pathlib import Path
 import torch
 from weightwatch import scanning, scan
