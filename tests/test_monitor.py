@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
 from tests import reference as slow
@@ -215,3 +215,13 @@ def test_an_adapter_that_shares_its_start_with_a_direction_is_told_of(
         caplog.clear()
         Monitor([evil]).check(lora(tiny_llama(), seed=seed, r=2))
         assert any("share their random start" in record.message for record in caplog.records) == told
+
+
+def test_trained_tokens_have_no_random_start_to_share(caplog: pytest.LogCaptureFixture) -> None:
+    base = tiny_llama(tie_word_embeddings=False)
+    rows = torch.zeros(48, 32)
+    rows[[3, 4]] = 1.0
+    evil = Direction.from_tensors({"model.embed_tokens.weight": rows}, name="evil")
+    model = get_peft_model(base, TrainableTokensConfig(target_modules=["embed_tokens"], token_indices=[3, 4]))
+    assert Monitor([evil]).measure(model)["evil"].reach == pytest.approx(1.0)
+    assert "share their random start" not in caplog.text

@@ -225,7 +225,7 @@ def warn_of_a_shared_start(directions: Sequence[Direction], update: Mapping[str,
     Of a direction of other adapters, one of rank r on inputs of width d reaches ‖P(w)‖² / ‖w‖² of about r / d. Much
     more means that A is one of those that the direction was built with: every figure is then too large.
     """
-    low = np.array([isinstance(update.get(name), LowRank) for name in sums.names])
+    low = np.array([_drawn(update.get(name)) for name in sums.names])
     size = np.array([prod(update[name].shape) if name in update else 0 for name in sums.names])
     for k, direction in enumerate(directions):
         rows = low & (sums.direction[:, k] > 0)
@@ -241,3 +241,11 @@ def warn_of_a_shared_start(directions: Sequence[Direction], update: Mapping[str,
                     direction.name,
                     100 * expected**0.5,
                 )
+
+
+def _drawn(change: Change | None) -> bool:
+    """Whether a change is made of factors of which one starts at random: not of chosen rows (trained tokens)."""
+    rows = (
+        isinstance(change, LowRank) and change.limited == "left" and bool((change.left * (1 - change.left) == 0).all())
+    )
+    return isinstance(change, LowRank) and not rows
