@@ -20,7 +20,8 @@ INTRODUCTION = """# Benchmarks
 Printed by `python -m benchmarks --write docs/benchmarks.md`. Figures are medians, with the lowest and the highest in
 brackets. What is compared is timed in turns in one run, and every ratio is formed round by round, so that the load of
 the machine meets both sides. The naive way is what people do today: merge the adapter or take the state dict, subtract
-that of the base, flatten, `torch.nn.functional.cosine_similarity`.
+that of the base, flatten, `torch.nn.functional.cosine_similarity`. Where it takes long, it is timed once. Peaks are
+what a call adds to the memory that the process holds by then.
 """
 
 
