@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from weightwatch.change import Streamed
+from weightwatch.figures import along
 from weightwatch.fused import pass_over
 from weightwatch.shards import Box
 from weightwatch.vectors.delta import LowRank, wide
@@ -67,10 +68,7 @@ def _block(change: Streamed, box: Box, found: Sequence[tuple[int, Direction]], n
         inner = dict(zip(dense, sums, strict=True))
         if low:
             block = now.float() - before.to(now.dtype).float()
-            for k, w in low.items():
-                left, right = (w.right.T, w.left.T) if w.transposed else (w.left, w.right)
-                seen = left[box[0]].float().T @ block
-                inner[k] = wide(seen * right[:, box[1]].float()).sum()
+            inner.update({k: along(w, block, box) for k, w in low.items()})
         return [own, *(inner[k] for k, _ in found)]
 
 
