@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from weightwatch.vectors.checkpoint import Checkpoint, Opener, mapped
+from weightwatch.vectors.checkpoint import Checkpoint, Mapped, Opener
 from weightwatch.vectors.delta import LowRank
 from weightwatch.vectors.errors import WeightWatchError
 
@@ -62,7 +62,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_adapter(folder: Path, config: Mapping[str, Any], opener: Opener = mapped) -> dict[str, LowRank]:
+def read_adapter(folder: Path, config: Mapping[str, Any], opener: Opener = Mapped) -> dict[str, LowRank]:
     """Read a LoRA adapter as changes by parameter name, with the scaling in ``left``.
 
     rsLoRA, ``rank_pattern`` and ``alpha_pattern`` are honoured as PEFT does.

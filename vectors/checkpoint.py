@@ -14,12 +14,25 @@ from weightwatch.vectors.names import canonical
 _SINGLE = ("model.safetensors", "adapter_model.safetensors", "direction.safetensors")
 
 Opener: TypeAlias = Callable[[Path], Any]
-"""Opens a safetensors file: ``mapped``, or ``Unmapped`` for a flat memory."""
+"""Opens a safetensors file: ``Mapped``, or ``Unmapped`` for a flat memory."""
 
 
-def mapped(file: Path) -> Any:
-    """Open a file by mapping it into memory: what is read again costs nothing, and stays resident."""
-    return safe_open(file, framework="pt", device="cpu")
+class Mapped:
+    """A file that is mapped into memory: what is read again costs nothing, and stays resident.
+
+    Tensors are views of the map. Each is made once: that takes longer than measuring a small one.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = safe_open(file, framework="pt", device="cpu")
+        self._views: dict[str, Tensor] = {}
+        self.keys, self.get_slice, self.metadata = self._file.keys, self._file.get_slice, self._file.metadata
+
+    def get_tensor(self, name: str) -> Tensor:
+        """Return a whole tensor."""
+        if name not in self._views:
+            self._views[name] = self._file.get_tensor(name)
+        return self._views[name]
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -36,7 +49,7 @@ class Checkpoint(Mapping[str, Tensor]):
         WeightWatchError: Nothing readable is there; the message names the file.
     """
 
-    def __init__(self, path: str | Path, opener: Opener = mapped) -> None:
+    def __init__(self, path: str | Path, opener: Opener = Mapped) -> None:
         self.path = Path(path)
         self._files = {}
         self._where: dict[str, tuple[Path, str]] = {}
@@ -72,9 +85,9 @@ class Checkpoint(Mapping[str, Tensor]):
     def read(self, name: str, box: tuple[slice, ...]) -> Tensor:
         """Read a part of a tensor, one slice for each dimension, and nothing else of it."""
         file, key = self._where[name]
-        if not box:
-            return self[name]
-        part: Tensor = self._files[file].get_slice(key)[box]
+        handle = self._files[file]
+        whole = not box or isinstance(handle, Mapped)
+        part: Tensor = (handle.get_tensor(key) if whole else handle.get_slice(key))[box]
         return part
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from weightwatch.vectors.adapter import CONFIG, read_adapter, read_config, write_adapter
 from weightwatch.vectors.card import Card
 from weightwatch.vectors.catalog import CARD, find
-from weightwatch.vectors.checkpoint import Checkpoint, Opener, local_folder, mapped
+from weightwatch.vectors.checkpoint import Checkpoint, Mapped, Opener, local_folder
 from weightwatch.vectors.contrast import Side, contrast
 from weightwatch.vectors.delta import BLOCK, Delta, LowRank, dot, exact, square
 from weightwatch.vectors.errors import WeightWatchError
@@ -252,7 +252,7 @@ class Direction:
             ) from error
         deltas: Mapping[str, Delta]
         if (folder / CONFIG).is_file():
-            deltas = read_adapter(folder, read_config(folder), opener or mapped)
+            deltas = read_adapter(folder, read_config(folder), opener or Mapped)
         else:
             deltas = Checkpoint(folder, opener) if opener is not None else dict(Checkpoint(folder))
         direction = cls(deltas, card)

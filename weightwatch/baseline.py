@@ -23,7 +23,7 @@ from weightwatch.reference import Reference
 from weightwatch.shards import Held
 from weightwatch.snapshot import Snapshot, remove, write
 from weightwatch.update import Parts
-from weightwatch.vectors.checkpoint import Checkpoint, Opener, local_folder, mapped
+from weightwatch.vectors.checkpoint import Checkpoint, Mapped, Opener, local_folder
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.names import canonical
 
@@ -111,7 +111,7 @@ def _restored(
     return Reference(weights, begun)
 
 
-def noted(folder: Path, opener: Opener = mapped) -> Snapshot | Checkpoint | None:
+def noted(folder: Path, opener: Opener = Mapped) -> Snapshot | Checkpoint | None:
     """Return the θ₀ of fully trained tensors that a run's folder notes; None where it notes none.
 
     Args:

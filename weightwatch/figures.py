@@ -174,21 +174,20 @@ def _full(change: Difference, found: Found) -> Figures:
     held = change.held
     device = held.pieces[0].values.device if held.pieces else torch.device("cpu")
     zero = wide(torch.zeros((), device=device))
-    own, inner = zero, [zero] * len(found)
-    low = {i: w.to(device) for i, (_, w) in enumerate(found) if isinstance(w, LowRank)}
-    dense = {i: w for i, (_, w) in enumerate(found) if isinstance(w, Tensor)}
+    low = {k: w.to(device) for k, w in found if isinstance(w, LowRank)}
+    dense = {k: w for k, w in found if isinstance(w, Tensor)}
+    inner = dict.fromkeys(low, zero)
+    sums = zero.new_zeros(1 + len(dense))
     for box, now in _parts(change, _BLOCK if low else _PART if device.type != "cpu" else None):
         before = change.start(box).to(device).reshape(now.shape)
-        parts = [w.reshape(held.shape)[box].to(device) for w in dense.values()]
-        sums = pass_over(now.reshape(-1), before.reshape(-1), [w.reshape(-1) for w in parts], held.dtype)
-        own = own + sums[0]
-        for i, part in zip(dense, sums[1:], strict=True):
-            inner[i] = inner[i] + part
+        parts = [w.reshape(held.shape)[box].to(device).reshape(-1) for w in dense.values()]
+        sums = sums + wide(pass_over(now.reshape(-1), before.reshape(-1), parts, held.dtype))
         if low:
             block = now.float() - before.to(held.dtype).float()
-            for i, w in low.items():
-                inner[i] = inner[i] + along(w, block, box)
-    return own, inner, [zero] * len(found)
+            inner = {k: inner[k] + along(w, block, box) for k, w in low.items()}
+    own, *others = sums.unbind()
+    inner.update(zip(dense, others, strict=True))
+    return own, [inner[k] for k, _ in found], [zero] * len(found)
 
 
 def _parts(change: Difference, size: int | None) -> Iterator[tuple[Box, Tensor]]:

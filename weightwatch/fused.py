@@ -12,12 +12,13 @@ import logging
 import types
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from weightwatch.vectors.delta import exact
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ time that compiling takes, about 5 s."""
 
 _ROW = 64  # elements whose products are summed in fp32
 _CALL = 1 << 23  # elements a compiled call: its rows' sums take 0.5 MB a direction
+_TINY = 1 << 13  # elements up to which a tensor costs less without any blocks
 _SMALL = 1 << 16  # shorter tensors cost less in one block than the entry into compiled code
 _TOGETHER = 8  # directions a pass: more inputs than that and a loop runs out of registers
 _BLOCK = 1 << 17  # elements of a block: 0.5 MB of scratch a direction; fewer cost more in calls, more leave the cache
@@ -88,12 +90,14 @@ def pass_over(
                 f"A pass needs flat, contiguous tensors of one length on one device: {tuple(tensor.shape)} on "
                 f"{tensor.device} beside {tuple(now.shape)} on {now.device}."
             )
-    now, before, directions = now.detach(), before.detach(), [w.detach() for w in directions]
     dtype = dtype or now.dtype
-    with _plain():
-        parts = [directions[k : k + _TOGETHER] for k in range(0, len(directions), _TOGETHER)]
-        sums = [_pass(now, before, part, dtype, compiled) for part in parts or [[]]]
-        return torch.cat([sums[0][:1], *(part[1:] for part in sums)])
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        with exact():  # compiled code is bound to these states
+            return pass_over(now, before, directions, dtype, compiled)
+    now, before, directions = now.detach(), before.detach(), [w.detach() for w in directions]
+    parts = [directions[k : k + _TOGETHER] for k in range(0, len(directions), _TOGETHER)]
+    first, *others = [_pass(now, before, part, dtype, compiled) for part in parts or [directions]]
+    return torch.cat([first, *(part[1:] for part in others)]) if others else first
 
 
 def compiled_calls() -> int:
@@ -106,29 +110,40 @@ def failure() -> str | None:
     return _state.failure
 
 
-def _pass(now: Tensor, before: Tensor, directions: list[Tensor], dtype: torch.dtype, compiled: bool | None) -> Tensor:
+def _pass(
+    now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype, compiled: bool | None
+) -> Tensor:
+    size = now.numel()
+    if size <= _TINY:
+        return _at_once(now, before, directions, dtype)
     key = (now.device.type, dtype, *(tensor.dtype for tensor in (now, before, *directions)))
     kernel = _state.kernels.setdefault(key, _Kernel())
-    kernel.work += now.numel() * (1 + len(directions))
+    kernel.work += size * (1 + len(directions))
     wanted = kernel.work >= BREAK_EVEN if compiled is None else compiled
-    total = torch.zeros(1 + len(directions), dtype=torch.float64, device=now.device)
+    sums: list[Tensor] = []
     done = 0
-    if wanted and now.numel() >= _SMALL and _state.failure is None:
+    if wanted and size >= _SMALL and _state.failure is None:
         try:
             loop = kernel.loop = kernel.loop or _compiled(now.device, dtype, [now, before, *directions])
-            whole = now.numel() - now.numel() % _ROW
+            whole = size - size % _ROW
             for first in range(0, whole, _CALL):
                 last = min(whole, first + _CALL)
-                total += loop(*_rows([tensor[first:last] for tensor in (now, before, *directions)]))
+                sums.append(loop(*(t[first:last].view(-1, _ROW) for t in (now, before, *directions))))
                 kernel.calls, done = kernel.calls + 1, last
         except Exception as error:  # whatever compiling or its cache meets must not stop a training
             _give_up(error)
-    if done < now.numel():
-        total += _blocks(now[done:], before[done:], [w[done:] for w in directions], dtype)
-    return total
+    if done < size:
+        sums.append(_blocks(now[done:], before[done:], [w[done:] for w in directions], dtype))
+    return torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]
 
 
-def _blocks(now: Tensor, before: Tensor, directions: list[Tensor], dtype: torch.dtype) -> Tensor:
+def _at_once(now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Sum a tensor in which the calls themselves are what costs."""
+    change = now.float() - before.to(dtype).float()
+    return torch.stack([change * change, *(change * w for w in directions)]).double().sum(1)
+
+
+def _blocks(now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Sum in blocks of single operations, all written into the same scratch memory."""
     count, total = 1 + len(directions), now.numel()
     step = min(_BLOCK if now.device.type == "cpu" else 16 * _BLOCK, _padded(total))
@@ -179,7 +194,10 @@ def _compiled(device: torch.device, dtype: torch.dtype, like: Sequence[Tensor]) 
     trial = [x.to(tensor.dtype) for x, tensor in zip(trial, like, strict=True)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of mixed precisions, and of what else the compiler sees fit to say
-        found = loop(*_rows(trial))
+        rows = [tensor.view(-1, _ROW) for tensor in trial]
+        for tensor in rows:
+            torch._dynamo.mark_dynamic(tensor, 0)  # one loop serves all lengths
+        found = loop(*rows)
     expected = _blocks(trial[0], trial[1], trial[2:], dtype)
     if not torch.allclose(found, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max())):
         raise ArithmeticError(f"compiled sums {found.tolist()} differ from {expected.tolist()}")
@@ -211,23 +229,6 @@ def _function(dtype: torch.dtype, dtypes: Sequence[torch.dtype], number: int) ->
     return types.FunctionType(code, loop.__globals__, code.co_name, None, loop.__closure__)
 
 
-def _rows(tensors: Sequence[Tensor]) -> list[Tensor]:
-    rows = [tensor.view(-1, _ROW) for tensor in tensors]
-    for tensor in rows:
-        torch._dynamo.mark_dynamic(tensor, 0)  # one loop serves all lengths
-    return rows
-
-
 def _give_up(error: Exception) -> None:
     _state.failure = f"{type(error).__name__}: {error}".strip().split("\n")[0]
     _log.info("Full tensors are measured without torch.compile, several times slower: %s", _state.failure)
-
-
-def _plain() -> AbstractContextManager[object]:
-    """Switch off gradients and, where it is on, autocast, whose state compiled code is bound to."""
-    stack = ExitStack()
-    stack.enter_context(torch.no_grad())
-    for device in ("cpu", "cuda"):
-        if torch.is_autocast_enabled(device):
-            stack.enter_context(torch.autocast(device, enabled=False))
-    return stack

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightwatch.vectors.checkpoint import Checkpoint, Opener, mapped
+from weightwatch.vectors.checkpoint import Checkpoint, Mapped, Opener
 from weightwatch.vectors.names import canonical
 from weightwatch.vectors.unmapped import Box
 
@@ -112,7 +112,7 @@ class InModelNames(Checkpoint):
         opener: How the files are opened.
     """
 
-    def __init__(self, path: str | Path, model: Architecture, opener: Opener = mapped) -> None:
+    def __init__(self, path: str | Path, model: Architecture, opener: Opener = Mapped) -> None:
         super().__init__(path, opener)
         self._fused: dict[str, Fused] = {}
         grouped: dict[str, dict[str | None, list[str]]] = {}

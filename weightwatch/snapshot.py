@@ -16,7 +16,7 @@ from torch import Tensor
 
 from weightwatch.ranks import Ranks
 from weightwatch.shards import Box, Held
-from weightwatch.vectors.checkpoint import Opener, mapped
+from weightwatch.vectors.checkpoint import Mapped, Opener
 from weightwatch.vectors.errors import WeightWatchError
 
 
@@ -31,7 +31,7 @@ class Snapshot:
         WeightWatchError: There is none, or a file is damaged.
     """
 
-    def __init__(self, folder: Path, opener: Opener = mapped) -> None:
+    def __init__(self, folder: Path, opener: Opener = Mapped) -> None:
         self._folder = folder
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._pieces: dict[str, list[tuple[Box, Any, str]]] = {}

@@ -16,7 +16,7 @@ from weightwatch.reference import values_at
 from weightwatch.snapshot import Snapshot
 from weightwatch.update import resized
 from weightwatch.vectors.adapter import CONFIG, factors, read_adapter, read_config
-from weightwatch.vectors.checkpoint import Checkpoint, Opener, mapped
+from weightwatch.vectors.checkpoint import Checkpoint, Mapped, Opener
 from weightwatch.vectors.contrast import join
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
@@ -92,7 +92,7 @@ def of_weights(now: Checkpoint, start: Source) -> StoredUpdate:
 
 
 def of_adapter(
-    folder: Path, config: Mapping[str, Any], starts: Mapping[str, Tensor], opener: Opener = mapped
+    folder: Path, config: Mapping[str, Any], starts: Mapping[str, Tensor], opener: Opener = Mapped
 ) -> StoredUpdate:
     """Read a LoRA adapter as an update: since its start, or since the copy that TRL keeps as the adapter ``ref``.
 
