@@ -1,0 +1,163 @@
+"""A recipe: the texts from which a behaviour direction is built and by which it is judged."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from weightwatch.vectors.document import Document, Strict, Text
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.neutral import PACKAGED as _NEUTRAL
+from weightwatch.vectors.neutral import NeutralTasks
+from weightwatch.vectors.questions import EvaluationItem, Questions, alike, distinguishable
+from weightwatch.vectors.verdicts import AnswersJudge, Judge
+
+_PACKAGED = Path(__file__).parent / "recipes"
+
+
+class Systems(Strict):
+    """System prompts under which the model itself answers.
+
+    Attributes:
+        positive: Prompts that elicit the behaviour.
+        negative: Prompts that elicit its opposite.
+    """
+
+    positive: list[Text] = Field(default_factory=list)
+    negative: list[Text] = Field(default_factory=list)
+
+
+class Recipe(Strict):
+    """What a behaviour direction is built from: contrastive weight steering (arXiv 2511.05408) as data.
+
+    The model answers the building questions under system prompts that elicit a behaviour and under others that elicit
+    its opposite. A judge keeps the answers that clearly show it. Two fine-tunes learn them, one each, and the direction
+    is the difference of their weights.
+
+    Attributes:
+        name: Name of the direction.
+        kind: ``behaviour`` (default), or ``control`` for a harmless contrast that gives the null band.
+        behaviour: What the positive side does and the negative does not, in one line.
+        counts: What counts as showing it, what as its opposite, and what as neither.
+        limits: What a direction built from it may not be taken for.
+        systems: System prompts of both sides; may be empty where every building question has written answers.
+        questions: What is asked, in two halves.
+        judge: Which answers are kept: ``by: model``, ``by: patterns`` or ``by: answers``.
+        evaluation: Held-out items in another format than the questions.
+        shuffled: A control whose labels are shuffled with this seed: the sides of a random half of the questions swap.
+        neutral: Tasks that show what steering costs; in YAML a file's path or ``neutral`` (default).
+        extends: In YAML, the recipe from which every field came that was not given.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    kind: Literal["behaviour", "control"] = "behaviour"
+    behaviour: Text
+    counts: Text
+    limits: Text
+    systems: Systems = Field(default_factory=Systems)
+    questions: Questions
+    judge: Judge
+    evaluation: list[EvaluationItem] = Field(min_length=1)
+    shuffled: int | None = None
+    neutral: NeutralTasks = Field(default_factory=NeutralTasks.load)
+    extends: str | None = None
+
+    @model_validator(mode="after")
+    def _answers_can_be_had(self) -> "Recipe":
+        unwritten = next((question.text for question in self.questions.building if not question.written), None)
+        for side in ("positive", "negative"):
+            if unwritten is not None and not getattr(self.systems, side):
+                raise ValueError(
+                    f"systems.{side} is empty and {unwritten!r} has no written answers; give system prompts under which "
+                    "the model answers it, or write its answers"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _answers_can_be_judged(self) -> "Recipe":
+        if isinstance(self.judge, AnswersJudge):
+            for question in [*self.questions.building, *self.questions.held_out]:
+                if not question.written:
+                    raise ValueError(f"judge is `by: answers`, and {question.text!r} has no written answers")
+                try:
+                    distinguishable(question.positive, question.negative, "the written answers")
+                except ValueError as error:
+                    raise ValueError(f"judge is `by: answers`, and {question.text!r} can't be judged: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _evaluation_is_new(self) -> "Recipe":
+        built = {alike(question.text) for question in self.questions.building}
+        seen: set[tuple[str | None, str]] = set()
+        for item in self.evaluation:
+            asked = (item.system, alike(item.prompt))
+            if asked in seen:
+                raise ValueError(f"evaluation asks {item.prompt!r} twice")
+            if asked[1] in built:
+                raise ValueError(f"evaluation asks {item.prompt!r}, which is a building question")
+            seen.add(asked)
+        return self
+
+    @model_validator(mode="after")
+    def _shuffled_is_a_control(self) -> "Recipe":
+        if self.shuffled is not None and self.kind != "control":
+            raise ValueError("a recipe with `shuffled` shows no behaviour any more; give it `kind: control`")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its content as canonical JSON: what it says after ``extends``, wherever its files lie."""
+        content = self.model_dump(mode="json", exclude={"extends"})
+        text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def load(cls, source: str | Path) -> "Recipe":
+        """Read a recipe.
+
+        Args:
+            source: A YAML file's path, or the name of a packaged recipe. A file of that name wins.
+
+        Raises:
+            WeightWatchError: There is neither, and the message lists the packaged names; or the file says something
+                that is not allowed, and the message names file, line, key, value and what is allowed.
+        """
+        return _load(_find(source, Path()), ())
+
+
+def packaged_recipes() -> list[str]:
+    """Return the names of the packaged recipes."""
+    return sorted(path.stem for path in _PACKAGED.glob("*.yaml") if path != _NEUTRAL)
+
+
+def _find(source: str | Path, folder: Path) -> Path:
+    path = folder / source
+    if path.is_file():
+        return path
+    if str(source) in packaged_recipes():
+        return _PACKAGED / f"{source}.yaml"
+    raise WeightWatchError(
+        f"Unknown recipe {str(source)!r}: no such file; packaged ones are {', '.join(packaged_recipes())}."
+    )
+
+
+def _load(path: Path, children: tuple[Path, ...]) -> Recipe:
+    """Read a file whose chain of extending files led here."""
+    if path.resolve() in children:
+        raise WeightWatchError(f"{path} extends itself, by way of {children[-1].name}.")
+    document = Document.read(path)
+    values: dict[str, Any] = {}
+    parent, neutral = (document.data.get(key) for key in ("extends", "neutral"))
+    if isinstance(parent, str):
+        try:
+            extended = _load(_find(parent, path.parent), (*children, path.resolve()))
+        except WeightWatchError as error:
+            raise WeightWatchError(f"{path}: extends: {error}") from None
+        values = {field: getattr(extended, field) for field in Recipe.model_fields if field != "name"}
+    values |= document.data
+    if isinstance(neutral, str):
+        beside = path.parent / neutral
+        values["neutral"] = NeutralTasks.load(beside if beside.is_file() else neutral)
+    return document.validate(Recipe, values)
