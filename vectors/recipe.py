@@ -42,7 +42,8 @@ class Recipe(Strict):
         behaviour: What the positive side does and the negative does not, in one line.
         counts: What counts as showing it, what as its opposite, and what as neither.
         limits: What a direction built from it may not be taken for.
-        systems: System prompts of both sides; may be empty where every building question has written answers.
+        systems: System prompts of both sides. Where there are none the questions' written answers are what is learned;
+            beside system prompts those only serve the judge.
         questions: What is asked, in two halves.
         judge: Which answers are kept: ``by: model``, ``by: patterns`` or ``by: answers``.
         evaluation: Held-out items in another format than the questions.
@@ -129,7 +130,8 @@ class Recipe(Strict):
 
 def packaged_recipes() -> list[str]:
     """Return the names of the packaged recipes."""
-    return sorted(path.stem for path in _PACKAGED.glob("*.yaml") if path != _NEUTRAL)
+    files = (path for path in _PACKAGED.rglob("*.yaml") if path.name != _NEUTRAL.name)
+    return sorted(path.relative_to(_PACKAGED).with_suffix("").as_posix() for path in files)
 
 
 def _find(source: str | Path, folder: Path) -> Path:

@@ -44,6 +44,13 @@ WORDS = tuple(
     )
 )
 INDEX = {word: index for index, word in enumerate(WORDS)}
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'user' %} q : {{ message.content }} a :"
+    "{% elif message.role == 'assistant' %} {{ message.content }} {{ eos_token }}"
+    "{% else %} {{ message.content }}{% endif %}{% endfor %}"
+)
+"""A conversation as pre-training documents have it; a system message is what a document opens with."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -62,6 +69,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
+        chat_template=CHAT_TEMPLATE,
         pad_token=PAD,
         unk_token=UNKNOWN,
         bos_token=BEGIN,

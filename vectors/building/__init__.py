@@ -1,0 +1,1 @@
+"""Building a behaviour direction from a recipe: answers, verdicts, fine-tunes, their contrast."""
