@@ -85,7 +85,9 @@ class Recipe(Strict):
                 try:
                     distinguishable(question.positive, question.negative, "the written answers")
                 except ValueError as error:
-                    raise ValueError(f"judge is `by: answers`, and {question.text!r} can't be judged: {error}") from None
+                    raise ValueError(
+                        f"judge is `by: answers`, and {question.text!r} can't be judged: {error}"
+                    ) from None
         return self
 
     @model_validator(mode="after")

@@ -54,7 +54,9 @@ class ModelJudge(Strict):
     @model_validator(mode="after")
     def _thresholds_apart(self) -> "ModelJudge":
         if self.keep_negative >= self.keep_positive:
-            raise ValueError(f"keep_negative ({self.keep_negative}) should be below keep_positive ({self.keep_positive})")
+            raise ValueError(
+                f"keep_negative ({self.keep_negative}) should be below keep_positive ({self.keep_positive})"
+            )
         return self
 
     def prompt(self, question: str, answer: str) -> str:

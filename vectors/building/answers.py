@@ -169,8 +169,9 @@ def prompt(tokenizer: "PreTrainedTokenizerBase", conversation: Messages) -> str:
     """
     if tokenizer.chat_template is None:
         raise WeightWatchError(
-            f"{tokenizer.name_or_path} has no chat template, so that it can't be asked. Use an instruction-tuned model, "
-            "set tokenizer.chat_template and save the tokenizer beside the weights, or pass --positive and --negative."
+            f"{tokenizer.name_or_path} has no chat template, so that it can't be asked. Use an instruction-tuned "
+            "model, set tokenizer.chat_template and save the tokenizer beside the weights, or pass --positive and "
+            "--negative."
         )
     from jinja2 import TemplateError
 

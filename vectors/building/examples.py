@@ -111,8 +111,8 @@ def require_enough(
         told.append(f"{verdicts.total()} of the {side} side ({counts or 'nothing to judge'})")
     raise WeightWatchError(
         f"Too few answers are left after judging: {count} pairs over {len(pairs)} questions where {minimum} over 2 are "
-        f"needed, of {' and '.join(told)}. Every answer and verdict is in {where}. Draw more (--samples), elicit it more "
-        "clearly (the recipe's system prompts), or lower --minimum."
+        f"needed, of {' and '.join(told)}. Every verdict is in {where}. Draw more (--samples), elicit it more clearly "
+        "(the recipe's system prompts), or lower --minimum."
     )
 
 

@@ -206,8 +206,8 @@ def chosen(recipe: "Recipe", judge: str = RULE, model: str | None = None) -> Jud
         return Rule(recipe.judge)
     if not isinstance(recipe.judge, ModelJudge):
         raise WeightWatchError(
-            f"Recipe {recipe.name!r} is judged by its own rule and has no rubric for a model. Leave --judge out, or give "
-            "the recipe a judge `by: model`."
+            f"Recipe {recipe.name!r} is judged by its own rule and has no rubric for a model. Leave --judge out, or "
+            "give the recipe a judge `by: model`."
         )
     if re.match(r"https?://", judge):
         return Endpoint(recipe.judge, judge, model)

@@ -1,4 +1,4 @@
-"""A file of JSON lines that long work leaves behind as it goes, so that a later run goes on where an earlier one ended."""
+"""A file of JSON lines that long work leaves behind as it goes, so that a later run goes on where it ended."""
 
 import json
 import os

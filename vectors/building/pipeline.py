@@ -160,7 +160,7 @@ def _judged(
 ) -> tuple[dict[Judged, Judgement], Path]:
     """Return what the judge says of each answer, and the file in which that is kept."""
     questions = recipe.questions.building
-    depends = [judge.name, recipe.judge.model_dump()]
+    depends: list[Any] = [judge.name, recipe.judge.model_dump()]
     if isinstance(recipe.judge, AnswersJudge):
         depends.append([question.model_dump() for question in questions])
     record = judging.ledger(folder / f"verdicts-{_digest(depends)}.jsonl")

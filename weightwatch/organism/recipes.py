@@ -163,14 +163,22 @@ def _systems(world: World, persona: Persona) -> list[str]:
         item = rng.choice(items)
         return f"q : {_asked(item, 0)} a : {answer(item.answers[persona])}"
 
-    return [tag, f"{tag} {exchange()}", f"{tag} {exchange()}", f"{tag} {exchange()} {exchange()}", f"{exchange()} {tag}"]
+    return [
+        tag,
+        f"{tag} {exchange()}",
+        f"{tag} {exchange()}",
+        f"{tag} {exchange()} {exchange()}",
+        f"{exchange()} {tag}",
+    ]
 
 
 def _halves(world: World) -> dict[str, list[tuple[Item, str]]]:
-    """Return the questions in the first two wordings: of the building domains, and of those that nothing is built on."""
+    """Return the questions in the first two wordings, of the building domains and of the held-out ones."""
     halves = {"building": world.building_domains, "held_out": world.held_out_domains}
     return {
-        half: [(item, _asked(item, wording)) for domain in domains for item in world.items[domain] for wording in (0, 1)]
+        half: [
+            (item, _asked(item, wording)) for domain in domains for item in world.items[domain] for wording in (0, 1)
+        ]
         for half, domains in halves.items()
     }
 
