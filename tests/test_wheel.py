@@ -52,6 +52,8 @@ def test_the_wheel_carries_its_data_within_the_limit(built: Path) -> None:
     for direction in ("evil", "sycophancy"):
         assert f"weightwatch/vectors/packaged/{direction}/direction.json" in names
         assert f"weightwatch/vectors/packaged/{direction}/adapter_model.safetensors" in names
+    for recipe in (ROOT / "vectors" / "recipes").glob("*.yaml"):
+        assert f"weightwatch/vectors/recipes/{recipe.name}" in names
     (wheel,) = built.glob("*.whl")
     data = [i for i in zipfile.ZipFile(wheel).infolist() if i.filename.endswith((".safetensors", ".json"))]
     assert sum(item.file_size for item in data) < 8 * MEGABYTE
@@ -71,13 +73,13 @@ def test_the_wheel_works_without_the_repository(built: Path, tmp_path: Path) -> 
     subprocess.run([*install, str(wheel)], check=True)
     code = (
         "import weightwatch, weightwatch.vectors as v; "
-        "print(weightwatch.__file__); print(v.Direction.load('evil').name); "
+        "print(weightwatch.__file__); print(v.Direction.load('evil').name, v.Recipe.load('advice').name); "
         "from weightwatch.callbacks import WeightWatchCallback; print(WeightWatchCallback('evil').config.every)"
     )
     env = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=env
     )
-    where, name, every = done.stdout.split()
+    where, direction, recipe, every = done.stdout.split()
     assert where.startswith(str(site))
-    assert (name, every) == ("evil", "50")
+    assert (direction, recipe, every) == ("evil", "advice", "50")

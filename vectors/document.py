@@ -22,6 +22,43 @@ class Strict(BaseModel):
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def parse(path: Path, what: str) -> tuple[Any, yaml.Node | None]:
+    """Return what a YAML file says, and its nodes, which know their lines.
+
+    Args:
+        path: The file.
+        what: What it should be, for the message.
+
+    Raises:
+        WeightWatchError: It can't be read, or is no YAML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        return yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except OSError as error:
+        raise WeightWatchError(f"No {what} at {path} ({error.strerror}). Give the path of a YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise WeightWatchError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}.") from error
+
+
+def line(node: yaml.Node, keys: Sequence[int | str]) -> int:
+    """Return the line of a key, or where it is missing, of what it is missing from."""
+    number = node.start_mark.line
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            pairs = {name.value: (name, value) for name, value in node.value}
+            if key not in pairs:
+                break
+            name, node = pairs[key]
+            number = name.start_mark.line
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int):
+            node = node.value[key]
+            number = node.start_mark.line
+    return number + 1
+
+
 @dataclass(frozen=True)
 class Document:
     """What a YAML file says.
@@ -37,23 +74,19 @@ class Document:
     nodes: yaml.Node
 
     @classmethod
-    def read(cls, path: Path) -> "Document":
+    def read(cls, path: Path, what: str) -> "Document":
         """Read a file.
+
+        Args:
+            path: The file.
+            what: What it should be, for the message.
 
         Raises:
             WeightWatchError: It can't be read, is no YAML, or holds no keys.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-            data, nodes = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
-        except OSError as error:
-            raise WeightWatchError(f"{path} can't be read ({error.strerror}).") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f", line {mark.line + 1}" if mark else ""
-            raise WeightWatchError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}.") from error
+        data, nodes = parse(path, what)
         if not isinstance(data, dict) or nodes is None:
-            raise WeightWatchError(f"{path}: expected keys such as `name:`, found {data!r}.")
+            raise WeightWatchError(f"{path}: expected keys and values, found {data!r}.")
         return cls(path, data, nodes)
 
     def validate(self, model: type[Model], values: Mapping[str, Any]) -> Model:
@@ -69,22 +102,7 @@ class Document:
             first = error.errors()[0]
             keys = _keys(self.data, first["loc"])
             told = _explain(model, keys, first)
-            raise WeightWatchError(f"{self.path}, line {self._line(keys)}: {told}") from None
-
-    def _line(self, keys: Sequence[int | str]) -> int:
-        """Return the line of a key, or where it is missing, of what it is missing from."""
-        node, line = self.nodes, self.nodes.start_mark.line
-        for key in keys:
-            if isinstance(node, yaml.MappingNode):
-                pairs = {name.value: (name, value) for name, value in node.value}
-                if key not in pairs:
-                    break
-                name, node = pairs[key]
-                line = name.start_mark.line
-            elif isinstance(node, yaml.SequenceNode) and isinstance(key, int):
-                node = node.value[key]
-                line = node.start_mark.line
-        return line + 1
+            raise WeightWatchError(f"{self.path}, line {line(self.nodes, keys)}: {told}") from None
 
 
 def _keys(data: Any, location: Sequence[int | str]) -> list[int | str]:

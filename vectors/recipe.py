@@ -71,8 +71,8 @@ class Recipe(Strict):
         for side in ("positive", "negative"):
             if unwritten is not None and not getattr(self.systems, side):
                 raise ValueError(
-                    f"systems.{side} is empty and {unwritten!r} has no written answers; give system prompts under which "
-                    "the model answers it, or write its answers"
+                    f"systems.{side} is empty and {unwritten!r} has no written answers; give system prompts under "
+                    "which the model answers it, or write its answers"
                 )
         return self
 
@@ -151,7 +151,7 @@ def _load(path: Path, children: tuple[Path, ...]) -> Recipe:
     """Read a file whose chain of extending files led here."""
     if path.resolve() in children:
         raise WeightWatchError(f"{path} extends itself, by way of {children[-1].name}.")
-    document = Document.read(path)
+    document = Document.read(path, "recipe")
     values: dict[str, Any] = {}
     parent, neutral = (document.data.get(key) for key in ("extends", "neutral"))
     if isinstance(parent, str):

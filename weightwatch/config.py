@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from weightwatch.grouping import Layer
+from weightwatch.vectors.document import line, parse
 from weightwatch.vectors.errors import WeightWatchError
 
 Metric: TypeAlias = Literal["cosine", "reach_cosine", "dose", "z"]
@@ -135,32 +136,19 @@ class Config(_Strict):
             return source
         title, lines = "config", None
         if isinstance(source, str | Path):
-            title, (source, lines) = str(source), _parse(Path(source))
+            title, (source, lines) = str(source), parse(Path(source), "config")
         if source is not None and not isinstance(source, Mapping):
             raise WeightWatchError(f"{title}: expected keys such as `directions:`, found {source!r}.")
         try:
             return cls.model_validate(dict(source or {}))
         except ValidationError as error:
             first = _first(error)
-            where = f"{title}, line {_line(lines, first['loc'])}" if lines is not None else title
+            where = f"{title}, line {line(lines, _keys(first['loc']))}" if lines is not None else title
             raise WeightWatchError(f"{where}: {_explain(first)}") from None
 
     def to_yaml(self) -> str:
         """Return the settings, defaults included, as YAML that ``load`` reads."""
         return yaml.safe_dump(self.model_dump(by_alias=True, exclude_none=True), sort_keys=False)
-
-
-def _parse(path: Path) -> tuple[Any, yaml.Node | None]:
-    """Return what a YAML file says, and its nodes, which know their lines."""
-    try:
-        text = path.read_text()
-        return yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
-    except OSError as error:
-        raise WeightWatchError(f"No config at {path} ({error.strerror}). Give the path of a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise WeightWatchError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}.") from error
 
 
 # Where pydantic's own words don't finish the sentence "it should be …".
@@ -187,22 +175,6 @@ def _first(error: ValidationError) -> Any:
 def _keys(location: Iterable[int | str]) -> list[int | str]:
     """Return a location without the names that pydantic gives to the branches of a union."""
     return [part for part in location if part not in ("Layers", "Modules") and not str(part).startswith("literal[")]
-
-
-def _line(node: yaml.Node, location: Iterable[int | str]) -> int:
-    """Return the line of a key, or where it is missing, of what it is missing from."""
-    line = node.start_mark.line
-    for key in _keys(location):
-        if isinstance(node, yaml.MappingNode):
-            pairs = {name.value: (name, value) for name, value in node.value}
-            if key not in pairs:
-                break
-            name, node = pairs[key]
-            line = name.start_mark.line
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int):
-            node = node.value[key]
-            line = node.start_mark.line
-    return line + 1
 
 
 def _explain(first: Any) -> str:
