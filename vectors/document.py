@@ -108,8 +108,8 @@ class Document:
 def _keys(data: Any, location: Sequence[int | str]) -> list[int | str]:
     """Return a location without the tags that pydantic puts into it where a union chose one of its models."""
     keys: list[int | str] = []
-    for number, part in enumerate(location):
-        if isinstance(data, Mapping) and part not in data and number < len(location) - 1 and part in data.values():
+    for part in location:
+        if isinstance(data, Mapping) and part not in data and part in data.values():
             continue
         keys.append(part)
         try:
@@ -142,6 +142,7 @@ def _known(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
 _WANTED = {
     "string_type": "a text; put it in quotes",
     "string_too_short": "a text that is not empty",
+    "string_pattern_mismatch": "letters, digits, dots, dashes and underscores",
     "too_short": "a list of at least one",
     "list_type": "a list",
     "model_type": "keys and values",

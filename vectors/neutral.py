@@ -26,7 +26,7 @@ class NeutralTask(Item):
     def _options_apart(self) -> "NeutralTask":
         if self.format == "choice" and not self.wrong:
             raise ValueError("a choice needs `wrong`, the texts that the right ones are compared with")
-        self._check(self.right, self.wrong, "the right and the wrong texts")
+        self._check(self.right, self.wrong, "right and wrong")
         return self
 
 

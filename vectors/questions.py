@@ -1,6 +1,6 @@
 """What a model is asked: the questions that a direction is built from, and the items that judge it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -29,7 +29,7 @@ def apart(one: list[str], other: list[str], names: str) -> None:
     both = {alike(text) for text in one} & {alike(text) for text in other}
     shared = next((text for text in one if alike(text) in both), None)
     if shared is not None:
-        raise ValueError(f"{shared!r} is among {names}; it can be only one of the two")
+        raise ValueError(f"{shared!r} is both {names}; it can be only one of the two")
 
 
 def distinguishable(one: list[str], other: list[str], names: str) -> None:
@@ -42,7 +42,7 @@ def distinguishable(one: list[str], other: list[str], names: str) -> None:
             inside = next((part for part in shorter if holds(text, part)), None)
             if inside is not None:
                 raise ValueError(
-                    f"among {names} {text!r} holds {inside!r}, so an answer with the first would count as both"
+                    f"{text!r} holds {inside!r} of the other side, so an answer with it would be both {names}"
                 )
 
 
@@ -64,13 +64,15 @@ class Question(Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str | Mapping | Question):
+            raise ValueError(f"{value!r} is not allowed; it should be a text in quotes, or keys such as `text:`")
         return {"text": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _both_or_none(self) -> "Question":
         if bool(self.positive) != bool(self.negative):
             raise ValueError("has written answers of one kind only; give both `positive` and `negative`, or neither")
-        apart(self.positive, self.negative, "the positive and the negative answers")
+        apart(self.positive, self.negative, "positive and negative")
         return self
 
     @property
@@ -145,5 +147,5 @@ class EvaluationItem(Item):
 
     @model_validator(mode="after")
     def _options_apart(self) -> "EvaluationItem":
-        self._check(self.positive, self.negative, "the positive and the negative texts")
+        self._check(self.positive, self.negative, "positive and negative")
         return self

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from weightwatch.vectors.document import Document, Strict, Text
+from weightwatch.vectors.document import Document, Strict, Text, line
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.neutral import PACKAGED as _NEUTRAL
 from weightwatch.vectors.neutral import NeutralTasks
@@ -65,49 +65,50 @@ class Recipe(Strict):
     neutral: NeutralTasks = Field(default_factory=NeutralTasks.load)
     extends: str | None = None
 
-    @model_validator(mode="after")
-    def _answers_can_be_had(self) -> "Recipe":
-        unwritten = next((question.text for question in self.questions.building if not question.written), None)
-        for side in ("positive", "negative"):
-            if unwritten is not None and not getattr(self.systems, side):
-                raise ValueError(
-                    f"systems.{side} is empty and {unwritten!r} has no written answers; give system prompts under "
-                    "which the model answers it, or write its answers"
-                )
-        return self
+    @field_validator("questions")
+    @classmethod
+    def _answers_can_be_had(cls, questions: Questions, others: ValidationInfo) -> Questions:
+        systems = others.data.get("systems")
+        unwritten = next((question.text for question in questions.building if not question.written), None)
+        if unwritten is not None and systems is not None and not (systems.positive and systems.negative):
+            raise ValueError(
+                f"{unwritten!r} has no written answers, and `systems` has no prompts under which the model would give "
+                "them; write at least one for each side"
+            )
+        return questions
 
-    @model_validator(mode="after")
-    def _answers_can_be_judged(self) -> "Recipe":
-        if isinstance(self.judge, AnswersJudge):
-            for question in [*self.questions.building, *self.questions.held_out]:
+    @field_validator("judge")
+    @classmethod
+    def _answers_can_be_judged(cls, judge: Judge, others: ValidationInfo) -> Judge:
+        questions = others.data.get("questions")
+        if isinstance(judge, AnswersJudge) and questions is not None:
+            for question in [*questions.building, *questions.held_out]:
                 if not question.written:
-                    raise ValueError(f"judge is `by: answers`, and {question.text!r} has no written answers")
-                try:
-                    distinguishable(question.positive, question.negative, "the written answers")
-                except ValueError as error:
-                    raise ValueError(
-                        f"judge is `by: answers`, and {question.text!r} can't be judged: {error}"
-                    ) from None
-        return self
+                    raise ValueError(f"with `by: answers` each question needs written ones; {question.text!r} has none")
+                distinguishable(question.positive, question.negative, "positive and negative")
+        return judge
 
-    @model_validator(mode="after")
-    def _evaluation_is_new(self) -> "Recipe":
-        built = {alike(question.text) for question in self.questions.building}
+    @field_validator("evaluation")
+    @classmethod
+    def _evaluation_is_new(cls, evaluation: list[EvaluationItem], others: ValidationInfo) -> list[EvaluationItem]:
+        questions = others.data.get("questions")
+        built = {alike(question.text) for question in questions.building} if questions else set()
         seen: set[tuple[str | None, str]] = set()
-        for item in self.evaluation:
+        for item in evaluation:
             asked = (item.system, alike(item.prompt))
             if asked in seen:
-                raise ValueError(f"evaluation asks {item.prompt!r} twice")
+                raise ValueError(f"{item.prompt!r} is asked twice")
             if asked[1] in built:
-                raise ValueError(f"evaluation asks {item.prompt!r}, which is a building question")
+                raise ValueError(f"{item.prompt!r} is a building question; what was learned is no evidence")
             seen.add(asked)
-        return self
+        return evaluation
 
-    @model_validator(mode="after")
-    def _shuffled_is_a_control(self) -> "Recipe":
-        if self.shuffled is not None and self.kind != "control":
-            raise ValueError("a recipe with `shuffled` shows no behaviour any more; give it `kind: control`")
-        return self
+    @field_validator("shuffled")
+    @classmethod
+    def _shuffled_is_a_control(cls, shuffled: int | None, others: ValidationInfo) -> int | None:
+        if shuffled is not None and others.data.get("kind") == "behaviour":
+            raise ValueError("with shuffled labels no behaviour is left; give the recipe `kind: control`")
+        return shuffled
 
     @property
     def digest(self) -> str:
@@ -154,14 +155,16 @@ def _load(path: Path, children: tuple[Path, ...]) -> Recipe:
     document = Document.read(path, "recipe")
     values: dict[str, Any] = {}
     parent, neutral = (document.data.get(key) for key in ("extends", "neutral"))
-    if isinstance(parent, str):
-        try:
+    key = "extends"
+    try:
+        if isinstance(parent, str):
             extended = _load(_find(parent, path.parent), (*children, path.resolve()))
-        except WeightWatchError as error:
-            raise WeightWatchError(f"{path}: extends: {error}") from None
-        values = {field: getattr(extended, field) for field in Recipe.model_fields if field != "name"}
-    values |= document.data
-    if isinstance(neutral, str):
-        beside = path.parent / neutral
-        values["neutral"] = NeutralTasks.load(beside if beside.is_file() else neutral)
+            values = {field: getattr(extended, field) for field in Recipe.model_fields if field != "name"}
+        values |= document.data
+        key = "neutral"
+        if isinstance(neutral, str):
+            beside = path.parent / neutral
+            values[key] = NeutralTasks.load(beside if beside.is_file() else neutral)
+    except WeightWatchError as error:
+        raise WeightWatchError(f"{path}, line {line(document.nodes, [key])}: {key}: {error}") from None
     return document.validate(Recipe, values)
