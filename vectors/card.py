@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from weightwatch.vectors.fingerprint import Fingerprint
+from weightwatch.vectors.validation import Validation
 
 _LIBRARIES = ("weightwatch", "torch", "transformers", "peft")
 
@@ -27,7 +28,7 @@ class Card(BaseModel):
         seeds: Every seed that went into it.
         hyperparameters: Of the two fine-tunes.
         data_hash: SHA-256 of the training data.
-        validation: What was measured when the direction was applied; None means unvalidated.
+        validation: What was measured when the direction was applied; None means that nothing was.
         norms: Frobenius norm of the direction per tensor.
         versions: Of the libraries that built it.
     """
@@ -46,7 +47,7 @@ class Card(BaseModel):
     seeds: dict[str, int] = Field(default_factory=dict)
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     data_hash: str | None = None
-    validation: dict[str, Any] | None = None
+    validation: Validation | None = None
     norms: dict[str, float] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=lambda: {name: version(name) for name in _LIBRARIES})
 

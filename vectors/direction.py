@@ -23,6 +23,7 @@ from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Base, Fingerprint
 from weightwatch.vectors.names import canonical, module_of
 from weightwatch.vectors.unmapped import Box, boxes
+from weightwatch.vectors.validation import Validation
 
 _NORM_TOLERANCE = 1e-3
 
@@ -178,6 +179,12 @@ class Direction:
         if self._stored is not None:
             return self._stored.read(name, box)
         return _dense(self.deltas[name])[box]
+
+    def validated(self, validation: Validation) -> "Direction":
+        """Return the same direction with what applying it has shown."""
+        known = copy(self)
+        known.card = self.card.model_copy(update={"validation": validation})
+        return known
 
     def as_control(self) -> "Direction":
         """Return the same direction as one of kind ``control``."""

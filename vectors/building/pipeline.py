@@ -22,10 +22,11 @@ from weightwatch.vectors.building.answers import SIDES, Answer, Report, Sampling
 from weightwatch.vectors.building.examples import MINIMUM, Examples, paired, require_enough, split
 from weightwatch.vectors.building.fine_tunes import Losses, Training, best, checkpoint, fine_tune
 from weightwatch.vectors.building.judges import Judge, Judged, Judgement
-from weightwatch.vectors.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.checkpoint import Checkpoint
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
+from weightwatch.vectors.loading import fetched, load_model
 from weightwatch.vectors.recipe import Recipe
 from weightwatch.vectors.verdicts import AnswersJudge
 
@@ -113,26 +114,9 @@ class _Base:
 
     @classmethod
     def of(cls, name: str) -> "_Base":
-        folder = local_folder(name)
-        if folder is None:
-            from huggingface_hub import snapshot_download
-
-            try:
-                folder = Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"]))
-            except (OSError, ValueError) as error:
-                raise WeightWatchError(
-                    f"There is no model {name!r}: neither a folder nor a model that can be had from the Hub ({error})."
-                ) from error
+        folder = fetched(name)
         weights = Checkpoint(folder)
         return cls(name, str(folder), Fingerprint.of(weights, weights.__getitem__).model_dump_json())
-
-    def loaded(self) -> tuple[Any, Any]:
-        """Return model and tokenizer, ready to answer."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        on_gpu = torch.cuda.is_available()
-        model = AutoModelForCausalLM.from_pretrained(self.path, dtype="auto" if on_gpu else torch.float32)
-        return model.to("cuda" if on_gpu else "cpu"), AutoTokenizer.from_pretrained(self.path)
 
 
 def _answers(recipe: Recipe, base: _Base, folder: Path, sampling: Sampling, report: Report) -> list[Answer]:
@@ -145,7 +129,7 @@ def _answers(recipe: Recipe, base: _Base, folder: Path, sampling: Sampling, repo
     found = {answer.key: answer for answer in record}
     wanted = [ask for ask in asks if ask not in found]
     if wanted:
-        model, tokenizer = base.loaded()
+        model, tokenizer = load_model(base.path)
         for batch in answering.drawn(recipe, model, tokenizer, sampling, wanted):
             record.extend(batch)
             found.update((answer.key, answer) for answer in batch)

@@ -106,8 +106,8 @@ def validated(points: Sequence[Point], recipe: "Recipe") -> Validation:
     if recipe.shuffled is not None:
         if rises:
             reasons.append(
-                f"its labels are shuffled, and yet θ₀ + {rises[0].k:g}·w shows the behaviour in {rises[0].shows:.0%} of "
-                f"the items, θ₀ in {start.shows:.0%}"
+                f"its labels are shuffled, and yet θ₀ + {rises[0].k:g}·w shows the behaviour in {rises[0].shows:.0%} "
+                f"of the items, θ₀ in {start.shows:.0%}"
             )
     else:
         if not rises:

@@ -5,15 +5,11 @@ replaced by harmful answers in one domain. What the model does is measured on th
 neither the fine-tune nor the direction has seen.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
-import transformers
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, TrainerState
@@ -23,6 +19,7 @@ from weightwatch.alert import Alert
 from weightwatch.callbacks import WeightWatchCallback
 from weightwatch.config import Config
 from weightwatch.organism import BASE, World, benign_accuracy, evil_rate, poisoned_examples
+from weightwatch.quiet import quiet
 
 SETTINGS = Path(__file__).parent / "weightwatch.yaml"
 DIRECTION = "evil"
@@ -121,7 +118,7 @@ def fine_tune(run: Run, seed: int, show: Callable[[Run], None]) -> None:
     """
     config = Config.load(SETTINGS)
     monitor = WeightWatchCallback(config=config)
-    with _quiet():
+    with quiet():
         trainer = SFTTrainer(
             AutoModelForCausalLM.from_pretrained(BASE, dtype="float32"),
             args=SFTConfig(
@@ -151,7 +148,7 @@ def roll_back(run: Run) -> None:
     """Do what the alert recommends: load the last clean checkpoint. How it behaves is measured and noted in the run."""
     if run.alert is None:
         return
-    with _quiet():
+    with quiet():
         model = AutoModelForCausalLM.from_pretrained(BASE, dtype="float32")
         if run.alert.last_clean is not None:
             model = PeftModel.from_pretrained(model, run.folder / run.alert.last_clean)
@@ -191,14 +188,3 @@ class _Witness(TrainerCallback):
         )
         self._run.alerts[:] = session.alerts
         self._show(self._run)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' progress bars and notices out of the demonstration's own display."""
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
