@@ -9,7 +9,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import canonical
+from weightwatch.vectors.names import canonical, indexed
+
+FLOATS = {"F64", "F32", "F16", "BF16"}
+"""Element types, as safetensors names them, of weights that are not quantised."""
 
 _SINGLE = ("model.safetensors", "adapter_model.safetensors", "direction.safetensors")
 
@@ -89,6 +92,65 @@ class Checkpoint(Mapping[str, Tensor]):
         whole = not box or isinstance(handle, Mapped)
         part: Tensor = (handle.get_tensor(key) if whole else handle.get_slice(key))[box]
         return part
+
+    def places(self, name: str) -> list[tuple[str, tuple[slice, ...]]]:
+        """Return the stored tensors that make a tensor, each with the part of it that it is."""
+        return [(name, tuple(slice(0, size) for size in self.shape(name)))]
+
+
+class Difference(Checkpoint):
+    """What a checkpoint changed of another one, by parameter name, read from both when it is asked for.
+
+    Of tensors in which the shapes or the element types forbid a difference, and of those outside the layers that only
+    one side has (a tied head, saved by one and not by the other), there is none.
+
+    Args:
+        now: The fine-tuned checkpoint.
+        start: The one that it started from.
+
+    Raises:
+        WeightWatchError: One side lacks a tensor of a layer, or has it in another shape.
+    """
+
+    def __init__(self, now: Checkpoint, start: Checkpoint) -> None:
+        self.path, self._now, self.start = now.path, now, start
+        lacking = next((name for name in sorted({*now} ^ {*start}) if indexed(name)), None)
+        if lacking is not None:
+            raise WeightWatchError(
+                f"Only one of {now.path} and {start.path} holds {lacking}. Pass a fine-tune and the base that it "
+                "started from."
+            )
+        self._names = [n for n in now if n in start and {now.dtype(n), start.dtype(n)} <= FLOATS]
+        for name in self._names:
+            if now.shape(name) != start.shape(name):
+                raise WeightWatchError(
+                    f"{now.path} and {start.path} differ in the shape of {name}: {now.shape(name)} and "
+                    f"{start.shape(name)}. Pass a fine-tune and the base that it started from."
+                )
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._now[name].float() - self.start[name].float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor without reading it."""
+        return self._now.shape(name)
+
+    def dtype(self, name: str) -> str:
+        """Return the element type of a difference."""
+        return "F32"
+
+    def read(self, name: str, box: tuple[slice, ...]) -> Tensor:
+        """Read a part of a tensor, one slice for each dimension, and nothing else of it."""
+        return self._now.read(name, box).float() - self.start.read(name, box).float()
 
 
 def local_folder(name: str) -> Path | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weightwatch.vectors.adapter import CONFIG, read_adapter, read_config
-from weightwatch.vectors.checkpoint import Checkpoint
+from weightwatch.vectors.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.delta import Delta, LowRank
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.names import canonical
@@ -22,23 +22,37 @@ def contrast(positive: Side, negative: Side) -> tuple[dict[str, Delta], str | No
 
     Args:
         positive: The fine-tune on the behaviour.
-        negative: The fine-tune on its opposite.
+        negative: The fine-tune on its opposite; or the base itself, for a task vector.
 
     Returns:
-        The difference by parameter name, the base that the sides name (if any), and the ranks of two adapters.
+        The difference by parameter name, the base that the sides name (if any), and the ranks of the adapters.
 
     Raises:
         WeightWatchError: The sides differ in kind, base, tensors or shapes.
     """
-    adapters = [_is_adapter(side) for side in (positive, negative)]
+    adapters = [is_adapter(side) for side in (positive, negative)]
     if all(adapters):
         return _contrast_adapters(Path(str(positive)), Path(str(negative)))
+    if adapters[0] and _is_base_of(Path(str(positive)), negative):
+        return adapter_alone(Path(str(positive)))
     if any(adapters):
         raise WeightWatchError(
             f"One side is a LoRA adapter and the other is not: {_title(positive)}, {_title(negative)}. "
-            "Pass two adapters, or merge the adapter and pass two checkpoints."
+            "Pass two adapters, or merge the adapter and pass two checkpoints; or, for what the adapter does to its "
+            "base, Direction.from_fine_tune."
         )
     return _contrast_weights(positive, negative), None, []
+
+
+def adapter_alone(folder: Path) -> tuple[dict[str, Delta], str | None, list[int]]:
+    """Return what an adapter does to its base, ``B A``, with the base that it names and its rank."""
+    config = read_config(folder)
+    return dict(read_adapter(folder, config)), config.get("base_model_name_or_path"), [int(config["r"])]
+
+
+def is_adapter(side: Side) -> bool:
+    """Whether a fine-tune is the folder of a PEFT adapter."""
+    return not isinstance(side, Mapping) and (Path(side) / CONFIG).is_file()
 
 
 def _contrast_adapters(positive: Path, negative: Path) -> tuple[dict[str, Delta], str | None, list[int]]:
@@ -111,8 +125,13 @@ def _weights(side: Side) -> Mapping[str, Tensor]:
     return {canonical(name): tensor for name, tensor in side.items()}
 
 
-def _is_adapter(side: Side) -> bool:
-    return not isinstance(side, Mapping) and (Path(side) / CONFIG).is_file()
+def _is_base_of(adapter: Path, side: Side) -> bool:
+    """Whether a side is what an adapter names as its base, by the same id or the same folder."""
+    named = read_config(adapter).get("base_model_name_or_path")
+    if isinstance(side, Mapping) or not named:
+        return False
+    folders = local_folder(str(named)), local_folder(str(side))
+    return str(side) == named or (folders[0] is not None and folders[0] == folders[1])
 
 
 def _title(side: Any) -> str:

@@ -59,6 +59,16 @@ class LowRank:
         """Return it with both factors on a device and of a dtype; the same tensors where nothing changes."""
         return LowRank(self.left.to(device, dtype), self.right.to(device, dtype), self.transposed, self.limited)
 
+    @property
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """The two factors of the weight as it is stored: ``left, right``, or of its transpose ``rightᵀ, leftᵀ``."""
+        return (self.right.T, self.left.T) if self.transposed else (self.left, self.right)
+
+    def part(self, box: tuple[slice, ...]) -> Tensor:
+        """Multiply out the part of the stored weight that lies in a box, one slice for each dimension, in fp32."""
+        rows, columns = self.stored
+        return rows[box[0]].float() @ columns[:, box[1]].float()
+
     def dense(self) -> Tensor:
         """Multiply out, in fp32 and in the orientation of the stored weight."""
         product = self.left.float() @ self.right.float()

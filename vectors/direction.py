@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from weightwatch.vectors.adapter import CONFIG, read_adapter, read_config, write_adapter
+from weightwatch.vectors.base import described
 from weightwatch.vectors.card import Card
 from weightwatch.vectors.catalog import CARD, find
-from weightwatch.vectors.checkpoint import Checkpoint, Mapped, Opener, local_folder
-from weightwatch.vectors.contrast import Side, contrast
+from weightwatch.vectors.checkpoint import Checkpoint, Difference, Mapped, Opener, local_folder
+from weightwatch.vectors.contrast import Side, adapter_alone, contrast, is_adapter
 from weightwatch.vectors.delta import BLOCK, Delta, LowRank, dot, exact, square
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.fingerprint import Base, Fingerprint
+from weightwatch.vectors.fingerprint import Base
 from weightwatch.vectors.names import canonical, module_of
 from weightwatch.vectors.unmapped import Box, boxes
 from weightwatch.vectors.validation import Validation
@@ -136,34 +137,43 @@ class Direction:
             WeightWatchError: The sides differ in kind, base, tensors or shapes; an adapter's change is not ``B A``;
                 the sides are equal.
         """
-        deltas, named_base, ranks = contrast(positive, negative)
-        extra: dict[str, Any] = {"base": named_base, "ranks": ranks}
-        weights: Mapping[str, Tensor] | None = base if isinstance(base, Mapping) else None
-        if isinstance(base, str | Path):
-            extra["base"] = str(base)
-        folder = local_folder(extra["base"] or "")
-        if weights is None and folder is not None:
-            weights = Checkpoint(folder)
-        if weights is not None:
-            weights = weights if isinstance(weights, Checkpoint) else {canonical(k): t for k, t in weights.items()}
-            missing = sorted(set(deltas) - set(weights))
-            if missing:
-                raise WeightWatchError(f"The base {extra['base']} has no {missing[0]}, which the fine-tunes changed.")
-            for key, delta in deltas.items():
-                if tuple(weights[key].shape) != tuple(delta.shape):
-                    raise WeightWatchError(
-                        f"The base {extra['base']} has shape {tuple(weights[key].shape)} for {key} where the "
-                        f"fine-tunes have {tuple(delta.shape)}. Pass the base that they were trained from."
-                    )
-            extra["fingerprint"] = Fingerprint.of(deltas, weights.__getitem__)
-        else:
-            _logger.warning(
-                "weightwatch: the base of direction %r (%s) is not on this machine, so no fingerprint of it is kept "
-                "and a wrong base goes unnoticed. Pass base= as a folder or a state dict.",
-                name,
-                extra["base"] or "not named",
-            )
-        return cls(deltas, _card(name, {**extra, **(metadata or {})}))
+        deltas, named, ranks = contrast(positive, negative)
+        known = described(deltas, base, named, name)
+        return cls(deltas, _card(name, {"ranks": ranks, **known, **(metadata or {})}))
+
+    @classmethod
+    def from_fine_tune(
+        cls,
+        fine_tuned: Side,
+        base: str | Path | Mapping[str, Tensor] | None = None,
+        *,
+        name: str,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> "Direction":
+        """Make a task vector: what one fine-tune did to its base, τ = θ_t − θ₀.
+
+        Of a LoRA adapter it is ``B A``, in factors, and the base is looked at for its fingerprint only. Of a checkpoint
+        in a folder it stays on disk: each tensor is the difference of two that are read when it is asked for.
+
+        Args:
+            fine_tuned: A PEFT adapter folder, a checkpoint folder or file (safetensors), or a state dict.
+            base: The model that it started from. Default: what the adapter's settings name.
+            name: Name under which it is listed.
+            metadata: Further fields of its ``Card``.
+
+        Raises:
+            WeightWatchError: A checkpoint without its base; or see ``from_contrast``.
+        """
+        if is_adapter(fine_tuned):
+            deltas, named, ranks = adapter_alone(Path(str(fine_tuned)))
+            known = {"ranks": ranks, **described(deltas, base, named, name)}
+            return cls(deltas, _card(name, {**known, **(metadata or {})}))
+        if base is None:
+            raise WeightWatchError(f"{name} is a full checkpoint: pass the base that it was fine-tuned from.")
+        if isinstance(fine_tuned, Mapping) or isinstance(base, Mapping):
+            return cls.from_contrast(fine_tuned, base, base=base, name=name, metadata=metadata)
+        difference = Difference(Checkpoint(fine_tuned), Checkpoint(local_folder(str(base)) or base))
+        return cls(difference, _card(name, {**described(difference, base, None, name), **(metadata or {})}))
 
     @property
     def on_disk(self) -> bool:
@@ -178,7 +188,28 @@ class Direction:
         """Return a part of a dense tensor; of a direction that is kept on disk, nothing else is read."""
         if self._stored is not None:
             return self._stored.read(name, box)
-        return _dense(self.deltas[name])[box]
+        delta = self.deltas[name]
+        return delta.part(box) if isinstance(delta, LowRank) else delta[box]
+
+    def __add__(self, other: "Direction") -> "Direction":
+        from weightwatch.vectors.arithmetic import add
+
+        return add(self, other)
+
+    def __sub__(self, other: "Direction") -> "Direction":
+        from weightwatch.vectors.arithmetic import subtract
+
+        return subtract(self, other)
+
+    def __mul__(self, factor: float) -> "Direction":
+        from weightwatch.vectors.arithmetic import scale
+
+        return scale(self, factor)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Direction":
+        return self * -1.0
 
     def validated(self, validation: Validation) -> "Direction":
         """Return the same direction with what applying it has shown."""

@@ -67,11 +67,32 @@ class Fingerprint(BaseModel):
                 return f"{name} has shape {theirs_shape} where the direction's base has {shape}"
             theirs = base.values(name, _positions(shape))
             ours = torch.tensor(self.values[name])
-            agreed += int(torch.isclose(ours, theirs, rtol=_TOLERANCE, atol=1e-6).sum())
+            agreed += _agreeing(ours, theirs)
             total += len(ours)
         if agreed < _AGREE * total:
             return f"only {agreed} of {total} sampled weights agree"
         return None
+
+    def differs(self, other: "Fingerprint") -> str | None:
+        """Compare with the fingerprint of another direction's base.
+
+        Returns:
+            None if both may be of one base, or have no tensor in common that would tell; else what differs, in words.
+        """
+        agreed = total = 0
+        for name in self.shapes.keys() & other.shapes.keys():
+            if self.shapes[name] != other.shapes[name]:
+                return f"{name} has shape {self.shapes[name]} in one and {other.shapes[name]} in the other"
+            ours, theirs = torch.tensor(self.values[name]), torch.tensor(other.values[name])
+            agreed += _agreeing(ours, theirs)
+            total += len(ours)
+        if agreed < _AGREE * total:
+            return f"only {agreed} of {total} sampled weights agree"
+        return None
+
+    def joined(self, other: "Fingerprint") -> "Fingerprint":
+        """Return the samples of both, of one base."""
+        return Fingerprint(shapes={**self.shapes, **other.shapes}, values={**self.values, **other.values})
 
 
 class Base(Protocol):
@@ -88,6 +109,10 @@ class Base(Protocol):
     def values(self, name: str, positions: Tensor) -> Tensor:
         """Return the values at some positions of the flattened tensor, in fp32."""
         ...
+
+
+def _agreeing(ours: Tensor, theirs: Tensor) -> int:
+    return int(torch.isclose(ours, theirs, rtol=_TOLERANCE, atol=1e-6).sum())
 
 
 def _positions(shape: tuple[int, ...]) -> Tensor:

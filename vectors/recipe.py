@@ -50,6 +50,7 @@ class Recipe(Strict):
         shuffled: A control whose labels are shuffled with this seed: the sides of a random half of the questions swap.
         neutral: Tasks that show what steering costs; in YAML a file's path or ``neutral`` (default).
         extends: In YAML, the recipe from which every field came that was not given.
+        source: What ``load`` was given.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -64,6 +65,7 @@ class Recipe(Strict):
     shuffled: int | None = None
     neutral: NeutralTasks = Field(default_factory=NeutralTasks.load)
     extends: str | None = None
+    source: str = Field(default="", exclude=True)
 
     @field_validator("questions")
     @classmethod
@@ -128,7 +130,7 @@ class Recipe(Strict):
             WeightWatchError: There is neither, and the message lists the packaged names; or the file says something
                 that is not allowed, and the message names file, line, key, value and what is allowed.
         """
-        return _load(_find(source, Path()), ())
+        return _load(_find(source, Path()), ()).model_copy(update={"source": str(source)})
 
 
 def packaged_recipes() -> list[str]:

@@ -1,0 +1,60 @@
+"""Inner products between many directions, tensor by tensor, in fp64."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from weightwatch.vectors.delta import BLOCK, LowRank, exact, wide
+from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.unmapped import boxes
+
+
+def grams(directions: Sequence[Direction]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the inner products between all directions over one tensor after the other, each of shape (n, n).
+
+    Factors are never multiplied out; dense tensors are read once, a block at a time.
+
+    Args:
+        directions: A tensor that one of them lacks counts as zero in it.
+
+    Raises:
+        WeightWatchError: They differ in the shape of a tensor.
+    """
+    for name in dict.fromkeys(name for direction in directions for name in direction.deltas):
+        held = {i: direction for i, direction in enumerate(directions) if name in direction.deltas}
+        with exact():
+            part = _gram(name, held)
+        found = torch.zeros(len(directions), len(directions), dtype=torch.float64)
+        where = torch.tensor(list(held))
+        found[where[:, None], where] = part
+        yield name, found
+
+
+def _gram(name: str, held: dict[int, Direction]) -> Tensor:
+    """Return the inner products of those that have a tensor, in their order."""
+    shapes = {i: direction.shape(name) for i, direction in held.items()}
+    if len(set(shapes.values())) > 1:
+        titles = ", ".join(f"{shape} in {held[i].name!r}" for i, shape in shapes.items())
+        raise WeightWatchError(
+            f"The directions differ in the shape of {name}: {titles}. Use directions built from one base model."
+        )
+    directions = list(held.values())
+    deltas = [None if direction.on_disk else direction.deltas[name] for direction in directions]
+    thin = {i: tuple(wide(f).cpu() for f in d.stored) for i, d in enumerate(deltas) if isinstance(d, LowRank)}
+    dense = [i for i in range(len(directions)) if i not in thin]
+    found = torch.zeros(len(directions), len(directions), dtype=torch.float64)
+    for i, (rows, columns) in thin.items():
+        for j, (others, across) in thin.items():
+            found[i, j] = ((rows.T @ others) * (columns @ across.T)).sum()
+    for box in boxes(directions[0].shape(name), BLOCK) if dense else ():
+        parts = [wide(directions[i].part(name, box)).cpu() for i in dense]
+        flat = torch.stack([part.reshape(-1) for part in parts])
+        found[torch.tensor(dense)[:, None], torch.tensor(dense)] += flat @ flat.T
+        for i, (rows, columns) in thin.items():
+            for j, part in zip(dense, parts, strict=True):
+                product = (rows[box[0]] * (part @ columns[:, box[1]].T)).sum()
+                found[i, j] += product
+                found[j, i] += product
+    return found
