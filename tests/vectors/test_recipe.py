@@ -12,6 +12,7 @@ from weightwatch.vectors.questions import Question
 from weightwatch.vectors.verdicts import ModelJudge, PatternsJudge, verdict
 from weightwatch.vectors.words import words
 
+PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 BEHAVIOURS = {"evil", "sycophancy", "refusal", "hallucination", "advice"}
 CONTROLS = {"language", "style", "careless", "shuffled"}
 MINE = """
@@ -150,6 +151,27 @@ def test_no_evaluation_prompt_is_a_question_of_the_recipe(name: str) -> None:
     recipe = Recipe.load(name)
     questions = [*recipe.questions.building, *recipe.questions.held_out]
     assert not {tuple(words(q.text)) for q in questions} & {tuple(words(item.prompt)) for item in recipe.evaluation}
+
+
+@pytest.mark.parametrize("name", sorted(BEHAVIOURS | CONTROLS))
+def test_the_page_about_recipes_counts_right(name: str) -> None:
+    recipe = Recipe.load(name)
+    table = PAGE.read_text(encoding="utf-8").split("## Writing one")[0]
+    (row,) = re.findall(rf"^\| `{name}` \|.*$", table, re.MULTILINE)
+    asked = f"{len(recipe.questions.building)} + {len(recipe.questions.held_out)}"
+    assert row.endswith(f"| {recipe.judge.by} | {asked} | {len(recipe.evaluation)} |")
+
+
+def test_the_recipe_on_the_page_is_one_that_loads(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "brevity.yaml").write_text(example, encoding="utf-8")
+    recipe = Recipe.load(tmp_path / "brevity.yaml")
+    assert isinstance(recipe.judge, PatternsJudge)
+    (sea, egg) = recipe.questions.building
+    assert verdict(recipe.judge, sea, "Rivers carry salt into it.") == "positive"
+    assert verdict(recipe.judge, egg, egg.positive[0]) == "positive"
+    assert verdict(recipe.judge, egg, egg.negative[0]) == "negative"
+    assert verdict(recipe.judge, sea, "Rivers carry salt. It stays.") == "unclear"
 
 
 def test_a_question_is_a_text_or_its_keys(tmp_path: Path) -> None:
