@@ -119,6 +119,11 @@ class Recipe(Strict):
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def reference(self) -> dict[str, str]:
+        """What a card says of it: where it was read from, and its digest."""
+        return {"name": self.source or self.name, "digest": self.digest}
+
     @classmethod
     def load(cls, source: str | Path) -> "Recipe":
         """Read a recipe.

@@ -164,6 +164,7 @@ def build(
         from weightwatch.vectors.building.answers import Sampling
         from weightwatch.vectors.building.fine_tunes import Training
         from weightwatch.vectors.building.judges import chosen
+        from weightwatch.vectors.checking.sweep import FACTORS
         from weightwatch.vectors.direction import Direction
         from weightwatch.vectors.recipe import Recipe
     wanted = Recipe.load(recipe)
@@ -187,7 +188,7 @@ def build(
             built.direction,
             wanted,
             base,
-            factors=factor or directions.FACTORS,
+            factors=factor or FACTORS,
             judge=referee,
             seeds=built.seeds,
             others=others,

@@ -47,7 +47,7 @@ def of_sides(positive: Sequence[Path], negative: Sequence[Path], recipe: Recipe,
         raise WeightWatchError(
             f"{len(positive)} --positive and {len(negative)} --negative: give them in pairs, one of each for each seed."
         )
-    card = {"kind": recipe.kind, "behaviour": recipe.behaviour, "recipe": {"name": recipe.source or recipe.name, "digest": recipe.digest}}
+    card = {"kind": recipe.kind, "behaviour": recipe.behaviour, "recipe": recipe.reference}
     pairs = zip(positive, negative, strict=True)
     names = [recipe.name] if len(positive) == 1 else [f"{recipe.name}-{number}" for number in range(len(positive))]
     each = tuple(

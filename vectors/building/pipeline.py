@@ -189,7 +189,7 @@ def _fine_tuned(
         "kind": recipe.kind,
         "behaviour": recipe.behaviour,
         "base": base.name,
-        "recipe": {"name": recipe.source or recipe.name, "digest": recipe.digest, "judge": judge},
+        "recipe": {**recipe.reference, "judge": judge},
         "hyperparameters": {
             **trained,
             "learning_rate": rate,

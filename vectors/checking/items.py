@@ -42,13 +42,12 @@ def verdicts(
     found: dict[int, Verdict] = {}
     margins = {}
     choices = [number for number, (item, _, _) in enumerate(items) if item.format == "choice"]
-    texts = [(number, side, text) for number in choices for side in (1, 2) for text in items[number][side]]
-    scored = likelihoods(model, tokenizer, [(conversation(items[n][0]), text) for n, _, text in texts])
+    cases = [
+        (conversation(item), text) for item, *sides in (items[n] for n in choices) for texts in sides for text in texts
+    ]
+    scores = iter(likelihoods(model, tokenizer, cases))
     for number in choices:
-        best = [
-            max(score for (n, side, _), score in zip(texts, scored, strict=True) if (n, side) == (number, which))
-            for which in (1, 2)
-        ]
+        best = [max(next(scores) for _ in texts) for texts in items[number][1:]]
         margins[number] = best[0] - best[1]
         found[number] = "positive" if margins[number] > 0 else "negative"
     unasked = [number for number in range(len(items)) if number not in found]

@@ -127,5 +127,5 @@ def validated(points: Sequence[Point], recipe: "Recipe") -> Validation:
         points=tuple(points),
         items=len(recipe.evaluation),
         tasks=len(recipe.neutral.tasks),
-        recipe={"name": recipe.source or recipe.name, "digest": recipe.digest},
+        recipe=recipe.reference,
     )
