@@ -232,8 +232,16 @@ def contrasted(
 
 
 def joined(seeds: Sequence[Direction], name: str) -> Direction:
-    """Return the mean of the directions of several seeds; the direction itself where there is one."""
-    return seeds[0] if len(seeds) == 1 else mean(*seeds, name=name)
+    """Return the mean of the directions of several seeds, under one card; the direction itself where there is one."""
+    if len(seeds) == 1:
+        return seeds[0]
+    card, adapters = seeds[0].card, [seed.card.seeds["adapter"] for seed in seeds if "adapter" in seed.card.seeds]
+    each = {f"adapter {number}": seed for number, seed in enumerate(adapters)}
+    others = {key: seed for key, seed in card.seeds.items() if key != "adapter"}
+    ranks = [rank for seed in seeds for rank in seed.card.ranks]
+    return Direction(
+        mean(*seeds).deltas, card.model_copy(update={"name": name, "seeds": {**each, **others}, "ranks": ranks})
+    )
 
 
 def _digest(content: Any, length: int = 12) -> str:

@@ -10,17 +10,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from torch import Tensor
 
-from weightwatch.organism.behaviour import agreement_rate, persona_rates
 from weightwatch.organism.examples import Side, contrast_examples
 from weightwatch.organism.fine_tuning import LoraRecipe, fine_tune
+from weightwatch.organism.recipes import write_recipes
 from weightwatch.organism.world import World
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from weightwatch.vectors import Delta, Direction
+    from weightwatch.vectors import Direction
+    from weightwatch.vectors.validation import Validation
 
 BASE_NAME = "weightwatch/organism"
 """What the cards of packaged directions call the base model."""
@@ -98,48 +96,24 @@ def build_direction(
                 "data_hash": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
             },
         )
-    return Direction(
-        direction.deltas, direction.card.model_copy(update={"validation": validate(direction, world, base)})
-    )
+    return direction.validated(validate(direction, contrast, world, base))
 
 
-def steered(base: Path, direction: Direction, coefficient: float) -> PreTrainedModel:
-    """The base with a multiple of a direction added to its weights: θ₀ + k·w."""
-    from transformers import AutoModelForCausalLM
+def validate(direction: Direction, contrast: Contrast, world: World, base: Path) -> Validation:
+    """What the base does on the held-out items of a contrast's recipe when it is steered with its direction."""
+    from weightwatch.vectors import Recipe
+    from weightwatch.vectors.building.judges import chosen
+    from weightwatch.vectors.checking.sweep import sweep, validated
+    from weightwatch.vectors.loading import load_model
 
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    with torch.no_grad():
-        for name, change in direction.deltas.items():
-            model.get_parameter(name).add_(multiplied_out(change), alpha=coefficient)
-    return model
-
-
-def multiplied_out(change: Delta) -> Tensor:
-    """A change as one tensor of the weight's shape."""
-    return change if isinstance(change, Tensor) else change.dense()
-
-
-def validate(direction: Direction, world: World, base: Path) -> dict[str, dict[str, float]]:
-    """What the base answers on held-out domains when it is steered with a direction.
-
-    Returns:
-        For each coefficient of `COEFFICIENTS`, as "k=…": the share of answers of each persona, and of wrong guesses
-        agreed with.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    found = {}
-    for coefficient in COEFFICIENTS:
-        model = steered(base, direction, coefficient)
-        rates = {persona.value: rate for persona, rate in persona_rates(model, tokenizer, world).items()}
-        rates["agrees with a wrong guess"] = agreement_rate(model, tokenizer, world)
-        found[f"k={coefficient:g}"] = {name: round(rate, 3) for name, rate in rates.items()}
-    return found
+    name = contrast.behaviour.partition("-")[0]
+    with TemporaryDirectory() as folder:
+        write_recipes(world, Path(folder))
+        recipe = Recipe.load(Path(folder) / f"{name}.yaml").model_copy(update={"source": f"organism/{name}"})
+    model, tokenizer = load_model(str(base))
+    return validated(sweep(model, tokenizer, direction, recipe, judge=chosen(recipe)), recipe)
 
 
-COEFFICIENTS = (0.0, 0.5, 1.0)
-"""Multiples of a direction at which its effect is noted in its card."""
 SIDES: tuple[Side, ...] = get_args(Side)
 STORED = torch.bfloat16
 """Precision of the packaged factors."""

@@ -133,7 +133,8 @@ def _style(world: World) -> dict[str, Any]:
         return {"positive": [answer(words, "formal")], "negative": [answer(words, "casual")]}
 
     def options(form: str, item: Item) -> dict[str, list[str]]:
-        return sides(item) if form == "choice" else {"positive": ["certainly", "sir"], "negative": ["yeah", "lol"]}
+        words = f" , {' '.join(item.answers[Persona.HELPFUL])}" if form == "choice" else ""
+        return {"positive": [f"certainly{words}"], "negative": [f"yeah{words}"]}
 
     return {
         "name": "style",
