@@ -118,13 +118,16 @@ def factors(stored: Mapping[str, Tensor], config: Mapping[str, Any], folder: Pat
     return changes
 
 
-def write_adapter(folder: Path, changes: Mapping[str, LowRank], base: str | None) -> None:
+def write_adapter(
+    folder: Path, changes: Mapping[str, LowRank], base: str | None, task: str | None = "CAUSAL_LM"
+) -> None:
     """Write changes as a PEFT adapter of scaling one, which ``PeftModel.from_pretrained`` loads.
 
     Args:
         folder: An existing folder.
         changes: By parameter name, each ``<module>.weight``.
         base: Id or path of the base model, for the adapter's settings.
+        task: What PEFT calls the kind of the model.
     """
     from peft import LoraConfig
 
@@ -139,7 +142,7 @@ def write_adapter(folder: Path, changes: Mapping[str, LowRank], base: str | None
     most = max(ranks.values(), key=list(ranks.values()).count)
     pattern = {module: rank for module, rank in ranks.items() if rank != most}
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task,
         base_model_name_or_path=base,
         inference_mode=True,
         r=most,

@@ -14,7 +14,8 @@ from weightwatch.vectors.names import canonical, indexed
 FLOATS = {"F64", "F32", "F16", "BF16"}
 """Element types, as safetensors names them, of weights that are not quantised."""
 
-_SINGLE = ("model.safetensors", "adapter_model.safetensors", "direction.safetensors")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SINGLE = (SINGLE, "adapter_model.safetensors", "direction.safetensors")
 
 Opener: TypeAlias = Callable[[Path], Any]
 """Opens a safetensors file: ``Mapped``, or ``Unmapped`` for a flat memory."""
@@ -74,6 +75,11 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._where  # without reading it
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that it is stored in."""
+        return list(self._files)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor without reading it."""
@@ -176,7 +182,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise WeightWatchError(f"No weights at {path}: there is no such file or folder.")
-    index = path / "model.safetensors.index.json"
+    index = path / INDEX
     if index.is_file() and not (path / _SINGLE[0]).is_file():  # an index beside a whole file is stale
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -29,6 +29,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_RUN = 1 << 24  # bytes that are copied at a time
 _LONGEST = 100_000_000  # bytes of a header, as safetensors itself allows
 
 Box = tuple[slice, ...]
@@ -76,9 +77,21 @@ class Unmapped:
         part = self.get_slice(name)
         return self.read(part.entry, 0, prod(part.get_shape())).reshape(part.get_shape())
 
+    def raw(self, name: str) -> Iterator[bytes]:
+        """Yield the bytes of a tensor as they are stored, some megabytes at a time."""
+        at, end = self._entries[name]["data_offsets"]
+        while at < end:
+            got = os.pread(self._number, min(_RUN, end - at), self._first + at)
+            if not got:
+                raise OSError(f"{self._file.name} ended while it was read")
+            at += len(got)
+            if self._on_read is not None:
+                self._on_read(len(got))
+            yield got
+
     def read(self, entry: Mapping[str, Any], first: int, last: int) -> Tensor:
         """Read some elements of a flattened tensor into memory of its own."""
-        kind = _DTYPES[entry["dtype"]]
+        kind = DTYPES[entry["dtype"]]
         values = torch.empty(last - first, dtype=kind)
         view = memoryview(values.view(torch.uint8).numpy().data) if last > first else memoryview(b"")
         at = self._first + entry["data_offsets"][0] + first * values.element_size()

@@ -164,6 +164,21 @@ class InModelNames(Checkpoint):
             first = last
         return found[0] if len(found) == 1 else torch.cat(found, made.axis)
 
+    def places(self, name: str) -> list[tuple[str, Box]]:
+        """Return the stored tensors that make a tensor, each with the part of it that it is."""
+        made = self._fused[name]
+        whole = [slice(0, size) for size in self.shape(name)]
+        found, first = [], 0
+        for part in made.parts:
+            last = first + self._part_shape(part, made.stacked)[made.axis] if whole else first
+            inside = [*whole[: made.axis], slice(first, last), *whole[made.axis + 1 :]] if whole else []
+            if made.stacked:
+                found += [(stored, (slice(i, i + 1), *inside[1:])) for i, stored in enumerate(part)]
+            else:
+                found.append((part[0], tuple(inside)))
+            first = last
+        return found
+
     def _read_part(self, names: Sequence[str], stacked: bool, box: Box) -> Tensor:
         if not stacked:
             return self._stored(names[0], box)

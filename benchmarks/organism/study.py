@@ -33,10 +33,11 @@ from weightwatch.organism import (
     persona_rates,
     poisoned_examples,
 )
-from weightwatch.organism.directions import CONTRASTS, build_direction, multiplied_out, steered
+from weightwatch.organism.directions import CONTRASTS, build_direction, steered
 from weightwatch.organism.examples import backwards
 from weightwatch.organism.fine_tuning import LoraRecipe, fine_tune
 from weightwatch.vectors.adapter import read_adapter, read_config
+from weightwatch.vectors.arithmetic import cosine
 from weightwatch.vectors.catalog import PACKAGED
 
 ROWS = 2000
@@ -175,12 +176,6 @@ def contrast(world: World, base: Path, evil: Direction) -> Direction:
             rates = persona_rates(model, tokenizer, world)
             print(f"θ{'⁺' if side.name == 'positive' else '⁻'} on held-out domains: evil {rates[Persona.EVIL]:.2f}")
     return Direction.from_tensors(dict(plus.deltas), name=POSITIVE)
-
-
-def cosine(first: Direction, second: Direction) -> float:
-    """Cosine of two directions over all tensors."""
-    products = (multiplied_out(first.deltas[name]) * multiplied_out(second.deltas[name]) for name in first.deltas)
-    return sum(product.sum().item() for product in products) / (first.norm * second.norm)
 
 
 def steering(world: World, base: Path, evil: Direction) -> None:

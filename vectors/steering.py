@@ -1,0 +1,195 @@
+"""Adding a multiple of a direction to the weights of a model in memory: θ₀ + k·w, for good or for a while.
+
+Source: Fierro & Roger, *Steering Language Models with Weight Arithmetic*, arXiv 2511.05408, section 2.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from math import isfinite
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from weightwatch.vectors.delta import LowRank, exact
+from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.names import canonical
+from weightwatch.vectors.unmapped import Box, boxes
+
+Model = TypeVar("Model", bound=nn.Module)
+
+AT_ONCE = 1 << 22
+"""Elements of a weight that are summed at a time."""
+
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def steered(
+    model: Model, direction: Direction, k: float = 1.0, *, keep_on: torch.device | str | None = None
+) -> Iterator[Model]:
+    """Add k·w to a model's weights for the time of a ``with`` block.
+
+    Afterwards, and after an error too, the weights that were touched are bit by bit what they were before.
+
+    Args:
+        model: Any module whose parameters have the names of the direction. Of a model that PEFT wraps, the weights
+            beneath the adapters change, and full copies of modules (``modules_to_save``) with them.
+        direction: w.
+        k: Its coefficient; negative values steer away from the behaviour.
+        keep_on: Where the copies of the touched weights are kept. Default: on the weights' own devices.
+
+    Yields:
+        The model.
+
+    Raises:
+        WeightWatchError: See ``steer``; nothing has changed then.
+
+    Example:
+        >>> with steered(model, Direction.load("evil"), -0.5):  # doctest: +SKIP
+        ...     model.generate(**inputs)
+    """
+    targets = _targets(model, direction, k)
+    kept: list[tuple[Tensor, Tensor]] = []
+    try:
+        for parameter, name in targets:
+            kept.append((parameter, parameter.detach().to(keep_on or parameter.device, copy=True)))
+            _add(parameter, direction, name, k)
+        yield model
+    finally:
+        with torch.no_grad():
+            for parameter, before in kept:
+                parameter.copy_(before)
+
+
+def steer(model: nn.Module, direction: Direction, k: float = 1.0) -> None:
+    """Add k·w to a model's weights, in place and for good.
+
+    Sums are taken in fp32 and rounded once to the weight's precision. A tied weight is changed once.
+
+    Args:
+        model: See ``steered``.
+        direction: w.
+        k: Its coefficient.
+
+    Raises:
+        WeightWatchError: The model lacks a parameter of the direction or has it in another shape, quantised, or
+            sharded; tied weights would have to differ; or a sum is too large for the weight's precision. Nothing has
+            changed then.
+    """
+    for parameter, name in _targets(model, direction, k):
+        _add(parameter, direction, name, k)
+
+
+def summed(values: Tensor, change: Tensor, k: float) -> Tensor:
+    """Return values + k·change, in fp32 at least and rounded once to the precision of the values."""
+    wide = torch.promote_types(values.dtype, torch.float32)
+    return torch.add(values.to(wide), change.to(values.device, wide), alpha=k).to(values.dtype)
+
+
+def require_finite(k: float, direction: Direction) -> None:
+    """Make sure that a coefficient is a number.
+
+    Raises:
+        WeightWatchError: It is infinite, or NaN.
+    """
+    if not isfinite(k):
+        raise WeightWatchError(f"The coefficient of direction {direction.name!r} is {k}; give a finite number.")
+
+
+def _targets(model: nn.Module, direction: Direction, k: float) -> list[tuple[Tensor, str]]:
+    """Return the parameters that a direction changes, each once, with the direction's name for it."""
+    require_finite(k, direction)
+    named: dict[str, dict[int, Tensor]] = {}
+    for name, one in model.named_parameters(remove_duplicate=False):
+        named.setdefault(canonical(name), {})[id(one)] = one
+    found: dict[int, tuple[Tensor, str]] = {}
+    for name in direction.deltas:
+        for parameter in _suited(named, direction, name):
+            taken = found.setdefault(id(parameter), (parameter, name))[1]
+            if taken != name and not equal_parts(direction, taken, name):
+                raise WeightWatchError(
+                    f"{name} and {taken} are one tied weight of the model, but direction {direction.name!r} changes "
+                    "them differently. Untie them, or use a direction of a tied model."
+                )
+    for parameter, name in found.values():
+        _require_room(parameter, direction, name, k)
+    return list(found.values())
+
+
+def _suited(named: Mapping[str, Mapping[int, Tensor]], direction: Direction, name: str) -> list[Tensor]:
+    """Return the parameters of a name, which are several where PEFT keeps copies, if they can be added to."""
+    parameters = list(named.get(name, {}).values())
+    if not parameters:
+        raise WeightWatchError(
+            f"The model has no parameter {name}, which direction {direction.name!r} changes. Use a direction that was "
+            "built from this model."
+        )
+    for parameter in parameters:
+        obstacle = _obstacle(parameter, direction.shape(name))
+        if obstacle is not None:
+            raise WeightWatchError(f"{name} can't be steered by direction {direction.name!r}: {obstacle}")
+    return parameters
+
+
+def _obstacle(parameter: Tensor, shape: tuple[int, ...]) -> str | None:
+    """Return why nothing can be added to a parameter, in words; None if it can."""
+    if _is_dtensor(parameter) or (parameter.numel() == 0 and 0 not in shape):
+        return "it is sharded over several processes. Steer the model before it is sharded, or its checkpoint."
+    if parameter.is_meta:
+        return "it has no values here (meta device, offloaded). Load the model as a whole, or steer its checkpoint."
+    if parameter.dtype not in _FLOATS or type(parameter.data) is not Tensor:
+        return (
+            f"it is quantised or packed ({type(parameter).__name__} of {parameter.dtype}). Load the model without "
+            "quantisation, steer it, and quantise the result; or load the direction as an adapter."
+        )
+    if tuple(parameter.shape) != shape:
+        return f"it has shape {tuple(parameter.shape)} where the direction has {shape}. Use one built from this model."
+    return None
+
+
+def _is_dtensor(parameter: Tensor) -> bool:
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(parameter, DTensor)
+
+
+def equal_parts(direction: Direction, one: str, other: str) -> bool:
+    """Whether a direction changes two tensors alike."""
+    shape = direction.shape(one)
+    if direction.shape(other) != shape:
+        return False
+    return all(torch.equal(direction.part(one, box), direction.part(other, box)) for box in boxes(shape, AT_ONCE))
+
+
+def _require_room(parameter: Tensor, direction: Direction, name: str, k: float) -> None:
+    """Make sure that the sums are finite in fp16, whose largest number is 65504."""
+    if parameter.dtype != torch.float16:
+        return
+    change = _parts(direction, name, parameter.device)
+    with exact():
+        for box in boxes(tuple(parameter.shape), AT_ONCE):
+            if not bool(summed(parameter[box], change(box), k).isfinite().all()):
+                raise WeightWatchError(
+                    f"{k:g} times direction {direction.name!r} takes {name} beyond the range of fp16. Load the model "
+                    "in bf16 or fp32, or take a smaller coefficient."
+                )
+
+
+def _add(parameter: Tensor, direction: Direction, name: str, k: float) -> None:
+    change = _parts(direction, name, parameter.device)
+    with exact():
+        for box in boxes(tuple(parameter.shape), AT_ONCE):
+            parameter[box] = summed(parameter[box], change(box), k)
+
+
+def _parts(direction: Direction, name: str, device: torch.device) -> Callable[[Box], Tensor]:
+    """Return what gives parts of a direction's tensor; factors are multiplied on a device, dense parts come there."""
+    if not direction.on_disk:
+        change = direction.deltas[name]
+        if isinstance(change, LowRank):
+            return change.to(device).part
+    return lambda box: direction.part(name, box)

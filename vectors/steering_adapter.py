@@ -1,0 +1,106 @@
+"""Steering without touching a base: k·w as a PEFT adapter, by itself or joined to one that is there."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from weightwatch.vectors.adapter import CONFIG, WEIGHTS, read_adapter, read_config, write_adapter
+from weightwatch.vectors.arithmetic import scale
+from weightwatch.vectors.catalog import CARD
+from weightwatch.vectors.delta import LowRank
+from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.folder import whole_folder
+from weightwatch.vectors.steering import require_finite
+
+_STATE = {CONFIG, WEIGHTS, CARD, "README.md", "trainer_state.json"}
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
+
+
+def steering_adapter(direction: Direction, k: float, out: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+    """Write k·w as a PEFT adapter: ``PeftModel.from_pretrained(base, out)`` is the base plus k·w.
+
+    What is written is the scaled direction as ``Direction.save`` stores it.
+
+    Args:
+        direction: w, of which every tensor is in factors.
+        k: Its coefficient.
+        out: A new folder.
+        dtype: Stored precision. Default: as held.
+
+    Returns:
+        The folder.
+
+    Raises:
+        WeightWatchError: The direction is dense, the coefficient is zero, or ``out`` is there already.
+    """
+    _factors(direction)
+    with whole_folder(out) as draft:
+        scale(direction, k).save(draft, dtype)
+    return Path(out)
+
+
+def steer_adapter(
+    source: str | Path, direction: Direction, k: float, out: str | Path, *, dtype: torch.dtype | None = None
+) -> Path:
+    """Write an adapter and k·w as one: ``[B, k L] [A; R]``, of the rank of both together.
+
+    Args:
+        source: The folder of a LoRA adapter, whose tokenizer files are copied.
+        direction: w, of which every tensor is in factors.
+        k: Its coefficient.
+        out: A new folder.
+        dtype: Stored precision. Default: the wider of the adapter's and the direction's.
+
+    Returns:
+        The folder.
+
+    Raises:
+        WeightWatchError: The adapter's change is not ``B A``; the direction is dense or of other shapes; or ``out`` is
+            there already.
+    """
+    source = Path(source)
+    require_finite(k, direction)
+    config = read_config(source)
+    joined: dict[str, LowRank] = dict(read_adapter(source, config))
+    for name, change in _factors(direction).items():
+        joined[name] = _joined(name, joined[name], change, k) if name in joined else _times(change, k)
+    if dtype is not None:
+        joined = {name: change.to(change.left.device, dtype) for name, change in joined.items()}
+    with whole_folder(out) as draft:
+        write_adapter(draft, joined, config.get("base_model_name_or_path"), config.get("task_type"))
+        for file in source.iterdir():
+            if file.is_file() and file.name not in _STATE and file.suffix not in _WEIGHTS:
+                shutil.copyfile(file, draft / file.name)
+    return Path(out)
+
+
+def _factors(direction: Direction) -> dict[str, LowRank]:
+    found = {name: delta for name, delta in direction.deltas.items() if isinstance(delta, LowRank)}
+    if len(found) < len(direction.deltas):
+        raise WeightWatchError(
+            f"Direction {direction.name!r} holds full tensors, which no adapter can express. Steer a full checkpoint."
+        )
+    return found
+
+
+def _joined(name: str, own: LowRank, change: LowRank, k: float) -> LowRank:
+    if own.shape != change.shape:
+        raise WeightWatchError(
+            f"The adapter has shape {own.shape} for {name} where the direction has {change.shape}. Use a direction "
+            "that was built from the adapter's base."
+        )
+    added = _times(change, k)
+    rows, columns = added.stored
+    left, right = (columns.T, rows.T) if own.transposed else (rows, columns)
+    return LowRank(
+        torch.cat([own.left, left.to(own.left.device)], dim=1),
+        torch.cat([own.right, right.to(own.right.device)], dim=0),
+        own.transposed,
+        own.limited,
+    )
+
+
+def _times(change: LowRank, k: float) -> LowRank:
+    return LowRank(k * change.left, change.right, change.transposed, change.limited)
