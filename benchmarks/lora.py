@@ -118,7 +118,7 @@ def exact(factors: Mapping[str, LowRank], directions: list[Direction]) -> list[f
     inner, own, theirs = torch.zeros(len(directions)), torch.zeros(()), torch.zeros(len(directions))
     inner, own, theirs = inner.double(), own.double(), theirs.double()
     for name, change in factors.items():
-        dense = change.left.double() @ change.right.double()
+        dense = change.scale * change.left.double() @ change.right.double()
         own += (dense**2).sum()
         for k, w in enumerate(directions):
             delta = w.deltas[name]

@@ -80,6 +80,7 @@ def join(name: str, parts: list[tuple[float, LowRank]]) -> LowRank:
     shapes = {part.shape for _, part in parts}
     if len(shapes) > 1 or len({part.transposed for _, part in parts}) > 1:
         raise WeightWatchError(f"The sides differ in the shape of {name}: {' and '.join(map(str, sorted(shapes)))}.")
+    parts = [(sign, part.scaled()) for sign, part in parts]
     first, last = parts[0][1], parts[-1][1]
     lefts, rights = [sign * part.left for sign, part in parts], [part.right for _, part in parts]
     if len(parts) > 1 and first.rank == last.rank:

@@ -9,7 +9,7 @@ so a product of two rank-r changes of an n x m weight costs r^2 (n + m) multipli
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -19,20 +19,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LowRank:
-    """The change ``left @ right`` of one weight.
+    """The change ``scale * left @ right`` of one weight.
 
     Attributes:
-        left: Shape (out, r): LoRA's B with the scaling in it.
+        left: Shape (out, r): LoRA's B.
         right: Shape (r, in): LoRA's A.
         transposed: The stored weight is the transpose of the product, as for embeddings and GPT-2's ``Conv1D``.
         limited: Which factor keeps its start in training and so limits what the change can express: ``right``
             for linear layers (A), ``left`` for embeddings, whose adapter is the product's transpose.
+        scale: LoRA's scaling, as a number beside the factors of a model in training, so that a check need not copy
+            them. Those of a ``Direction`` have it in ``left``.
     """
 
     left: Tensor
     right: Tensor
     transposed: bool = False
     limited: str = "right"
+    scale: float = 1.0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -57,7 +60,11 @@ class LowRank:
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "LowRank":
         """Return it with both factors on a device and of a dtype; the same tensors where nothing changes."""
-        return LowRank(self.left.to(device, dtype), self.right.to(device, dtype), self.transposed, self.limited)
+        return replace(self, left=self.left.to(device, dtype), right=self.right.to(device, dtype))
+
+    def scaled(self) -> "LowRank":
+        """Return it with the scale in ``left``; itself where that is one."""
+        return self if self.scale == 1 else replace(self, left=self.left * self.scale, scale=1.0)
 
     @property
     def stored(self) -> tuple[Tensor, Tensor]:
@@ -71,7 +78,7 @@ class LowRank:
 
     def dense(self) -> Tensor:
         """Multiply out, in fp32 and in the orientation of the stored weight."""
-        product = self.left.float() @ self.right.float()
+        product = self.left.float() * self.scale @ self.right.float()
         return product.T if self.transposed else product
 
 
@@ -104,9 +111,9 @@ def _precision_switches() -> list[tuple[Any, str, Any]]:
 
 
 def square(delta: Delta) -> float:
-    """Return the squared Frobenius norm of a change; of factors it is ``sum( (LᵀL) * (R Rᵀ) )``."""
+    """Return the squared Frobenius norm of a change; of factors it is ``scale² sum( (LᵀL) * (R Rᵀ) )``."""
     if isinstance(delta, LowRank):
-        return float((delta.left_gram * delta.right_gram).sum())
+        return delta.scale**2 * float((delta.left_gram * delta.right_gram).sum())
     return float(dot(delta.reshape(-1), delta.reshape(-1)))
 
 

@@ -52,6 +52,7 @@ class Direction:
             if isinstance(deltas, Checkpoint):
                 squares = {name: _stored_square(deltas, name) for name in deltas}
             else:
+                deltas = {n: delta.scaled() if isinstance(delta, LowRank) else delta for n, delta in deltas.items()}
                 squares = {name: square(delta) for name, delta in deltas.items()}
         broken = next((name for name, value in squares.items() if not isfinite(value)), None)
         if broken is not None:
@@ -62,7 +63,7 @@ class Direction:
         if not sum(squares.values()) > 0:
             raise WeightWatchError(f"Direction {card.name!r} is zero: its two sides have the same weights.")
         self._stored = deltas if isinstance(deltas, Checkpoint) else None
-        self.deltas = MappingProxyType(deltas if self._stored is not None else dict(deltas))
+        self.deltas = MappingProxyType(deltas)
         self.squares = MappingProxyType(squares)
         low = self._stored is None and all(isinstance(delta, LowRank) for delta in deltas.values())
         self.card = card.model_copy(

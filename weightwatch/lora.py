@@ -45,13 +45,14 @@ def is_stretched(layer: Layer) -> bool:
 
 def plain(layer: Layer, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> LowRank:
     """Return the change by plain LoRA adapters."""
-    pairs = {adapter: _pair(layer, now, adapter) for adapter in adapters}
-    first = {adapter: _pair(layer, before, was) for adapter, was in _origins(adapters, begun).items()}
+    scale = layer.module.scaling[adapters[0]] or 1.0
+    pairs = {adapter: _pair(layer, now, adapter, scale) for adapter in adapters}
+    first = {adapter: _pair(layer, before, was, scale) for adapter, was in _origins(adapters, begun).items()}
     left, right = _joined(pairs, first, adapters)
     embedding = adapters[0] in layer.module.lora_embedding_A
     by_left = embedding or all(_keeps_left(layer, adapter) for adapter in adapters)
     transposed = embedding or bool(getattr(layer.module, "fan_in_fan_out", False))
-    return LowRank(left, right, transposed, "left" if by_left else "right")
+    return LowRank(left, right, transposed, "left" if by_left else "right", scale)
 
 
 def rescaled(layer: Layer, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> Rescaled:
@@ -179,11 +180,11 @@ def _joined(now: Pairs, start: Pairs, moving: Sequence[str]) -> tuple[Tensor, Te
     return (lefts[0], rights[0]) if len(lefts) == 1 else (torch.cat(lefts, 1), torch.cat(rights))
 
 
-def _pair(layer: Layer, value: Values, adapter: str) -> tuple[Tensor, Tensor]:
-    """Return the factors of one adapter, with the scaling in the smaller one."""
-    a, b = (known(value, name) for name in _halves(layer, adapter))
-    scaling = layer.module.scaling[adapter]
-    return (b.float(), a.float() * scaling) if a.numel() < b.numel() else (b.float() * scaling, a.float())
+def _pair(layer: Layer, value: Values, adapter: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return the factors of one adapter: of its change over ``scale``, so that its own scaling copies nothing."""
+    a, b = (known(value, name).float() for name in _halves(layer, adapter))
+    scaling = layer.module.scaling[adapter] / scale
+    return (b, a) if scaling == 1 else (b * scaling, a)
 
 
 def _halves(layer: Layer, adapter: str) -> tuple[str, str]:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ CHANGES = {
     "factors": factors(1, 3),
     "factors of the transpose": factors(2, 2, transposed=True),
     "bf16 factors": factors(3, 4).to("cpu", torch.bfloat16),
+    "factors with a scale": replace(factors(7, 3), scale=0.5),
     "dense": torch.randn(10, 6, generator=torch.Generator().manual_seed(4)),
     "dense bf16": torch.randn(10, 6, generator=torch.Generator().manual_seed(5)).bfloat16(),
     "dense, not contiguous": torch.randn(6, 10, generator=torch.Generator().manual_seed(6)).T,
@@ -27,7 +30,7 @@ CHANGES = {
 def multiplied_out(change: LowRank | Tensor) -> Tensor:
     if isinstance(change, Tensor):
         return change.double()
-    product = change.left.double() @ change.right.double()
+    product = change.scale * change.left.double() @ change.right.double()
     return product.T if change.transposed else product
 
 
