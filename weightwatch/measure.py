@@ -1,10 +1,11 @@
 """Measuring an update against directions: per tensor, the sums from which every figure of a reading is one division.
 
 All sums are additive over tensors and shards, so layers, module kinds and the model are sums of rows, and the parts of
-several processes are one ``all_reduce``. What one tensor contributes is worked out in ``weightwatch.figures``.
+several processes are one ``all_reduce``. What one tensor contributes is worked out in ``weightwatch.figures``
+and ``weightwatch.factored``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from weightwatch.change import Change, Difference, Rescaled, Streamed
-from weightwatch.figures import OnDisk, figures, freedom, is_full, limiting_gram, pseudo_inverses
+from weightwatch.factored import Figures, Found, OnDisk, alike, factored
+from weightwatch.figures import figures, freedom, is_full
 from weightwatch.ranks import ALONE, Floats, Ranks
 from weightwatch.streaming import stream
 from weightwatch.update import resized
@@ -90,9 +92,12 @@ class Part:
         """
         out = {**(left_out or {}), **_resized(update, directions)}
         with exact():
-            table = _table({name: change for name, change in update.items() if name not in out}, directions, ranks)
-            rows = np.stack([table.get(name, np.zeros(1 + 2 * len(directions))) for name in update])
-            return cls(update, directions, out, np.concatenate([rows, _samples(update, ranks)], 1))
+            table = np.zeros((len(update), 1 + 2 * len(directions)))
+            lines = {name: line for line, name in enumerate(update)}
+            mine = _shares({name: change for name, change in update.items() if name not in out}, ranks)
+            for names, columns, sums in list(_figures(mine, directions)):  # read at the end: no device waits in between
+                table[np.ix_([lines[name] for name in names], columns)] = torch.stack(sums, -1).cpu().numpy()
+            return cls(update, directions, out, np.concatenate([table, _samples(update, ranks)], 1))
 
     @staticmethod
     def shape(tensors: int, directions: int) -> tuple[int, int]:
@@ -153,31 +158,30 @@ def measure(
     return part.joined(part.table)
 
 
-def _table(update: Mapping[str, Change], directions: Sequence[Direction], ranks: Ranks) -> dict[str, Floats]:
-    """Return this process's part of ‖τ‖², ⟨τ,w⟩ and ‖P(w)‖² of tensors, shape (1 + 2 K,) each."""
-    count = len(directions)
-    mine = _shares(update, ranks)
-    inverses = pseudo_inverses({name: limiting_gram(c) for name, c in mine.items() if not is_full(c)})
-    rows: dict[str, tuple[list[int], list[Tensor]]] = {}
-    for name, own, along in stream({n: c for n, c in mine.items() if isinstance(c, Streamed)}, directions):
-        rows[name] = [0, *(1 + k for k in along)], [own, *along.values()]
-    for name, change in mine.items():
-        if isinstance(change, Streamed):
-            continue
-        lazily = isinstance(change, LowRank)
-        found = [
-            (k, OnDisk(d, name) if lazily and d.on_disk else d.deltas[name])
-            for k, d in enumerate(directions)
-            if name in d.deltas
-        ]
-        own, inner, reached = figures(change, found, inverses.get(name))
-        places = [k for k, _ in found]
-        rows[name] = [0, *(1 + k for k in places), *(1 + count + k for k in places)], [own, *inner, *reached]
-    table: dict[str, Floats] = {}
-    for name, (columns, sums) in rows.items():  # read at the end: a device need not wait in between
-        table[name] = np.zeros(1 + 2 * count)
-        table[name][columns] = torch.stack(sums).cpu().numpy()
-    return table
+def _figures(
+    changes: Mapping[str, Change], directions: Sequence[Direction]
+) -> Iterator[tuple[Sequence[str], Sequence[int], list[Tensor]]]:
+    """Yield names of tensors, columns of the table, and for each column its values."""
+
+    def found(name: str, lazily: bool = False) -> Found:
+        having = ((k, direction) for k, direction in enumerate(directions) if name in direction.deltas)
+        return [(k, OnDisk(d, name) if lazily and d.on_disk else d.deltas[name]) for k, d in having]
+
+    def line(measured: Found, figures: Figures) -> tuple[list[int], list[Tensor]]:
+        own, inner, reached = figures
+        places = [1 + k for k, _ in measured]
+        return [0, *places, *(len(directions) + place for place in places)], [own, *inner, *reached]
+
+    for name, own, along in stream({n: c for n, c in changes.items() if isinstance(c, Streamed)}, directions):
+        yield [name], [0, *(1 + k for k in along)], [own, *along.values()]
+    in_factors = {name: change for name, change in changes.items() if isinstance(change, LowRank)}
+    theirs = {name: found(name, lazily=True) for name in in_factors}
+    for names in alike(in_factors, theirs):
+        several = [theirs[name] for name in names]
+        yield names, *line(several[0], factored([in_factors[name] for name in names], several))
+    for name, change in changes.items():
+        if not isinstance(change, Streamed | LowRank):
+            yield [name], *line(measured := found(name), figures(change, measured))
 
 
 def _shares(update: Mapping[str, Change], ranks: Ranks) -> dict[str, Change]:
