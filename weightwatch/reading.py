@@ -106,18 +106,15 @@ def read(sums: Sums, directions: Sequence[Direction], *, step: int, time: str) -
         time: ISO 8601.
     """
     controls = np.array([direction.card.kind == "control" for direction in directions])
-    everything = np.arange(len(sums.names))
     total = np.sqrt(sums.update.sum() * sums.direction.sum(0))
-    model = _scores(sums, everything, total, controls)
     groups = group(dict(zip(sums.names, sums.sizes, strict=True)))
-    layers, modules = (
-        {key: _scores(sums, rows, total, controls) for key, rows in _groups([parts[n] for n in sums.names]).items()}
-        for parts in (groups.layers, groups.kinds)
+    model, layers, modules, tensors = (
+        _scores(sums, [part(name) for name in sums.names], total, controls)
+        for part in (lambda _: "", groups.layers.__getitem__, groups.kinds.__getitem__, str)
     )
-    tensors = {name: _scores(sums, everything[i : i + 1], total, controls) for i, name in enumerate(sums.names)}
     found = {
         direction.name: DirectionReading(
-            **asdict(model[k]),
+            **asdict(model[""][k]),
             layers={layer: layers[layer][k] for layer in sorted(layers, key=split)},
             modules={kind: scores[k] for kind, scores in modules.items()},
             tensors={name: scores[k] for name, scores in tensors.items() if name in direction.deltas},
@@ -127,41 +124,50 @@ def read(sums: Sums, directions: Sequence[Direction], *, step: int, time: str) -
     return Reading(step, time, float(np.sqrt(sums.update.sum())), found, left_out=sums.left_out)
 
 
-def _scores(sums: Sums, rows: "np.typing.NDArray[np.int64]", total: Floats, controls: Any) -> list[Score]:
-    """Return the score of each direction over some of the tensors."""
-    update = sums.update[rows].sum()
-    inner, direction, reached = (table[rows].sum(0) for table in (sums.inner, sums.direction, sums.reached))
+def _scores(sums: Sums, parts: Sequence[Any], total: Floats, controls: Any) -> dict[Any, list[Score]]:
+    """Return the score of each direction over each part.
+
+    Args:
+        sums: Of all tensors.
+        parts: The part that each tensor belongs to; None where it belongs to none.
+        total: ‖τ‖‖w‖ over the model, shape (K,).
+        controls: Which directions are controls, shape (K,).
+    """
+    places = {part: place for place, part in enumerate(dict.fromkeys(part for part in parts if part is not None))}
+    rows = [row for row, part in enumerate(parts) if part is not None]
+    into = [places[parts[row]] for row in rows]
+
+    def summed(table: Floats) -> Floats:
+        out = np.zeros((len(places), *table.shape[1:]))
+        np.add.at(out, into, table[rows])
+        return out
+
+    update, free = summed(sums.update)[:, None], summed(sums.freedom)[:, None]
+    inner, direction, reached = (summed(table) for table in (sums.inner, sums.direction, sums.reached))
     reach_cosine = _ratio(inner, np.sqrt(update * reached))
-    z: list[float | None] = [None] * len(inner)
+    # The sign of a control is arbitrary, so its null distribution is centred on zero. One over the number of
+    # free elements is the variance of the cosine with a random direction: no band is narrower than chance.
     present = controls & (direction > 0)
-    if present.any():
-        # The sign of a control is arbitrary, so its null distribution is centred on zero. One over the number of
-        # free elements is the variance of the cosine with a random direction: no band is narrower than chance.
-        null = np.sqrt((reach_cosine[present] ** 2).mean() + 1 / max(sums.freedom[rows].sum(), 1.0))
-        z = [None if control else float(value / null) for value, control in zip(reach_cosine, controls, strict=True)]
-    cosine, share = _ratio(inner, np.sqrt(update * direction)), _ratio(inner, total)
-    dose, reach = _ratio(inner, direction), np.sqrt(_ratio(reached, direction))
-    return [
-        Score(
-            cosine=float(cosine[k]),
-            reach_cosine=float(reach_cosine[k]),
-            dose=float(dose[k]),
-            reach=float(reach[k]),
-            share=float(share[k]),
-            z=z[k],
-        )
-        for k in range(len(inner))
+    count = present.sum(1, keepdims=True)
+    spread = np.where(present, reach_cosine**2, 0.0).sum(1, keepdims=True) / np.maximum(count, 1)
+    z = reach_cosine / np.sqrt(spread + 1 / np.maximum(free, 1.0))
+    figures = np.stack(
+        [
+            _ratio(inner, np.sqrt(update * direction)),
+            reach_cosine,
+            _ratio(inner, direction),
+            np.sqrt(_ratio(reached, direction)),
+            _ratio(inner, total),
+        ],
+        axis=-1,
+    )
+    told = (count > 0) & ~controls
+    lines = [
+        [Score(*line, z=value if known else None) for line, value, known in zip(*part, strict=True)]
+        for part in zip(figures.tolist(), z.tolist(), told.tolist(), strict=True)
     ]
+    return dict(zip(places, lines, strict=True))
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
     return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
-
-
-def _groups(keys: Sequence[Any]) -> "dict[Any, np.typing.NDArray[np.int64]]":
-    """Return the positions of each key, without those of None."""
-    found: dict[Any, list[int]] = {}
-    for position, key in enumerate(keys):
-        if key is not None:
-            found.setdefault(key, []).append(position)
-    return {key: np.array(positions) for key, positions in found.items()}
