@@ -1,6 +1,7 @@
 """Parameter names: one spelling for a weight, whatever wraps the model."""
 
 import re
+from functools import lru_cache
 
 # Wrappers put their own segments into parameter names; the weight underneath is the same. A word that a model may use
 # itself counts only where its wrapper puts it: in front of everything, or before what else the wrapper adds.
@@ -12,8 +13,10 @@ _ADAPTED = re.compile(
 )
 _IN_FRONT = re.compile(r"^(?:module\.|base_model\.model\.|pretrained_model\.)+")
 _LEAVES = {"weight", "bias"}
+_KNOWN = 1 << 16  # names that are kept: every check asks for the same ones
 
 
+@lru_cache(_KNOWN)
 def unwrapped(name: str) -> str:
     """Return a parameter's name without what DataParallel, DDP, FSDP, ``torch.compile`` and checkpointing add to it.
 
@@ -24,6 +27,7 @@ def unwrapped(name: str) -> str:
     return _PARALLEL.sub("", _ENGINE.sub("", name))
 
 
+@lru_cache(_KNOWN)
 def canonical(name: str) -> str:
     """Return the name that the plain base model gives to a parameter.
 

@@ -58,10 +58,14 @@ class Held:
 
 def whole(shape: Sequence[int]) -> Box:
     """Return the box of a whole tensor."""
-    return tuple(slice(0, size) for size in shape)
+    return tuple([slice(0, size) for size in shape])
 
 
-def held(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> dict[str, Held]:
+def held(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module] | None = None,
+    parameters: Mapping[str, nn.Parameter] | None = None,
+) -> dict[str, Held]:
     """Return what this process holds of each parameter; tied ones once.
 
     FSDP2 modules that still keep their gathered weights after a forward pass are resharded first.
@@ -69,6 +73,7 @@ def held(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> di
     Args:
         model: A model as the engine wrapped it: plain, DDP, FSDP1, FSDP2, tensor parallel, or DeepSpeed ZeRO.
         modules: Its modules by name, if the caller has them: walking through a large model takes its time.
+        parameters: Its parameters by their names without the engine's wrappers, if the caller has them.
 
     Returns:
         By parameter name as in ``named_parameters()``, without the engine's wrappers but with PEFT's segments.
@@ -82,8 +87,7 @@ def held(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> di
     flat = dict(_flat_parameters(wrappers))
     flattened = {id(module._handle.flat_param) for _, module in wrappers}
     found: dict[str, Held] = {}
-    for path, parameter in model.named_parameters():
-        name = unwrapped(path)
+    for name, parameter in (parameters or named(model)).items():
         if name in flat:
             found[name] = flat[name]
         elif not getattr(parameter, "_fsdp_flattened", False):
@@ -94,6 +98,11 @@ def held(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> di
                 "within the model. Measure the model that FSDP returned, not a module inside it."
             )
     return found | flat
+
+
+def named(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of a model, tied ones once, by their names without the engine's wrappers."""
+    return {unwrapped(path): parameter for path, parameter in model.named_parameters()}
 
 
 def flat_boxes(shape: Sequence[int], start: int, stop: int) -> list[tuple[Box, slice]]:
@@ -147,13 +156,12 @@ def _held(name: str, parameter: Tensor) -> Held:
             return _dtensor(name, parameter)
     if hasattr(parameter, "_hp_mapping") and parameter.dtype != torch.float32:
         return _masters(name, parameter)
-    return _whole(parameter.shape, parameter, parameter.requires_grad)
+    return _whole(parameter, parameter.requires_grad)
 
 
-def _whole(shape: Sequence[int], values: Tensor, trained: bool) -> Held:
-    return Held(
-        tuple(shape), values.dtype, trained, False, (Piece(whole(shape), values.detach().reshape(tuple(shape))),)
-    )
+def _whole(values: Tensor, trained: bool) -> Held:
+    shape = tuple(values.shape)
+    return Held(shape, values.dtype, trained, False, (Piece(whole(shape), values.detach()),))
 
 
 def _of_range(shape: Sequence[int], values: Tensor, start: int) -> tuple[Piece, ...]:
@@ -199,7 +207,7 @@ def _dtensor(name: str, parameter: Any) -> Held:
     local = parameter.detach().to_local()
     kinds = [_split_of(name, placement) for placement in parameter.placements]
     if all(kind is None for kind in kinds):
-        return _whole(shape, local, parameter.requires_grad)
+        return _whole(local, parameter.requires_grad)
     where = mesh.get_coordinate()
     _require_default_order(name, parameter)
     rows = [
@@ -307,7 +315,7 @@ def _flat_parameters(wrappers: Sequence[tuple[str, Any]]) -> Iterator[tuple[str,
             if info.in_shard:
                 values = shard[info.offset_in_shard : info.offset_in_shard + info.numel_in_shard]
             if not handle.uses_sharded_strategy:
-                yield name, _whole(shape, values, original.requires_grad)
+                yield name, _whole(values.reshape(shape), original.requires_grad)
                 continue
             pieces = _of_range(shape, values, info.intra_param_start_idx) if answers and info.in_shard else ()
             yield name, Held(tuple(shape), shard.dtype, original.requires_grad, True, pieces)

@@ -10,9 +10,9 @@ from weightwatch.change import Change, Difference
 from weightwatch.layers import Values, layers, saved_copies
 from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reference import Reference, StateDict
-from weightwatch.shards import Held, held
+from weightwatch.shards import Held, held, named
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import canonical, indexed, unwrapped
+from weightwatch.vectors.names import canonical, indexed
 
 
 class Parts:
@@ -31,9 +31,12 @@ class Parts:
 
     def __init__(self, model: nn.Module, before: Collection[str] = ()) -> None:
         modules = dict(model.named_modules())
-        self.parameters = held(model, modules)
-        names = {id(parameter): unwrapped(name) for name, parameter in model.named_parameters()}
-        self.parameters.update((n, replace(self.parameters[n], trained=True)) for n in before if n in self.parameters)
+        parameters = named(model)
+        names = {id(parameter): name for name, parameter in parameters.items()}
+        self.parameters = held(model, modules, parameters)
+        for name in before:  # most of them still are
+            if name in self.parameters and not self.parameters[name].trained:
+                self.parameters[name] = replace(self.parameters[name], trained=True)
         self.layers = list(layers(modules, self.parameters, names))
         self.copies = saved_copies(modules, self.parameters, names)
         self.every = not any(parameter.trained for parameter in self.parameters.values())
