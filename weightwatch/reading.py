@@ -150,23 +150,12 @@ def _scores(sums: Sums, parts: Sequence[Any], total: Floats, controls: Any) -> d
     present = controls & (direction > 0)
     count = present.sum(1, keepdims=True)
     spread = np.where(present, reach_cosine**2, 0.0).sum(1, keepdims=True) / np.maximum(count, 1)
-    z = reach_cosine / np.sqrt(spread + 1 / np.maximum(free, 1.0))
-    figures = np.stack(
-        [
-            _ratio(inner, np.sqrt(update * direction)),
-            reach_cosine,
-            _ratio(inner, direction),
-            np.sqrt(_ratio(reached, direction)),
-            _ratio(inner, total),
-        ],
-        axis=-1,
-    )
-    told = (count > 0) & ~controls
-    lines = [
-        [Score(*line, z=value if known else None) for line, value, known in zip(*part, strict=True)]
-        for part in zip(figures.tolist(), z.tolist(), told.tolist(), strict=True)
-    ]
-    return dict(zip(places, lines, strict=True))
+    z = (reach_cosine / np.sqrt(spread + 1 / np.maximum(free, 1.0))).astype(object)
+    z[controls | (count == 0)] = None
+    cosine, dose = _ratio(inner, np.sqrt(update * direction)), _ratio(inner, direction)
+    reach, share = np.sqrt(_ratio(reached, direction)), _ratio(inner, total)
+    figures = np.stack([cosine, reach_cosine, dose, reach, share, z], axis=-1).tolist()
+    return {part: [Score(*line) for line in figures[place]] for part, place in places.items()}
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
