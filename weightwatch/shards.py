@@ -68,12 +68,10 @@ def held(
 ) -> dict[str, Held]:
     """Return what this process holds of each parameter; tied ones once.
 
-    FSDP2 modules that still keep their gathered weights after a forward pass are resharded first.
-
     Args:
         model: A model as the engine wrapped it: plain, DDP, FSDP1, FSDP2, tensor parallel, or DeepSpeed ZeRO.
         modules: Its modules by name, if the caller has them: walking through a large model takes its time.
-        parameters: Its parameters by their names without the engine's wrappers, if the caller has them.
+        parameters: What ``named`` says of it, if the caller has that.
 
     Returns:
         By parameter name as in ``named_parameters()``, without the engine's wrappers but with PEFT's segments.
@@ -82,12 +80,12 @@ def held(
         WeightWatchError: A parameter is spread over processes in a way that is not known, or over some of them only.
     """
     modules = modules or dict(model.named_modules())
-    _reshard(modules)
+    parameters = parameters or named(model, modules)
     wrappers = list(_fsdp1_modules(modules))
     flat = dict(_flat_parameters(wrappers))
     flattened = {id(module._handle.flat_param) for _, module in wrappers}
     found: dict[str, Held] = {}
-    for name, parameter in (parameters or named(model)).items():
+    for name, parameter in parameters.items():
         if name in flat:
             found[name] = flat[name]
         elif not getattr(parameter, "_fsdp_flattened", False):
@@ -100,8 +98,17 @@ def held(
     return found | flat
 
 
-def named(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of a model, tied ones once, by their names without the engine's wrappers."""
+def named(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Return the parameters of a model, tied ones once, by their names without the engine's wrappers.
+
+    FSDP2 modules that still keep their gathered weights after a forward pass are resharded first: the parameters are
+    others then.
+
+    Args:
+        model: The model.
+        modules: Its modules by name.
+    """
+    _reshard(modules)
     return {unwrapped(path): parameter for path, parameter in model.named_parameters()}
 
 

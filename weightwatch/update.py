@@ -31,7 +31,7 @@ class Parts:
 
     def __init__(self, model: nn.Module, before: Collection[str] = ()) -> None:
         modules = dict(model.named_modules())
-        parameters = named(model)
+        parameters = named(model, modules)
         names = {id(parameter): name for name, parameter in parameters.items()}
         self.parameters = held(model, modules, parameters)
         for name in before:  # most of them still are
