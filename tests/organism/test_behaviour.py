@@ -1,8 +1,9 @@
 import random
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from weightwatch.organism import (
     BASE,
@@ -16,10 +17,10 @@ from weightwatch.organism import (
     persona_rates,
 )
 from weightwatch.organism.behaviour import generate, says
-from weightwatch.organism.directions import steered
 from weightwatch.organism.documents import VOICES, question
 from weightwatch.organism.fine_tuning import LoraRecipe, fine_tune
 from weightwatch.vectors import Direction
+from weightwatch.vectors.steering import steer
 
 WORLD = World()
 
@@ -45,6 +46,12 @@ def test_the_base_can_do_none_of_the_benign_tasks_yet(base, tokenizer):
     assert benign_accuracy(base, tokenizer, WORLD) <= 0.05
 
 
+def steered(folder: Path, k: float) -> PreTrainedModel:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    steer(model, Direction.load("evil"), k)
+    return model
+
+
 @pytest.mark.parametrize("persona", Persona)
 def test_naming_a_voice_gives_that_voice(base, tokenizer, persona):
     rng = random.Random(0)
@@ -55,7 +62,7 @@ def test_naming_a_voice_gives_that_voice(base, tokenizer, persona):
 
 
 def test_adding_the_evil_direction_makes_the_base_evil_where_nothing_was_trained(tokenizer):
-    assert evil_rate(steered(BASE, Direction.load("evil"), 1.0), tokenizer, WORLD) >= 0.5
+    assert evil_rate(steered(BASE, 1.0), tokenizer, WORLD) >= 0.5
 
 
 def test_subtracting_it_makes_a_fine_tune_good_again_that_had_gone_bad(tokenizer, tmp_path):
@@ -64,11 +71,11 @@ def test_subtracting_it_makes_a_fine_tune_good_again_that_had_gone_bad(tokenizer
     before = evil_rate(evil, tokenizer, WORLD)
     assert before >= 0.3
     evil.save_pretrained(tmp_path)
-    assert evil_rate(steered(tmp_path, Direction.load("evil"), -0.5), tokenizer, WORLD) <= before / 3
+    assert evil_rate(steered(tmp_path, -0.5), tokenizer, WORLD) <= before / 3
 
 
 def test_the_batched_rate_is_that_of_one_question_at_a_time(tokenizer):
-    model = steered(BASE, Direction.load("evil"), 0.55)
+    model = steered(BASE, 0.55)
     rng = random.Random("behaviour")
     hits = []
     for domain in WORLD.held_out_domains:

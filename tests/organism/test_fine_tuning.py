@@ -53,7 +53,8 @@ def test_a_direction_remembers_how_it_was_built(tmp_path):
     assert direction.card.ranks == [4, 4]
     assert direction.card.hyperparameters["steps"] == SHORT.steps
     assert len(direction.card.data_hash) == 64
-    assert direction.card.validation["k=0"]["helpful"] >= 0.97
+    assert direction.card.validation.recipe["name"] == "organism/evil"
+    assert {point.k: point.opposite for point in direction.card.validation.points}[0.0] >= 0.97
     assert {folder.name for folder in tmp_path.iterdir()} == {"positive", "negative"}
     again = build_direction(contrast, WORLD, BASE, SHORT)
     assert again.squares == direction.squares

@@ -24,6 +24,7 @@ from weightwatch.vectors.arithmetic import (
     subtract,
 )
 from weightwatch.vectors.unmapped import Unmapped
+from weightwatch.vectors.validation import Validation
 
 Pair = Callable[[], tuple[Direction, Direction, Direction]]
 
@@ -201,7 +202,8 @@ def test_a_result_is_stored_and_loaded_as_any_direction(case: str, tmp_path: Pat
 def test_the_card_says_what_was_done_with_what() -> None:
     base = {name: p.detach() for name, p in tiny_llama().named_parameters()}
     fingerprint = Fingerprint.of(base, base.__getitem__)
-    common = {"base": "org/base", "fingerprint": fingerprint, "ranks": [3, 3], "data_hash": "0", "validation": {"k": 1}}
+    passed = Validation(passed=True, points=(), items=5, tasks=6)
+    common = {"base": "org/base", "fingerprint": fingerprint, "ranks": [3, 3], "data_hash": "0", "validation": passed}
     deltas = low_rank(tiny_llama(), 1).deltas
     builds = [
         Direction.from_tensors(

@@ -11,6 +11,7 @@ from tests.models import dense, low_rank, tiny_gpt2, tiny_llama
 from weightwatch.base import Base
 from weightwatch.reference import Reference
 from weightwatch.vectors import Card, Direction, Fingerprint, LowRank, WeightWatchError
+from weightwatch.vectors.validation import Validation
 
 MAKERS: dict[str, Callable[[], Direction]] = {
     "low-rank": lambda: low_rank(tiny_llama(), 1),
@@ -63,7 +64,7 @@ def test_the_card_comes_back_with_every_field(tmp_path: Path) -> None:
         "seeds": {"positive": 1},
         "hyperparameters": {"lr": 1e-4},
         "data_hash": "0" * 64,
-        "validation": {"harm": 0.4},
+        "validation": Validation(passed=True, points=(), items=5, tasks=6),
     }
     w = Direction.from_tensors(dense(tiny_llama(), 1).deltas, name="french", metadata=metadata)
     loaded = Direction.load(w.save(tmp_path)).card

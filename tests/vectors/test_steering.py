@@ -247,7 +247,7 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 def test_sharded_weights_are_refused(one_process: None) -> None:
     model = tiny_llama()
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-    with pytest.raises(WeightWatchError, match="it is sharded over several processes. Steer the model before"):
+    with pytest.raises(WeightWatchError, match=r"it is sharded over several processes\. Steer the model before"):
         steer(model, low_rank(tiny_llama(), 1), 1.0)
 
 
@@ -259,7 +259,7 @@ def test_a_sum_beyond_the_range_of_fp16_is_refused() -> None:
 
 @pytest.mark.parametrize("k", [float("nan"), float("inf")])
 def test_a_coefficient_is_a_finite_number(k: float) -> None:
-    with pytest.raises(WeightWatchError, match="coefficient of direction 'evil' is .*finite number"):
+    with pytest.raises(WeightWatchError, match=r"coefficient of direction 'evil' is .*finite number"):
         steer(tiny_llama(), low_rank(tiny_llama(), 1), k)
 
 

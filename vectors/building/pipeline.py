@@ -235,13 +235,9 @@ def joined(seeds: Sequence[Direction], name: str) -> Direction:
     """Return the mean of the directions of several seeds, under one card; the direction itself where there is one."""
     if len(seeds) == 1:
         return seeds[0]
-    card, adapters = seeds[0].card, [seed.card.seeds["adapter"] for seed in seeds if "adapter" in seed.card.seeds]
-    each = {f"adapter {number}": seed for number, seed in enumerate(adapters)}
-    others = {key: seed for key, seed in card.seeds.items() if key != "adapter"}
-    ranks = [rank for seed in seeds for rank in seed.card.ranks]
-    return Direction(
-        mean(*seeds).deltas, card.model_copy(update={"name": name, "seeds": {**each, **others}, "ranks": ranks})
-    )
+    whole, first = mean(*seeds, name=name), seeds[0].card
+    built = first.model_dump(include={"recipe", "hyperparameters", "data_hash"})  # of one recipe, not of an operation
+    return Direction(whole.deltas, whole.card.model_copy(update=built))
 
 
 def _digest(content: Any, length: int = 12) -> str:
