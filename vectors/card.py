@@ -1,13 +1,15 @@
 """What is known about a direction: the contents of ``direction.json`` and of the model card beside it."""
 
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from weightwatch.vectors.fingerprint import Fingerprint
 from weightwatch.vectors.validation import Validation
+
+CARD = "direction.json"
+"""The file that it is stored in."""
 
 _LIBRARIES = ("weightwatch", "torch", "transformers", "peft")
 
@@ -53,29 +55,6 @@ class Card(BaseModel):
 
     def markdown(self) -> str:
         """Return the card as a Hub model card."""
-        norm = sum(value**2 for value in self.norms.values()) ** 0.5
-        front = ["---", "library_name: peft", "tags: [weightwatch, behaviour-direction]"]
-        if self.base and not Path(self.base).exists():  # a Hub id; a path means nothing to others
-            front.append(f"base_model: {self.base}")
-        how = (
-            "`PeftModel.from_pretrained(base, folder)` applies the direction once."
-            if self.format == "lora"
-            else "`direction.safetensors` holds it under the base model's parameter names."
-        )
-        validated = "not validated" if self.validation is None else f"`{self.validation}`"
-        rows = {
-            "kind": self.kind,
-            "behaviour": self.behaviour or "not described",
-            "base": self.base or "unknown",
-            "recipe": f"`{self.recipe}`",
-            "seeds": f"`{self.seeds}`",
-            "hyper-parameters": f"`{self.hyperparameters}`",
-            "norm": f"{norm:.4g} over {len(self.norms)} tensors",
-            "validation": validated,
-        }
-        body = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-        return (
-            "\n".join([*front, "---"])
-            + f"\n# {self.name}\n\nA behaviour direction for weightwatch: the difference of the weights of two "
-            f"fine-tunes on opposite behaviours. {how}\n\n| | |\n|---|---|\n{body}\n"
-        )
+        from weightwatch.vectors.model_card import model_card
+
+        return model_card(self)

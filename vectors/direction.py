@@ -15,8 +15,8 @@ from torch import Tensor
 
 from weightwatch.vectors.adapter import CONFIG, read_adapter, read_config, write_adapter
 from weightwatch.vectors.base import described
-from weightwatch.vectors.card import Card
-from weightwatch.vectors.catalog import CARD, find
+from weightwatch.vectors.card import CARD, Card
+from weightwatch.vectors.catalog import find
 from weightwatch.vectors.checkpoint import Checkpoint, Difference, Mapped, Opener, local_folder
 from weightwatch.vectors.contrast import Side, adapter_alone, contrast, is_adapter
 from weightwatch.vectors.delta import BLOCK, Delta, LowRank, dot, exact, square
@@ -268,19 +268,21 @@ class Direction:
         return folder
 
     @classmethod
-    def load(cls, source: str | Path, opener: Opener | None = None) -> "Direction":
+    def load(cls, source: str | Path, opener: Opener | None = None, *, revision: str | None = None) -> "Direction":
         """Load a stored direction.
 
         Args:
-            source: Its folder, or the name of a packaged direction (``evil``, ``sycophancy``, …). A folder wins.
+            source: Its folder, the name of a packaged direction (``evil``, ``sycophancy``, …), or its id on the Hub
+                (``org/name``), from where it is downloaded once. A folder wins.
             opener: How its file is opened. If given, a dense direction stays on disk, and each of its tensors is read
                 anew when it is asked for. Default: mapped into memory.
+            revision: Branch, tag or commit of one on the Hub.
 
         Raises:
             WeightWatchError: Unknown name, missing or corrupt file, or weights whose norms are not those that
                 ``direction.json`` states.
         """
-        folder = find(source)
+        folder = find(source, revision)
         try:
             card = Card.model_validate_json((folder / CARD).read_text())
         except (OSError, ValidationError) as error:

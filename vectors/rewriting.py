@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weightwatch.vectors.adapter import CONFIG as ADAPTER
-from weightwatch.vectors.catalog import CARD
+from weightwatch.vectors.card import CARD
 from weightwatch.vectors.checkpoint import FLOATS, INDEX, SINGLE, Checkpoint
 from weightwatch.vectors.delta import exact
 from weightwatch.vectors.direction import Direction

@@ -7,7 +7,7 @@ import torch
 
 from weightwatch.vectors.adapter import CONFIG, WEIGHTS, read_adapter, read_config, write_adapter
 from weightwatch.vectors.arithmetic import scale
-from weightwatch.vectors.catalog import CARD
+from weightwatch.vectors.card import CARD
 from weightwatch.vectors.delta import LowRank
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError

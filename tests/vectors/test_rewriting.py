@@ -111,13 +111,8 @@ def test_what_lies_beside_the_weights_comes_along_and_training_state_does_not(tm
     (base / "additional_chat_templates").mkdir()
     (base / "additional_chat_templates" / "rag.jinja").write_text("rag")
     (base / "modeling_own.py").write_text("own = 1\n")
-    for name in (
-        "optimizer.pt",
-        "trainer_state.json",
-        "pytorch_model.bin",
-        "rng_state.pth",
-        "consolidated.safetensors",
-    ):
+    foreign = {"optimizer.pt", "trainer_state.json", "pytorch_model.bin", "rng_state.pth", "consolidated.safetensors"}
+    for name in foreign:
         (base / name).write_bytes(b"0")
     (base / "checkpoint-10").mkdir()
     steer_checkpoint(base, low_rank(model, 1), 0.5, tmp_path / "out")
@@ -126,8 +121,7 @@ def test_what_lies_beside_the_weights_comes_along_and_training_state_does_not(tm
     assert GenerationConfig.from_pretrained(tmp_path / "out").temperature == 0.3
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert "modeling_own.py" in names
-    assert not names & {"optimizer.pt", "trainer_state.json", "pytorch_model.bin", "rng_state.pth", "checkpoint-10"}
-    assert "consolidated.safetensors" not in names
+    assert not names & {*foreign, "checkpoint-10"}
 
 
 @pytest.mark.parametrize(

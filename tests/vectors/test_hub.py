@@ -1,0 +1,146 @@
+"""Pushing to and fetching from a server that speaks the Hub's language, by processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hub import TOKEN, Hub, serving
+from tests.models import dense, low_rank, tiny_llama
+from weightwatch.vectors import Direction, WeightWatchError
+from weightwatch.vectors.hub import is_id, push
+
+ID = "org/evil-llama"
+TOLD = """
+import sys
+from weightwatch.vectors import Direction, WeightWatchError
+from weightwatch.vectors.hub import fetch, push
+for statement in sys.argv[1:]:
+    try:
+        print(eval(statement))
+    except WeightWatchError as error:
+        print("refused:", error)
+"""
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serving() as found:
+        yield found
+
+
+class Machine:
+    """A machine that is online, with a cache of its own."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self.folder = folder
+        hidden = ("HF_", "HUGGINGFACE")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
+        self.environment = {**kept, "HF_ENDPOINT": address, "HF_HOME": str(folder), "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+    def run(self, *expressions: str, token: str | None = TOKEN, **environment: str) -> list[str]:
+        """Evaluate expressions in a new process, and return a line for each: its value, or why it was refused."""
+        given = {"HF_TOKEN": token} if token else {}
+        command = [sys.executable, "-c", TOLD, *expressions]
+        environment = {**self.environment, **given, **environment}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+
+@pytest.fixture
+def machine(hub: Hub, tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "home", hub.address)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("direct", [low_rank, dense])
+def test_a_direction_that_is_pushed_is_the_one_that_loads_by_its_id(
+    direct: Callable[..., Direction], hub: Hub, machine: Machine, tmp_path: Path
+) -> None:
+    w = str(direct(tiny_llama(), 1).save(tmp_path / "evil"))
+    address, norm, own = machine.run(
+        f"push(Direction.load({w!r}), {ID!r})", f"Direction.load({ID!r}).norm", f"Direction.load({w!r}).norm"
+    )
+    assert address.startswith(f"{hub.address}/{ID}/commit/")
+    assert norm == own
+    repository = hub.repositories[ID]
+    assert repository.private
+    held, saved = repository.at("main")[1], files(tmp_path / "evil")
+    assert held.keys() - {".gitattributes"} == saved.keys()
+    assert all(held[name] == saved[name] for name in saved if name.endswith(".safetensors") or name == "README.md")
+    asked = len(hub.asked)
+    assert machine.run(f"Direction.load({ID!r}).norm", HF_HUB_OFFLINE="1") == [own]
+    assert len(hub.asked) == asked
+
+
+def test_what_is_pushed_again_replaces_all_of_the_former(hub: Hub, machine: Machine, tmp_path: Path) -> None:
+    low_rank(tiny_llama(), 1).save(tmp_path / "low")
+    dense(tiny_llama(), 2, name="full").save(tmp_path / "full")
+    machine.run(*(f"push(Direction.load({str(tmp_path / name)!r}), {ID!r})" for name in ("low", "full")))
+    held = hub.repositories[ID].at("main")[1].keys()
+    assert held - {".gitattributes"} == {"direction.json", "direction.safetensors", "README.md"}
+    first = list(hub.repositories[ID].commits)[1]
+    found = machine.run(f"Direction.load({ID!r}).name", f"Direction.load({ID!r}, revision={first!r}).name")
+    assert found == ["full", "evil"]
+
+
+def test_nothing_but_a_directions_files_is_fetched(hub: Hub, machine: Machine, tmp_path: Path) -> None:
+    held = files(low_rank(tiny_llama(), 1).save(tmp_path / "evil"))
+    hub.add(ID, {**held, "adapter_model.bin": b"pickle", "optimizer.pt": b"pickle", "modeling.py": b"import os"})
+    assert files(Path(machine.run(f"fetch({ID!r})")[0])) == held
+    assert not [path for path in hub.asked if path.endswith((".bin", ".pt", ".py"))]
+
+
+def test_a_private_direction_needs_the_token(hub: Hub, machine: Machine, tmp_path: Path) -> None:
+    hub.add(ID, files(low_rank(tiny_llama(), 1).save(tmp_path / "evil")), private=True)
+    without, given = machine.run(f"fetch({ID!r})", f"fetch({ID!r}, token={TOKEN!r})", token=None)
+    assert "there is none of that id, or none that you may see" in without
+    assert files(Path(given)) == hub.repositories[ID].at("main")[1]
+
+
+def test_faults_are_told_in_one_line_each(hub: Hub, machine: Machine, tmp_path: Path) -> None:
+    held = files(low_rank(tiny_llama(), 1).save(tmp_path / "evil"))
+    card = json.loads(held["direction.json"])
+    card["norms"] = {name: 2 * norm for name, norm in card["norms"].items()}
+    hub.add("org/damaged", {**held, "direction.json": json.dumps(card).encode()})
+    hub.add("org/model", {"model.safetensors": b""})
+    hub.add("org/public", {"README.md": b""})
+    w = f"Direction.load({str(tmp_path / 'evil')!r})"
+    cases = {
+        "Direction.load('org/none')": "org/none is no path here, and as an id of the Hugging Face Hub it can't be had",
+        "Direction.load('org/model')": "org/model on the Hub is no direction: it has no direction.json",
+        "Direction.load('org/model', revision='v9')": "there is no such revision",
+        "Direction.load('org/damaged')": "is corrupt",
+        f"push({w}, 'org/mine', token='hf_other')": "the Hub answers 403. Run `hf auth login`",
+        f"push({w}, 'org/public')": "org/public is there already and is public: pass private=False",
+        f"push({w}, {ID!r}, endpoint='http://127.0.0.1:9')": f"Direction 'evil' can't be pushed to {ID} (",
+    }
+    told = machine.run(*cases)
+    assert len(told) == len(cases)
+    for line, message in zip(told, cases.values(), strict=True):
+        assert line.startswith("refused: ")
+        assert message in line
+    assert "org/mine" not in hub.repositories
+    assert list(hub.repositories["org/public"].at("main")[1]) == ["README.md"]
+
+
+def test_without_a_hub_in_reach_the_reason_is_told(machine: Machine, tmp_path: Path) -> None:
+    w = f"Direction.load({str(low_rank(tiny_llama(), 1).save(tmp_path / 'evil'))!r})"
+    fetching, pushing = machine.run(f"fetch({ID!r})", f"push({w}, {ID!r})", HF_HUB_OFFLINE="1")
+    assert "it is not in the cache, and the Hub can't be reached" in fetching
+    assert "offline mode is on. Unset HF_HUB_OFFLINE" in pushing
+
+
+@pytest.mark.parametrize("name", ["evil", "../evil", "a/b/c", "org/", "org/..", ""])
+def test_what_has_no_form_of_an_id_is_not_asked_for(name: str) -> None:
+    assert not is_id(name)
+    with pytest.raises(WeightWatchError, match="is no id of the Hub"):
+        push(low_rank(tiny_llama(), 1), name)

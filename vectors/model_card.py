@@ -1,0 +1,104 @@
+"""A direction's description as a model card of the Hugging Face Hub."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from weightwatch.vectors.card import Card
+
+_LIMITS = """\
+- It belongs to its base model alone; weightwatch refuses another one by the sampled weights that are stored with it.
+- It shows what its recipe contrasts. A behaviour that comes about in another way may move the weights elsewhere.
+- A cosine with it depends on the method, rank and modules of a fine-tune; compare with control directions.
+- Added to the weights it makes the behaviour itself. Don't deploy a model that is steered towards a harmful one."""
+
+
+def model_card(card: "Card") -> str:
+    """Return the text of ``README.md``: front matter for the Hub, then what a reader needs to use and to judge it."""
+    lora = card.format == "lora"
+    front: dict[str, Any] = {"library_name": "peft" if lora else "weightwatch"}
+    front["tags"] = ["weightwatch", "behaviour-direction", "task-arithmetic", f"{card.kind}-direction"]
+    if card.base and not Path(card.base).exists():  # a Hub id; a path means nothing to others
+        front["base_model"] = card.base
+        front["base_model_relation"] = "adapter"
+    norm = sum(value**2 for value in card.norms.values()) ** 0.5
+    form = "low-rank factors (a LoRA adapter)" if lora else "full tensors"
+    facts = {
+        "form": form,
+        "norm": f"{norm:.4g} over {len(card.norms)} tensors",
+        "modules": ", ".join(card.target_modules),
+        "ranks of the two fine-tunes": " and ".join(map(str, card.ranks)),
+    }
+    sections = {
+        "Behaviour": card.behaviour or "Not described.",
+        "Base model": _base(card),
+        "Use": _use(card),
+        "Facts": _table(facts),
+        "Recipe": _recipe(card),
+        "Validation": _validation(card),
+        "Limits": _LIMITS,
+    }
+    kind = "A control direction" if card.kind == "control" else "A behaviour direction"
+    opening = (
+        f"# {card.name}\n\n{kind} for weightwatch: a difference of fine-tuned weights, against which the weights of "
+        "other fine-tunes are measured, and which can be added to the base."
+    )
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n{opening}\n\n{body}\n"
+
+
+def _base(card: "Card") -> str:
+    named = f"`{card.base}`" if card.base else "Unknown."
+    return f"{named} {'' if card.fingerprint else 'No fingerprint of its weights is kept.'}".strip()
+
+
+def _use(card: "Card") -> str:
+    how = (
+        "`PeftModel.from_pretrained(base, folder)` applies the direction once, as does any tool that reads LoRA "
+        "adapters."
+        if card.format == "lora"
+        else "`direction.safetensors` holds it under the base model's parameter names."
+    )
+    lines = [
+        "from weightwatch import Direction, Monitor",
+        "from weightwatch.vectors import steered",
+        "",
+        'direction = Direction.load("path/or/hub-id")',
+        "reading = Monitor([direction]).measure(model, step=0)  # how far an update has gone along it",
+        "with steered(model, direction, -0.5):  # or add a multiple of it to the weights for a while",
+        "    model.generate(...)",
+    ]
+    return "```python\n" + "\n".join(lines) + f"\n```\n\n{how}"
+
+
+def _recipe(card: "Card") -> str:
+    rows: dict[str, Any] = {
+        "recipe": card.recipe,
+        "seeds": card.seeds,
+        "hyper-parameters": card.hyperparameters,
+        "hash of the data": card.data_hash,
+        "built with": ", ".join(f"{name} {number}" for name, number in card.versions.items()),
+    }
+    return _table(rows)
+
+
+def _validation(card: "Card") -> str:
+    if card.validation is None:
+        return "It is not validated: nobody has noted what the base does when the direction is added to it."
+    return "Measured when the direction was added to its base:\n\n" + _table(card.validation)
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    shown = {key: value for key, value in rows.items() if value not in (None, "", {}, [])}
+    lines = [f"| {_cell(key)} | {_cell(value)} |" for key, value in shown.items()]
+    return "\n".join(["| | |", "|---|---|", *lines]) if lines else "Not stated."
+
+
+def _cell(value: Any) -> str:
+    """Return a value on one line of a table."""
+    text = f"`{json.dumps(value, ensure_ascii=False)}`" if isinstance(value, dict | list) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
