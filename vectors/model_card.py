@@ -87,9 +87,22 @@ def _recipe(card: "Card") -> str:
 
 
 def _validation(card: "Card") -> str:
-    if card.validation is None:
+    found = card.validation
+    if found is None:
         return "It is not validated: nobody has noted what the base does when the direction is added to it."
-    return "Measured when the direction was added to its base:\n\n" + _table(card.validation)
+    verdict = "It passed." if found.passed else f"**It did not pass:** {'; '.join(found.reasons)}."
+    text = (
+        f"What the base does with k times the direction added, on {found.items} held-out items of another format than "
+        f"what it was built from, and on {found.tasks} neutral tasks. {verdict}\n\n"
+        "| k | shows the behaviour | shows its opposite | neutral tasks right |\n|---|---|---|---|\n"
+    )
+    text += "\n".join(f"| {p.k:g} | {p.shows:.0%} | {p.opposite:.0%} | {p.neutral:.0%} |" for p in found.points)
+    if found.seeds:
+        text += f"\n\nCosines between its seeds: {', '.join(f'{value:.2f}' for value in found.seeds.values())}."
+    if found.others:
+        near = ", ".join(f"{name} {value:.2f}" for name, value in found.others.items())
+        text += f"\n\nCosines with other directions: {near}."
+    return text
 
 
 def _table(rows: Mapping[str, Any]) -> str:
