@@ -52,8 +52,8 @@ def test_the_wheel_carries_its_data_within_the_limit(built: Path) -> None:
     for direction in ("evil", "sycophancy"):
         assert f"weightwatch/vectors/packaged/{direction}/direction.json" in names
         assert f"weightwatch/vectors/packaged/{direction}/adapter_model.safetensors" in names
-    for recipe in (ROOT / "vectors" / "recipes").glob("*.yaml"):
-        assert f"weightwatch/vectors/recipes/{recipe.name}" in names
+    for recipe in (ROOT / "vectors" / "recipes").rglob("*.yaml"):
+        assert f"weightwatch/{recipe.relative_to(ROOT).as_posix()}" in names
     (wheel,) = built.glob("*.whl")
     data = [i for i in zipfile.ZipFile(wheel).infolist() if i.filename.endswith((".safetensors", ".json"))]
     assert sum(item.file_size for item in data) < 8 * MEGABYTE

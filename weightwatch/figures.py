@@ -1,23 +1,17 @@
-"""The figures of one tensor's change along directions, where it is not factors alone.
+"""The figures of one tensor's change along directions, where it is not on disk and not factors alone.
 
-* Factors: see ``weightwatch.factored``.
-* Fully trained tensors: blocks of θ_t − θ₀ in fp32, their sums in fp64. There P(w) = w.
+Factors are in ``weightwatch.factored``, fully trained tensors in ``weightwatch.full``.
 """
 
-from collections.abc import Iterator
 from math import prod
 
 import torch
-from torch import Tensor
 
 from weightwatch.change import Change, Difference, Merged, Rescaled, Streamed
 from weightwatch.factored import DEPENDENT, Figures, Found, pseudo_inverses
-from weightwatch.fused import pass_over
-from weightwatch.shards import Box, whole
+from weightwatch.full import along, full
+from weightwatch.shards import whole
 from weightwatch.vectors.delta import LowRank, dot, wide
-
-_PART = 1 << 24  # elements of θ₀ that are brought to another device at a time
-_BLOCK = 1 << 19  # elements whose change is multiplied with a direction's factors at a time
 
 
 def figures(change: Change, found: Found) -> Figures:
@@ -33,7 +27,7 @@ def figures(change: Change, found: Found) -> Figures:
         case Merged():
             return _merged(change, found)
         case Difference():
-            return _full(change, found)
+            return full(change, found)
         case _:
             raise TypeError(change)
 
@@ -90,56 +84,9 @@ def _merged(change: Merged, found: Found) -> Figures:
     return own, inner, [torch.zeros_like(own)] * len(found)
 
 
-def _full(change: Difference, found: Found) -> Figures:
-    """Measure what is held of a fully trained tensor; ‖P(w)‖² is left to the caller."""
-    held = change.held
-    device = held.pieces[0].values.device if held.pieces else torch.device("cpu")
-    zero = wide(torch.zeros((), device=device))
-    low = {k: w.to(device) for k, w in found if isinstance(w, LowRank)}
-    dense = {k: w for k, w in found if isinstance(w, Tensor)}
-    inner = dict.fromkeys(low, zero)
-    sums = zero.new_zeros(1 + len(dense))
-    for box, now in _parts(change, _BLOCK if low else _PART if device.type != "cpu" else None):
-        before = change.start(box).to(device).reshape(now.shape)
-        parts = [w.reshape(held.shape)[box].to(device).reshape(-1) for w in dense.values()]
-        sums = sums + wide(pass_over(now.reshape(-1), before.reshape(-1), parts, held.dtype))
-        if low:
-            block = now.float() - before.to(held.dtype).float()
-            inner = {k: inner[k] + along(w, block, box) for k, w in low.items()}
-    own, *others = sums.unbind()
-    inner.update(zip(dense, others, strict=True))
-    return own, [inner[k] for k, _ in found], [zero] * len(found)
-
-
-def _parts(change: Difference, size: int | None) -> Iterator[tuple[Box, Tensor]]:
-    """Yield what is held of a tensor, at most so many elements at a time (but whole rows); None: all at once."""
-    for piece in change.held.pieces:
-        values, box = piece.values, piece.box
-        if not box or size is None or values.numel() <= size:
-            yield box, values
-            continue
-        step = max(1, size * len(values) // values.numel())
-        for first in range(0, len(values), step):
-            last = min(len(values), first + step)
-            yield (slice(box[0].start + first, box[0].start + last), *box[1:]), values[first:last]
-
-
 def is_full(change: Change) -> bool:
     """Whether every element of a tensor can change freely, as far as can be told, so that P(w) = w."""
     return isinstance(change, Difference | Streamed | Merged)
-
-
-def along(w: LowRank, block: Tensor, box: Box) -> Tensor:
-    """Return ⟨τ,w⟩ over one block of a full tensor's change, w being in factors: Σ (Lᵀ τ) ∘ R.
-
-    Args:
-        w: The direction, on the block's device.
-        block: The change in fp32.
-        box: Where in the whole tensor the block lies.
-    """
-    left, right = (w.right.T, w.left.T) if w.transposed else (w.left, w.right)
-    left, right = left[box[0]].to(block), right[:, box[1]].to(block)
-    return wide((left.T @ block) * right).sum()
 
 
 def freedom(change: Change | None) -> float:

@@ -28,7 +28,8 @@ time that compiling takes, about 5 s."""
 
 _ROW = 64  # elements whose products are summed in fp32
 _CALL = 1 << 23  # elements a compiled call: its rows' sums take 0.5 MB a direction
-_TINY = 1 << 13  # elements up to which a tensor costs less without any blocks
+TINY = 1 << 13
+"""Elements up to which a tensor costs less without any blocks, and several of them less together."""
 _SMALL = 1 << 16  # shorter tensors cost less in one block than the entry into compiled code
 _TOGETHER = 8  # directions a pass: more inputs than that and a loop runs out of registers
 _BLOCK = 1 << 17  # elements of a block: 0.5 MB of scratch a direction; fewer cost more in calls, more leave the cache
@@ -100,6 +101,25 @@ def pass_over(
     return torch.cat([first, *(part[1:] for part in others)]) if others else first
 
 
+def pass_over_tiny(
+    now: Sequence[Tensor], before: Sequence[Tensor], directions: Sequence[Sequence[Tensor]], dtype: torch.dtype
+) -> Tensor:
+    """Return the sums of several tensors of at most ``TINY`` elements, in one go.
+
+    Args:
+        now: Flat tensors on one device.
+        before: θ₀ of each.
+        directions: K for each.
+        dtype: See ``pass_over``.
+
+    Returns:
+        Shape (1 + K, number of tensors), fp64.
+    """
+    lines = [torch.cat(list(parts)) for parts in zip(*directions, strict=True)]
+    products = _products(torch.cat(list(now)), torch.cat(list(before)), lines, dtype)
+    return torch.stack([part.sum(1) for part in products.split([len(part) for part in now], 1)], 1)
+
+
 def compiled_calls() -> int:
     """Return how often compiled loops have run in this process."""
     return sum(kernel.calls for kernel in _state.kernels.values())
@@ -114,8 +134,8 @@ def _pass(
     now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype, compiled: bool | None
 ) -> Tensor:
     size = now.numel()
-    if size <= _TINY:
-        return _at_once(now, before, directions, dtype)
+    if size <= TINY:
+        return _products(now, before, directions, dtype).sum(1)
     key = (now.device.type, dtype, *(tensor.dtype for tensor in (now, before, *directions)))
     kernel = _state.kernels.setdefault(key, _Kernel())
     kernel.work += size * (1 + len(directions))
@@ -137,10 +157,10 @@ def _pass(
     return torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]
 
 
-def _at_once(now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Sum a tensor in which the calls themselves are what costs."""
+def _products(now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return what is to be summed, shape (1 + K, n), of a tensor in which the calls themselves are what costs."""
     change = now.float() - before.to(dtype).float()
-    return torch.stack([change * change, *(change * w for w in directions)]).double().sum(1)
+    return torch.stack([change * change, *(change * w for w in directions)]).double()
 
 
 def _blocks(now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from weightwatch.change import Change, Difference, Rescaled, Streamed
 from weightwatch.factored import Figures, Found, OnDisk, alike, factored
 from weightwatch.figures import figures, freedom, is_full
+from weightwatch.full import tiny, together
 from weightwatch.ranks import ALONE, Floats, Ranks
 from weightwatch.streaming import stream
 from weightwatch.update import resized
@@ -179,13 +180,22 @@ def _figures(
     for names in alike(in_factors, theirs):
         several = [theirs[name] for name in names]
         yield names, *line(several[0], factored([in_factors[name] for name in names], several))
+    full = {name: change for name, change in changes.items() if isinstance(change, Difference)}
+    theirs = {name: found(name) for name in full}
+    measured: set[str] = set()
+    for names in tiny(full, theirs):
+        several = [theirs[name] for name in names]
+        yield names, *line(several[0], together([full[name] for name in names], several))
+        measured.update(names)
     for name, change in changes.items():
-        if not isinstance(change, Streamed | LowRank):
-            yield [name], *line(measured := found(name), figures(change, measured))
+        if name not in measured and not isinstance(change, Streamed | LowRank):
+            yield [name], *line(ours := found(name), figures(change, ours))
 
 
 def _shares(update: Mapping[str, Change], ranks: Ranks) -> dict[str, Change]:
     """Return what this process measures: its part of each trained tensor, and a fair number of the adapters."""
+    if ranks.count == 1:
+        return dict(update)
     mine: dict[str, Change] = {}
     load = [0.0] * ranks.count
     for name, change in update.items():

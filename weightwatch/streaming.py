@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weightwatch.change import Streamed
-from weightwatch.figures import along
+from weightwatch.full import along
 from weightwatch.fused import pass_over
 from weightwatch.shards import Box
 from weightwatch.vectors.delta import LowRank, wide

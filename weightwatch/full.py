@@ -1,0 +1,97 @@
+"""The figures of fully trained tensors: blocks of θ_t − θ₀ in fp32, their sums in fp64. There P(w) = w.
+
+‖P(w)‖² is left to the caller, who knows ‖w‖²: what is returned for it are zeros.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from weightwatch.change import Difference
+from weightwatch.factored import Figures, Found
+from weightwatch.fused import TINY, pass_over, pass_over_tiny
+from weightwatch.shards import Box
+from weightwatch.vectors.delta import LowRank, wide
+
+_PART = 1 << 24  # elements of θ₀ that are brought to another device at a time
+_BLOCK = 1 << 19  # elements whose change is multiplied with a direction's factors at a time
+
+
+def full(change: Difference, found: Found) -> Figures:
+    """Measure what is held of a fully trained tensor."""
+    held = change.held
+    device = held.pieces[0].values.device if held.pieces else torch.device("cpu")
+    low = {k: w.to(device) for k, w in found if isinstance(w, LowRank)}
+    dense = {k: w for k, w in found if isinstance(w, Tensor)}
+    inner = {k: [wide(torch.zeros((), device=device))] for k in low}
+    sums: list[Tensor] = []
+    for box, now in _parts(change, _BLOCK if low else _PART if device.type != "cpu" else None):
+        before = change.start(box).to(device).reshape(now.shape)
+        parts = [w.reshape(held.shape)[box].to(device).reshape(-1) for w in dense.values()]
+        sums.append(wide(pass_over(now.reshape(-1), before.reshape(-1), parts, held.dtype)))
+        if low:
+            block = now.float() - before.to(held.dtype).float()
+            for k, w in low.items():
+                inner[k].append(along(w, block, box))
+    own, *others = torch.stack(sums or [wide(torch.zeros(1 + len(dense), device=device))]).sum(0).unbind()
+    total = {**dict(zip(dense, others, strict=True)), **{k: torch.stack(parts).sum() for k, parts in inner.items()}}
+    return own, [total[k] for k, _ in found], [torch.zeros_like(own)] * len(found)
+
+
+def tiny(changes: Mapping[str, Difference], found: Mapping[str, Found]) -> Iterator[list[str]]:
+    """Yield the names of fully trained tensors that are so small that they are best measured together."""
+    groups: dict[object, list[str]] = {}
+    for name, change in changes.items():
+        (piece,) = change.held.pieces if len(change.held.pieces) == 1 else (None,)
+        if piece is None or not 0 < piece.values.numel() <= TINY:
+            continue
+        if all(isinstance(w, Tensor) for _, w in found[name]):
+            kind = change.held.dtype, piece.values.device, tuple(k for k, _ in found[name])
+            groups.setdefault(kind, []).append(name)
+    yield from groups.values()
+
+
+def together(changes: Sequence[Difference], found: Sequence[Found]) -> Figures:
+    """Measure tensors that ``tiny`` has put together.
+
+    Args:
+        changes: Their changes.
+        found: The directions that have each: the same ones.
+    """
+    pieces = [change.held.pieces[0] for change in changes]
+    device = pieces[0].values.device
+    lines = [
+        [w.reshape(change.held.shape)[piece.box].to(device).reshape(-1) for _, w in ws]
+        for change, piece, ws in zip(changes, pieces, found, strict=True)
+    ]
+    before = [change.start(piece.box).to(device).reshape(-1) for change, piece in zip(changes, pieces, strict=True)]
+    now = [piece.values.reshape(-1) for piece in pieces]
+    own, *inner = wide(pass_over_tiny(now, before, lines, changes[0].held.dtype)).unbind()
+    return own, inner, [torch.zeros_like(own)] * len(inner)
+
+
+def _parts(change: Difference, size: int | None) -> Iterator[tuple[Box, Tensor]]:
+    """Yield what is held of a tensor, at most so many elements at a time (but whole rows); None: all at once."""
+    for piece in change.held.pieces:
+        values, box = piece.values, piece.box
+        if not box or size is None or values.numel() <= size:
+            yield box, values
+            continue
+        step = max(1, size * len(values) // values.numel())
+        for first in range(0, len(values), step):
+            last = min(len(values), first + step)
+            yield (slice(box[0].start + first, box[0].start + last), *box[1:]), values[first:last]
+
+
+def along(w: LowRank, block: Tensor, box: Box) -> Tensor:
+    """Return ⟨τ,w⟩ over one block of a full tensor's change, w being in factors: Σ (Lᵀ τ) ∘ R.
+
+    Args:
+        w: The direction, on the block's device.
+        block: The change in fp32.
+        box: Where in the whole tensor the block lies.
+    """
+    left, right = (w.right.T, w.left.T) if w.transposed else (w.left, w.right)
+    left, right = left[box[0]].to(block), right[:, box[1]].to(block)
+    return wide((left.T @ block) * right).sum()
