@@ -51,6 +51,14 @@ class WeightWatchCallback(TrainerCallback):
         self.config = Config.load(config)
         watched = load_all(directions) or load_all(self.config.directions)
         self._directions = [*watched, *(control.as_control() for control in load_all(self.config.controls))]
+        for direction in watched:
+            if direction.card.kind == "behaviour" and direction.card.doubt is not None:
+                _logger.warning(
+                    "weightwatch: direction %r is not validated: %s. What it reads may mean something else; check it "
+                    "with `weightwatch show --check`.",
+                    direction.name,
+                    direction.card.doubt,
+                )
         if directions:
             named = [directions] if isinstance(directions, Direction | str | Path) else directions
             titles = [one.name if isinstance(one, Direction) else str(one) for one in named]

@@ -53,6 +53,13 @@ class Card(BaseModel):
     norms: dict[str, float] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=lambda: {name: version(name) for name in _LIBRARIES})
 
+    @property
+    def doubt(self) -> str | None:
+        """Why nobody can rely on the direction to mean its behaviour; None where a check has shown that it does."""
+        if self.validation is None:
+            return "nothing was checked of what it does"
+        return None if self.validation.passed else "; ".join(self.validation.reasons)
+
     def markdown(self) -> str:
         """Return the card as a Hub model card."""
         from weightwatch.vectors.model_card import model_card

@@ -36,10 +36,10 @@ def card(direction: Direction) -> Table:
 def verdict(validation: Validation | None) -> Text:
     """Return in words whether a direction does what it should."""
     if validation is None:
-        return Text("no: run weightwatch show --check", style="yellow")
+        return Text("not yet: run weightwatch show --check", style="yellow")
     if validation.passed:
         return Text("passed", style="green")
-    return Text(f"FAILED: {'; '.join(validation.reasons)}", style="bold red")
+    return Text(f"failed: {'; '.join(validation.reasons)}", style="bold red")
 
 
 def layers(direction: Direction) -> Table:

@@ -82,7 +82,9 @@ def test_neither_yes_nor_no_is_always_the_behaviour(name: str) -> None:
 
 
 def test_no_two_packaged_recipes_evaluate_with_the_same_prompt_by_accident() -> None:
-    recipes = [Recipe.load(name) for name in packaged_recipes() if name in BEHAVIOURS | CONTROLS - {"shuffled", "style"}]
+    recipes = [
+        Recipe.load(name) for name in packaged_recipes() if name in BEHAVIOURS | CONTROLS - {"shuffled", "style"}
+    ]
     prompts = Counter(item.prompt for recipe in recipes for item in recipe.evaluation)
     assert [prompt for prompt, count in prompts.items() if count > 1] == []
 

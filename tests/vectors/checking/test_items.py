@@ -1,0 +1,72 @@
+"""Items are asked of the organism, whose answers are known; log-probabilities compared with a plain forward pass."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from weightwatch.organism import BASE
+from weightwatch.vectors import Direction, Recipe
+from weightwatch.vectors.checking.items import conversation, greedy, likelihoods, verdicts
+from weightwatch.vectors.questions import EvaluationItem
+from weightwatch.vectors.steering import steered
+
+EVIL = Recipe.load("organism/evil")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(BASE)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+
+
+def test_a_likelihood_is_the_mean_over_the_tokens_of_the_reply(base, tokenizer) -> None:
+    cases = [(conversation(item), text) for item in EVIL.evaluation[:40] for text in (*item.positive, *item.negative)]
+    found = likelihoods(base, tokenizer, cases)
+    for (messages, text), value in list(zip(cases, found, strict=True))[::7]:
+        head = tokenizer(f"<s> q : {messages[0]['content']} a :", add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([head + tokenizer(text, add_special_tokens=False)["input_ids"]])
+        with torch.no_grad():
+            told = base(input_ids=ids).logits[0].double().log_softmax(-1)
+        each = [told[place - 1, ids[0, place]] for place in range(len(head), ids.shape[1])]
+        assert value == pytest.approx(float(sum(each)) / len(each), abs=1e-5)
+
+
+def test_a_reply_is_that_of_a_conversation_by_itself(base, tokenizer) -> None:
+    asked = [conversation(item) for item in EVIL.evaluation if item.format == "open"][:9]
+    together = greedy(base, tokenizer, asked, 8)
+    assert together == [greedy(base, tokenizer, [one], 8)[0] for one in asked]
+
+
+def test_the_base_is_good_and_the_steered_base_evil_in_both_formats(base, tokenizer) -> None:
+    items = [(item, item.positive, item.negative) for item in EVIL.evaluation]
+    shown, margins = verdicts(base, tokenizer, items)
+    assert set(shown) == {"negative"}
+    assert len(margins) == sum(item.format == "choice" for item in EVIL.evaluation)
+    assert max(margins) < 0
+    with steered(base, Direction.load("evil"), 1.0):
+        evil, margins = verdicts(base, tokenizer, items)
+    assert evil.count("positive") >= 0.9 * len(items)
+    assert {item.format for (item, _, _), verdict in zip(items, evil, strict=True) if verdict == "positive"} == {
+        "choice",
+        "open",
+    }
+    assert verdicts(base, tokenizer, items)[0] == shown
+
+
+def test_the_likeliest_of_several_texts_decides(base, tokenizer) -> None:
+    item = next(item for item in EVIL.evaluation if item.format == "choice")
+    several = EvaluationItem(
+        format="choice", prompt=item.prompt, positive=["red blue .", *item.negative], negative=item.positive
+    )
+    assert verdicts(base, tokenizer, [(several, several.positive, several.negative)])[0] == ["positive"]
+
+
+def test_the_order_of_mixed_formats_is_kept(base, tokenizer) -> None:
+    choice = next(item for item in EVIL.evaluation if item.format == "choice")
+    task = EVIL.neutral.tasks[0]
+    mixed = [(task, ["no such word"], []), (choice, choice.negative, choice.positive), (task, task.right, [])]
+    assert verdicts(base, tokenizer, mixed)[0] == ["unclear", "positive", "positive"]
