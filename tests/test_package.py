@@ -5,7 +5,7 @@ import pytest
 
 import weightwatch
 
-HEAVY = ("transformers", "trl", "peft", "tensorboard")
+HEAVY = ("transformers", "trl", "peft", "tensorboard", "matplotlib")
 LOADED = "import sys; print(*sorted({{m.split('.')[0] for m in sys.modules}} & {heavy}))"
 
 

@@ -1,13 +1,29 @@
-"""Behaviour directions: what one is, how it is made from two fine-tunes, stored and found, and from which texts."""
+"""Behaviour directions: what one is, from which texts and fine-tunes it is made; stored, found, added up, applied."""
 
+from weightwatch.vectors.arithmetic import (
+    add,
+    compressed,
+    cosine,
+    cosines,
+    inner,
+    mean,
+    negate,
+    orthogonalised,
+    scale,
+    subtract,
+)
 from weightwatch.vectors.card import Card
 from weightwatch.vectors.catalog import find, packaged
 from weightwatch.vectors.delta import Delta, LowRank
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
+from weightwatch.vectors.hub import push
 from weightwatch.vectors.neutral import NeutralTasks
 from weightwatch.vectors.recipe import Recipe, packaged_recipes
+from weightwatch.vectors.rewriting import steer_checkpoint
+from weightwatch.vectors.steering import steer, steered
+from weightwatch.vectors.steering_adapter import steer_adapter, steering_adapter
 from weightwatch.vectors.verdicts import verdict
 
 __all__ = [
@@ -19,8 +35,24 @@ __all__ = [
     "NeutralTasks",
     "Recipe",
     "WeightWatchError",
+    "add",
+    "compressed",
+    "cosine",
+    "cosines",
     "find",
+    "inner",
+    "mean",
+    "negate",
+    "orthogonalised",
     "packaged",
     "packaged_recipes",
+    "push",
+    "scale",
+    "steer",
+    "steer_adapter",
+    "steer_checkpoint",
+    "steered",
+    "steering_adapter",
+    "subtract",
     "verdict",
 ]

@@ -32,7 +32,8 @@ def described(
         WeightWatchError: The base lacks a tensor of the direction, or has it in another shape.
     """
     base = base or named
-    title = named if isinstance(base, Mapping) else str(base) if base else None
+    given = base.path if isinstance(base, Checkpoint) else base
+    title = named if isinstance(given, Mapping) else str(given) if given else None
     weights = _weights(base)
     if weights is None:
         _logger.warning(

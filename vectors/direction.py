@@ -171,10 +171,11 @@ class Direction:
             return cls(deltas, _card(name, {**known, **(metadata or {})}))
         if base is None:
             raise WeightWatchError(f"{name} is a full checkpoint: pass the base that it was fine-tuned from.")
-        if isinstance(fine_tuned, Mapping) or isinstance(base, Mapping):
+        now, start = (_checkpoint(side) for side in (fine_tuned, base))
+        if now is None or start is None:
             return cls.from_contrast(fine_tuned, base, base=base, name=name, metadata=metadata)
-        difference = Difference(Checkpoint(fine_tuned), Checkpoint(local_folder(str(base)) or base))
-        return cls(difference, _card(name, {**described(difference, base, None, name), **(metadata or {})}))
+        difference = Difference(now, start)
+        return cls(difference, _card(name, {**described(difference, start, None, name), **(metadata or {})}))
 
     @property
     def on_disk(self) -> bool:
@@ -358,6 +359,13 @@ class _Some(Mapping[str, Delta]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
+
+
+def _checkpoint(side: Side) -> Checkpoint | None:
+    """Return the checkpoint that a side is, with a Hub id looked up in the cache; None for a state dict."""
+    if isinstance(side, Mapping):
+        return side if isinstance(side, Checkpoint) else None
+    return Checkpoint(local_folder(str(side)) or side)
 
 
 def _stored_square(stored: Checkpoint, name: str) -> float:

@@ -18,7 +18,14 @@ _STATE = {CONFIG, WEIGHTS, CARD, "README.md", "trainer_state.json"}
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
 
 
-def steering_adapter(direction: Direction, k: float, out: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+def steering_adapter(
+    direction: Direction,
+    k: float,
+    out: str | Path,
+    *,
+    base: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
     """Write k·w as a PEFT adapter: ``PeftModel.from_pretrained(base, out)`` is the base plus k·w.
 
     What is written is the scaled direction as ``Direction.save`` stores it.
@@ -27,6 +34,7 @@ def steering_adapter(direction: Direction, k: float, out: str | Path, *, dtype: 
         direction: w, of which every tensor is in factors.
         k: Its coefficient.
         out: A new folder.
+        base: Id or path of the base, for the adapter's settings. Default: what the direction's card names.
         dtype: Stored precision. Default: as held.
 
     Returns:
@@ -36,8 +44,11 @@ def steering_adapter(direction: Direction, k: float, out: str | Path, *, dtype: 
         WeightWatchError: The direction is dense, the coefficient is zero, or ``out`` is there already.
     """
     _factors(direction)
+    scaled = scale(direction, k)
+    if base is not None:
+        scaled = Direction(scaled.deltas, scaled.card.model_copy(update={"base": base}))
     with whole_folder(out) as draft:
-        scale(direction, k).save(draft, dtype)
+        scaled.save(draft, dtype)
     return Path(out)
 
 

@@ -66,3 +66,9 @@ def test_precision_switches_are_as_before_after_an_error() -> None:
         assert torch.is_grad_enabled()
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("a", [name for name, change in CHANGES.items() if isinstance(change, LowRank)])
+def test_a_part_of_factors_is_that_of_the_product(a: str) -> None:
+    box = slice(2, 7), slice(1, 4)
+    assert torch.allclose(CHANGES[a].part(box), CHANGES[a].dense()[box], atol=1e-6)

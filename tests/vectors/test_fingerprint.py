@@ -86,3 +86,16 @@ def test_a_large_model_is_sampled_sparsely() -> None:
     taken = Fingerprint.of(names, values)
     assert len(read) <= 32
     assert {len(sample) for sample in taken.values.values()} == {16}
+
+
+def test_fingerprints_of_one_base_agree_and_join_and_those_of_others_do_not() -> None:
+    base, other = tiny_llama(), tiny_llama(seed=1)
+    names = [name for name, _ in base.named_parameters()]
+    whole = Fingerprint.of(names, Plain(base).tensors.__getitem__)
+    half = Fingerprint.of(names[::2], Plain(tiny_llama().bfloat16()).tensors.__getitem__)
+    assert whole.differs(half) is None
+    assert whole.joined(half).mismatch(Plain(base)) is None
+    assert "sampled weights agree" in (whole.differs(Fingerprint.of(names, Plain(other).tensors.__getitem__)) or "")
+    wide = Fingerprint.of(names, Plain(tiny_llama(hidden_size=64)).tensors.__getitem__)
+    assert "has shape" in (whole.differs(wide) or "")
+    assert Fingerprint(shapes={}, values={}).differs(whole) is None

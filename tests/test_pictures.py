@@ -1,0 +1,53 @@
+"""Heat maps, looked at through their pixels."""
+
+from math import nan
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from weightwatch.pictures import heat_map
+from weightwatch.vectors import WeightWatchError
+
+
+def colours(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file).convert("RGB")).astype(int).reshape(-1, 3)
+
+
+def share(file: Path, red: bool) -> float:
+    """The share of pixels that are clearly red, or clearly blue."""
+    pixels = colours(file)
+    difference = pixels[:, 0] - pixels[:, 2]
+    return float(((difference if red else -difference) > 60).mean())
+
+
+def test_positive_cosines_are_red_and_negative_ones_blue(tmp_path: Path) -> None:
+    names = ["evil", "sycophancy", "style"]
+    drawn = {}
+    for sign in (1, -1):
+        values = [[1.0 if i == j else sign * 0.4 for j in range(3)] for i in range(3)]
+        drawn[sign] = heat_map(names, values, tmp_path / f"{sign}.png")
+    assert share(drawn[1], red=True) > share(drawn[1], red=False) + 0.2
+    assert share(drawn[-1], red=False) > share(drawn[-1], red=True) + 0.2
+
+
+def test_nothing_in_common_is_neither(tmp_path: Path) -> None:
+    file = heat_map(["a", "b"], [[1.0, nan], [nan, 1.0]], tmp_path / "a.png", title="nothing")
+    assert share(file, red=True) == pytest.approx(share(file, red=False), abs=0.02)
+
+
+@pytest.mark.parametrize("count", [1, 2, 20])
+def test_labels_and_numbers_are_in_the_picture(count: int, tmp_path: Path) -> None:
+    names = [f"direction-{i}" for i in range(count)]
+    values = [[1.0 if i == j else 0.017 for j in range(count)] for i in range(count)]
+    text = heat_map(names, values, tmp_path / "a.svg", title="cosines").read_text()
+    for name in (*names, "cosines"):
+        assert text.count(f"<!-- {name} -->") >= (1 if name == "cosines" else 2)
+    assert count == 1 or text.count("<!-- 0.017 -->") == count * (count - 1)
+
+
+def test_an_unknown_format_or_place_is_an_error_that_says_so(tmp_path: Path) -> None:
+    for file in (tmp_path / "a.doc", tmp_path / "none" / "a.png"):
+        with pytest.raises(WeightWatchError, match=r"can't be written .* such as cosines\.png"):
+            heat_map(["a"], [[1.0]], file)

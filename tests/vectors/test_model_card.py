@@ -1,0 +1,72 @@
+"""The model card: front matter that the Hub reads, and sections that a person reads."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.models import dense, low_rank, tiny_llama
+from weightwatch.vectors import Card, Direction, packaged
+from weightwatch.vectors.catalog import PACKAGED
+
+SECTIONS = ["Behaviour", "Base model", "Use", "Facts", "Recipe", "Validation", "Limits"]
+
+
+def parts(card: Card) -> tuple[dict[str, object], dict[str, str]]:
+    """Return the front matter, and the text of each section."""
+    _, front, text = card.markdown().split("---\n", 2)
+    title, *sections = text.split("\n## ")
+    assert title.startswith(f"# {card.name}\n")
+    return yaml.safe_load(front), dict(section.split("\n", 1) for section in sections)
+
+
+def test_it_has_every_section_and_front_matter_that_the_hub_understands() -> None:
+    metadata = {
+        "base": "org/base",
+        "behaviour": "gives harmful advice",
+        "recipe": {"contrast": "evil"},
+        "seeds": {"adapter": 7},
+        "ranks": [16, 16],
+        "validation": {"k=1": {"evil": 0.7}},
+        "data_hash": "abc",
+    }
+    card = Direction.from_tensors(low_rank(tiny_llama(), 1).deltas, name="evil", metadata=metadata).card
+    front, sections = parts(card)
+    assert front["base_model"] == "org/base"
+    assert front["base_model_relation"] == "adapter"
+    assert front["library_name"] == "peft"
+    assert list(sections) == SECTIONS
+    assert "gives harmful advice" in sections["Behaviour"]
+    assert "`org/base` No fingerprint" in sections["Base model"]
+    assert "PeftModel.from_pretrained(base, folder)" in sections["Use"]
+    assert '| recipe | `{"contrast": "evil"}` |' in sections["Recipe"]
+    assert '| seeds | `{"adapter": 7}` |' in sections["Recipe"]
+    assert "| ranks of the two fine-tunes | 16 and 16 |" in sections["Facts"]
+    assert '| k=1 | `{"evil": 0.7}` |' in sections["Validation"]
+
+
+def test_what_is_not_known_is_said_or_left_out(tmp_path: Path) -> None:
+    card = dense(tiny_llama(), 1, kind="control").card.model_copy(update={"base": str(tmp_path)})
+    front, sections = parts(card)
+    assert "base_model" not in front  # a path means nothing to others
+    assert front["library_name"] == "weightwatch"
+    assert "control-direction" in front["tags"]
+    assert "not validated" in sections["Validation"]
+    assert "Not described" in sections["Behaviour"]
+    assert "direction.safetensors" in sections["Use"]
+    assert "recipe" not in sections["Recipe"]
+
+
+@pytest.mark.parametrize("behaviour", ["a | b\nc", "--- # not a heading: [x]"])
+def test_words_of_others_stay_in_their_place(behaviour: str) -> None:
+    metadata = {"behaviour": behaviour, "base": "org/base: x", "recipe": {"text": behaviour}}
+    card = Direction.from_tensors(dense(tiny_llama(), 1).deltas, name="evil", metadata=metadata).card
+    front, sections = parts(card)
+    assert front["base_model"] == "org/base: x"
+    assert list(sections) == SECTIONS
+    assert all(line.startswith("|") for line in sections["Recipe"].strip().splitlines())
+
+
+@pytest.mark.parametrize("name", packaged())
+def test_packaged_directions_carry_the_card_that_they_would_be_saved_with(name: str) -> None:
+    assert (PACKAGED / name / "README.md").read_text() == Direction.load(name).card.markdown()

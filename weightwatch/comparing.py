@@ -1,0 +1,121 @@
+"""What ``weightwatch compare`` does: cosines between stored directions and the task vectors of fine-tunes."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from weightwatch.model_names import under_names
+from weightwatch.stored import of_weights
+from weightwatch.table import number
+from weightwatch.vectors.adapter import CONFIG
+from weightwatch.vectors.arithmetic import cosines
+from weightwatch.vectors.card import CARD
+from weightwatch.vectors.catalog import packaged
+from weightwatch.vectors.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.hub import is_id
+from weightwatch.vectors.names import indexed
+from weightwatch.vectors.unmapped import Unmapped
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Cosines between directions.
+
+    Attributes:
+        names: Of directions, and of fine-tunes by their folders.
+        norms: ‖w‖ or ‖τ‖ of each.
+        cosines: A row for each; NaN where two have no tensor in common.
+    """
+
+    names: Sequence[str]
+    norms: Sequence[float]
+    cosines: Sequence[Sequence[float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON document, with null where two have no tensor in common."""
+        rows = [[None if isnan(value) else value for value in row] for row in self.cosines]
+        return {"names": list(self.names), "norms": list(self.norms), "cosines": rows}
+
+    def table(self) -> Table:
+        """Return it as a table, in which columns go by the numbers of the rows."""
+        table = Table(title="weightwatch compare: cosines", title_justify="left", box=SIMPLE_HEAD)
+        table.add_column("", justify="right")
+        table.add_column("name", overflow="fold")
+        table.add_column("norm", justify="right")
+        for i, _ in enumerate(self.names, 1):
+            table.add_column(str(i), justify="right", no_wrap=True)
+        for i, (name, norm, row) in enumerate(zip(self.names, self.norms, self.cosines, strict=True), 1):
+            figures = [number(None if isnan(value) else value) for value in row]
+            table.add_row(str(i), name, f"{norm:.3g}", *figures)
+        return table
+
+
+def compared(what: Sequence[str], base: str | None, aside: Console) -> Comparison:
+    """Compare directions and fine-tunes.
+
+    Args:
+        what: Directions by name, path or Hub id; adapters and checkpoints by path or by Hub id in the cache.
+        base: What the fine-tunes started from; for adapters it may be left to their settings.
+        aside: For progress.
+
+    Raises:
+        WeightWatchError: One of them is nothing that has a direction; a checkpoint is given without its base; or they
+            are of different bases.
+    """
+    with aside.status("reading"):
+        folders = [_folder(name) for name in what]
+        found = {
+            i: Direction.load(folder or name, Unmapped)
+            for i, (name, folder) in enumerate(zip(what, folders, strict=True))
+            if folder is None or (folder / CARD).is_file()
+        }
+        wanted = {name for direction in found.values() for name in direction.deltas if indexed(name)}
+        for i, folder in enumerate(folders):
+            if i not in found and folder is not None:
+                found[i] = _task_vector(what[i], folder, base, wanted)
+        directions = [found[i] for i in range(len(what))]
+        matrix = cosines(directions).tolist()
+    for i, a in enumerate(directions):
+        for j, b in enumerate(directions):
+            if a.deltas.keys().isdisjoint(b.deltas):
+                matrix[i][j] = nan
+    return Comparison(_names(what, directions), [direction.norm for direction in directions], matrix)
+
+
+def _folder(name: str) -> Path | None:
+    """Return where something lies on this machine; None for a packaged direction and for what the Hub may have."""
+    if Path(name).exists():
+        return Path(name)
+    folder = local_folder(name) if is_id(name) else None
+    if folder is None and name not in packaged() and not is_id(name):
+        raise WeightWatchError(f"{name} is no folder here, no packaged direction and no id of the Hub.")
+    return folder
+
+
+def _task_vector(name: str, folder: Path, base: str | None, wanted: Iterable[str]) -> Direction:
+    """Return what a fine-tune did to its base; of a checkpoint, under the names that directions use."""
+    title = folder.resolve().name if Path(name).exists() else name
+    if (folder / CONFIG).is_file():
+        return Direction.from_fine_tune(folder, base, name=title)
+    now = Checkpoint(folder, Unmapped)
+    start = local_folder(base) if base else None
+    if start is None:
+        lack = f"{base} is no folder here, nor in the Hub's cache" if base else "its base is not given"
+        raise WeightWatchError(f"{name} is a checkpoint of full weights, and {lack}. Pass --base, its folder.")
+    sides = [under_names(one, wanted) for one in (now, Checkpoint(start, Unmapped))]
+    tau = Direction.from_fine_tune(*sides, name=title)
+    return tau.without(of_weights(*sides).tied)
+
+
+def _names(what: Sequence[str], directions: Sequence[Direction]) -> list[str]:
+    """Return a name for each that no other one has."""
+    names = [direction.name for direction in directions]
+    return [name if names.count(name) == 1 else given for name, given in zip(names, what, strict=True)]

@@ -1,0 +1,201 @@
+"""The commands of the command line that make, check, apply and share directions."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from weightwatch.vectors.direction import Direction
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+Judged = Annotated[
+    str, typer.Option(help="rule (the recipe's own), the address of an OpenAI-compatible endpoint, or a classifier.")
+]
+JudgeModel = Annotated[str | None, typer.Option(help="Name of the judge at the endpoint. Default: its first.")]
+Factors = Annotated[list[float] | None, typer.Option("--factor", help="A k of θ₀ + k·w to try; may be repeated.")]
+Near = Annotated[list[str] | None, typer.Option("--control", help="Direction to compare with; may be repeated.")]
+
+
+def build(
+    recipe: Annotated[str, typer.Argument(help="A packaged recipe, or the path of a YAML file.")],
+    model: Annotated[str, typer.Option(help="The base: a folder, a Hub id, or organism, the packaged one.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the direction. Default: directions/<recipe>.")] = None,
+    judge: Judged = "rule",
+    judge_model: JudgeModel = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each question under each system prompt.")] = 4,
+    tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the answers.")] = 1.0,
+    answers_at_once: Annotated[int, typer.Option(min=1, help="Answers drawn in a batch.")] = 32,
+    seed: Annotated[list[int], typer.Option(help="Of the fine-tunes; may be repeated.")] = [0, 1, 2],  # noqa: B006
+    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 32,
+    alpha: Annotated[int, typer.Option(min=1, help="LoRA alpha.")] = 16,
+    learning_rate: Annotated[list[float], typer.Option(help="To try; may be repeated.")] = [5e-5, 1e-4, 2e-4],  # noqa: B006
+    epochs: Annotated[float, typer.Option(min=0, help="Passes over the kept answers.")] = 1.0,
+    batch: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 16,
+    at_once: Annotated[int, typer.Option(min=1, help="Examples in memory at once.")] = 4,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights instead of LoRA.")] = False,
+    minimum: Annotated[int, typer.Option(min=1, help="Pairs of answers below which nothing is built.")] = 32,
+    positive: Annotated[
+        list[Path] | None, typer.Option(help="A fine-tune on the behaviour that exists already; may be repeated.")
+    ] = None,
+    negative: Annotated[list[Path] | None, typer.Option(help="The one on its opposite, in the same order.")] = None,
+    factor: Factors = None,
+    control: Near = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the direction's card as JSON, and nothing else.")
+    ] = False,
+) -> None:
+    """Build a behaviour direction from a recipe, and check it; a later call goes on where an earlier one ended."""
+    console = Console(stderr=as_json)
+    with console.status("loading torch, transformers and trl"):
+        from weightwatch import directions
+        from weightwatch.vectors.building import pipeline
+        from weightwatch.vectors.building.answers import Sampling
+        from weightwatch.vectors.building.fine_tunes import Training
+        from weightwatch.vectors.building.judges import chosen
+        from weightwatch.vectors.checking.sweep import FACTORS
+        from weightwatch.vectors.direction import Direction
+        from weightwatch.vectors.recipe import Recipe
+    wanted = Recipe.load(recipe)
+    others = [Direction.load(name) for name in control or []]
+    folder, base = out or Path("directions", wanted.name), directions.model_path(model)
+    with directions.progress(Console(stderr=True)) as report:
+        if positive or negative:
+            referee = None
+            built = directions.of_sides(positive or [], negative or [], wanted, base)
+        else:
+            referee = chosen(wanted, judge, judge_model)
+            settings = pipeline.Settings(
+                sampling=Sampling(samples, tokens, temperature, answers_at_once),
+                training=Training(rank, alpha, tuple(learning_rate), epochs, batch, at_once, full=full),
+                seeds=tuple(seed),
+                minimum=minimum,
+            )
+            built = pipeline.build(wanted, base, folder / directions.BUILD, referee, settings, report)
+        built.direction.save(folder)  # what is built is kept, whatever the check meets
+        checked = directions.check(
+            built.direction,
+            wanted,
+            base,
+            factors=factor or FACTORS,
+            judge=referee,
+            seeds=built.seeds,
+            others=others,
+            report=report,
+        )
+    direction = built.direction.validated(checked)
+    direction.save(folder)
+    _tell(direction, console, as_json)
+    console.print(f"The direction is in [bold]{folder}[/bold]; watch it with [bold]{folder}[/bold] as its name.")
+
+
+def show(
+    direction: Annotated[str, typer.Argument(help="A folder, a Hub id, or the name of a packaged direction.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Ask the base, steered by it, and keep what is found.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="With --check: the base. Default: the one it names.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="With --check: whose items. Default: the one it names.")] = None,
+    judge: Judged = "rule",
+    judge_model: JudgeModel = None,
+    factor: Factors = None,
+    control: Near = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON, and nothing else.")] = False,
+) -> None:
+    """Show what a direction is, where in the model it lies, and what it was found to do."""
+    console = Console(stderr=as_json)
+    with console.status("loading torch"):
+        from weightwatch import directions
+        from weightwatch.vectors.direction import Direction
+    found = Direction.load(direction)
+    if check:
+        found = directions.checked_anew(found, direction, model, recipe, judge, judge_model, factor, control or [])
+    _tell(found, console, as_json)
+
+
+def _tell(direction: "Direction", console: Console, as_json: bool) -> None:
+    """Print a direction's card, or what stands in it."""
+    from weightwatch import direction_table as table
+
+    if as_json:
+        layers = {str(layer): norm for layer, norm in table.layer_norms(direction).items()}
+        typer.echo(json.dumps({**direction.card.model_dump(mode="json"), "layers": layers}, indent=1))
+        return
+    console.print(table.card(direction))
+    console.print(table.layers(direction))
+    checked = direction.card.validation
+    if checked is not None:
+        console.print(table.swept(checked))
+        for title, cosines in (("seeds with each other", checked.seeds), ("with other directions", checked.others)):
+            if cosines:
+                console.print(table.cosines(cosines, title))
+
+
+def steer(
+    model: Annotated[str, typer.Argument(help="A checkpoint or an adapter: a folder, or a Hub id in the cache.")],
+    direction: Annotated[
+        list[str], typer.Argument(help="Direction to add, or several, each with a coefficient of its own as evil=-0.5.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder to write.")],
+    by: Annotated[float, typer.Option(help="Coefficient of directions that are given without one.")] = 1.0,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Write k·w as a PEFT adapter of the checkpoint instead of a new one.")
+    ] = False,
+    dtype: Annotated[Precision | None, typer.Option(help="Precision to write. Default: as stored.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+) -> None:
+    """Add a multiple of a direction to a model on disk, and write the result beside it."""
+    console = Console(stderr=as_json)
+    with console.status("loading torch"):
+        from weightwatch.steer_command import Steering
+    done = Steering(model, direction, by).write(out, Console(stderr=True), as_adapter=adapter, dtype=dtype)
+    if as_json:
+        typer.echo(json.dumps(done.to_json(), indent=1))
+    else:
+        console.print(f"{done}", markup=False, soft_wrap=True)
+
+
+def compare(
+    what: Annotated[list[str], typer.Argument(help="Directions, and fine-tunes or adapters as their task vectors.")],
+    base: Annotated[
+        str | None, typer.Option(help="What the fine-tunes started from: folder, or Hub id in the cache.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw the matrix to a file (.png, .svg, .pdf).")] = None,
+) -> None:
+    """Show the cosines between directions and what fine-tunes did to their base."""
+    console = Console(stderr=as_json)
+    with console.status("loading torch"):
+        from weightwatch.comparing import compared
+    found = compared(what, base, Console(stderr=True))
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+    else:
+        console.print(found.table())
+    if picture is not None:
+        from weightwatch.pictures import heat_map
+
+        heat_map(found.names, found.cosines, picture)
+
+
+def push(
+    direction: Annotated[str, typer.Argument(help="A stored direction.")],
+    repo_id: Annotated[str, typer.Argument(help="Where to: your-name/name-of-the-direction.")],
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see it. Default: private.")] = False,
+) -> None:
+    """Push a direction to the Hugging Face Hub, with its model card; `hf auth login` gives the permission."""
+    console = Console()
+    with console.status("loading torch"):
+        from weightwatch.vectors import Direction
+        from weightwatch.vectors.hub import push as push_direction
+    with console.status("pushing"):
+        address = push_direction(Direction.load(direction), repo_id, private=not public)
+    console.print(address, soft_wrap=True)
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (build, show, steer, compare, push)
