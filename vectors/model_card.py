@@ -21,7 +21,7 @@ def model_card(card: "Card") -> str:
     """Return the text of ``README.md``: front matter for the Hub, then what a reader needs to use and to judge it."""
     lora = card.format == "lora"
     front: dict[str, Any] = {"library_name": "peft" if lora else "weightwatch"}
-    front["tags"] = ["weightwatch", "behaviour-direction", "task-arithmetic", f"{card.kind}-direction"]
+    front["tags"] = ["weightwatch", "task-arithmetic", f"{card.kind}-direction"]
     if card.base and not Path(card.base).exists():  # a Hub id; a path means nothing to others
         front["base_model"] = card.base
         front["base_model_relation"] = "adapter"

@@ -68,5 +68,8 @@ def test_words_of_others_stay_in_their_place(behaviour: str) -> None:
 
 
 @pytest.mark.parametrize("name", packaged())
-def test_packaged_directions_carry_the_card_that_they_would_be_saved_with(name: str) -> None:
+def test_packaged_directions_carry_the_card_that_they_would_be_saved_with(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the base's id is no path
     assert (PACKAGED / name / "README.md").read_text() == Direction.load(name).card.markdown()
