@@ -255,8 +255,8 @@ def test_a_picture_is_drawn(evil: Path, style: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_compared_is_told(base: Path, evil: Path, tmp_path: Path) -> None:
     tuned = fine_tune(tmp_path / "tuned", 3)
-    refused("is a checkpoint of full weights, and its base is not given. Pass --base", "compare", evil, tuned)
-    refused("org/none is no folder here, nor in the Hub's cache", "compare", tuned, "--base", "org/none")
+    refused("is a checkpoint of full weights. Pass --base, the folder", "compare", evil, tuned)
+    refused("org/none is no folder here, nor a model in the Hub's cache", "compare", tuned, "--base", "org/none")
     refused("nowhere is no folder here, no packaged direction and no id", "compare", evil, "nowhere")
     other = {name: p.detach() for name, p in tiny_llama(5).named_parameters()}
     foreign = Direction.from_tensors(
@@ -264,7 +264,9 @@ def test_what_cannot_be_compared_is_told(base: Path, evil: Path, tmp_path: Path)
         name="foreign",
         metadata={"base": "org/other", "fingerprint": Fingerprint.of(other, other.__getitem__)},
     ).save(tmp_path / "foreign")
-    refused("have different bases", "compare", foreign, tuned, "--base", base)
+    refused("'foreign' was built from org/other, not from", "compare", foreign, tuned, "--base", base)
+    own = Direction.from_fine_tune(tuned, base, name="own").save(tmp_path / "own")
+    refused("'own' (of ", "compare", foreign, own)
 
 
 # weightwatch push

@@ -126,6 +126,12 @@ def _suited(named: Mapping[str, Mapping[int, Tensor]], direction: Direction, nam
             f"The model has no parameter {name}, which direction {direction.name!r} changes. Use a direction that was "
             "built from this model."
         )
+    rows = f"{name.removesuffix('.weight')}.trainable_tokens_delta."
+    if any(other.startswith(rows) for other in named):
+        raise WeightWatchError(
+            f"{name} can't be steered by direction {direction.name!r}: an adapter of trained tokens puts rows of its "
+            "own in their place. Merge the adapter first."
+        )
     for parameter in parameters:
         obstacle = _obstacle(parameter, direction.shape(name))
         if obstacle is not None:

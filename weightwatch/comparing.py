@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from weightwatch.model_names import under_names
-from weightwatch.stored import of_weights
+from weightwatch.stored import StoredBase, of_weights
 from weightwatch.table import number
 from weightwatch.vectors.adapter import CONFIG
 from weightwatch.vectors.arithmetic import cosines
@@ -78,9 +78,13 @@ def compared(what: Sequence[str], base: str | None, aside: Console) -> Compariso
             if folder is None or (folder / CARD).is_file()
         }
         wanted = {name for direction in found.values() for name in direction.deltas if indexed(name)}
+        start = _base(base, wanted) if base else None
+        if start is not None:
+            for direction in found.values():
+                direction.require(StoredBase(start), str(base))
         for i, folder in enumerate(folders):
             if i not in found and folder is not None:
-                found[i] = _task_vector(what[i], folder, base, wanted)
+                found[i] = _task_vector(what[i], folder, start, wanted)
         directions = [found[i] for i in range(len(what))]
         matrix = cosines(directions).tolist()
     for i, a in enumerate(directions):
@@ -100,19 +104,22 @@ def _folder(name: str) -> Path | None:
     return folder
 
 
-def _task_vector(name: str, folder: Path, base: str | None, wanted: Iterable[str]) -> Direction:
+def _base(base: str, wanted: Iterable[str]) -> Checkpoint:
+    folder = local_folder(base)
+    if folder is None:
+        raise WeightWatchError(f"The base {base} is no folder here, nor a model in the Hub's cache. Download it first.")
+    return under_names(Checkpoint(folder, Unmapped), wanted)
+
+
+def _task_vector(name: str, folder: Path, start: Checkpoint | None, wanted: Iterable[str]) -> Direction:
     """Return what a fine-tune did to its base; of a checkpoint, under the names that directions use."""
     title = folder.resolve().name if Path(name).exists() else name
     if (folder / CONFIG).is_file():
-        return Direction.from_fine_tune(folder, base, name=title)
-    now = Checkpoint(folder, Unmapped)
-    start = local_folder(base) if base else None
+        return Direction.from_fine_tune(folder, start, name=title)
     if start is None:
-        lack = f"{base} is no folder here, nor in the Hub's cache" if base else "its base is not given"
-        raise WeightWatchError(f"{name} is a checkpoint of full weights, and {lack}. Pass --base, its folder.")
-    sides = [under_names(one, wanted) for one in (now, Checkpoint(start, Unmapped))]
-    tau = Direction.from_fine_tune(*sides, name=title)
-    return tau.without(of_weights(*sides).tied)
+        raise WeightWatchError(f"{name} is a checkpoint of full weights. Pass --base, the folder that it started from.")
+    now = under_names(Checkpoint(folder, Unmapped), wanted)
+    return Direction.from_fine_tune(now, start, name=title).without(of_weights(now, start).tied)
 
 
 def _names(what: Sequence[str], directions: Sequence[Direction]) -> list[str]:

@@ -311,6 +311,8 @@ def test_a_task_vector_of_a_checkpoint_stays_on_disk(tmp_path: Path) -> None:
         product(*wanted) / (product(wanted[0], wanted[0]) * product(wanted[1], wanted[1])) ** 0.5, abs=1e-7
     )
     assert inner(taus[0], w) == pytest.approx(product(wanted[0], full), rel=1e-5)
+    assert_same(Direction.load(taus[1].save(tmp_path / "tau")), wanted[1])
+    assert_same(taus[0] - taus[1], combination(taus, [1, -1]))
     by_contrast = Direction.from_contrast(folders[0], base, base=base, name="1")
     assert cosine(taus[0], by_contrast) == pytest.approx(1, abs=1e-9)
 

@@ -171,6 +171,13 @@ def slow_merged(model: nn.Module) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in copy.deepcopy(model).merge_and_unload().named_parameters()}
 
 
+def test_rows_of_trained_tokens_are_not_passed_over() -> None:
+    base = tiny_llama(tie_word_embeddings=False)
+    model = lora(base, target_modules=["q_proj"], trainable_token_indices=[1, 2])
+    refused(model, low_rank(base, 1), r"embed_tokens\.weight can't be steered .* Merge the adapter first")
+    steer(model.merge_and_unload(), low_rank(base, 1), 1.0)
+
+
 def test_a_direction_on_disk_is_read_as_it_is_added(tmp_path: Path) -> None:
     w = dense(tiny_llama(), 1)
     w.save(tmp_path)
