@@ -71,27 +71,32 @@ def compared(what: Sequence[str], base: str | None, aside: Console) -> Compariso
             are of different bases.
     """
     with aside.status("reading"):
-        folders = [_folder(name) for name in what]
-        found = {
-            i: Direction.load(folder or name, Unmapped)
-            for i, (name, folder) in enumerate(zip(what, folders, strict=True))
-            if folder is None or (folder / CARD).is_file()
-        }
-        wanted = {name for direction in found.values() for name in direction.deltas if indexed(name)}
-        start = _base(base, wanted) if base else None
-        if start is not None:
-            for direction in found.values():
-                direction.require(StoredBase(start), str(base))
-        for i, folder in enumerate(folders):
-            if i not in found and folder is not None:
-                found[i] = _task_vector(what[i], folder, start, wanted)
-        directions = [found[i] for i in range(len(what))]
+        directions = _directions(what, base)
         matrix = cosines(directions).tolist()
     for i, a in enumerate(directions):
         for j, b in enumerate(directions):
             if a.deltas.keys().isdisjoint(b.deltas):
                 matrix[i][j] = nan
     return Comparison(_names(what, directions), [direction.norm for direction in directions], matrix)
+
+
+def _directions(what: Sequence[str], base: str | None) -> list[Direction]:
+    """Return the stored directions and the task vectors, in the order in which they are asked for."""
+    folders = [_folder(name) for name in what]
+    found = {
+        i: Direction.load(folder or name, Unmapped)
+        for i, (name, folder) in enumerate(zip(what, folders, strict=True))
+        if folder is None or (folder / CARD).is_file()
+    }
+    wanted = {name for direction in found.values() for name in direction.deltas if indexed(name)}
+    start = _base(base, wanted) if base else None
+    if start is not None:
+        for direction in found.values():
+            direction.require(StoredBase(start), str(base))
+    for i, folder in enumerate(folders):
+        if i not in found and folder is not None:
+            found[i] = _task_vector(what[i], folder, start, wanted)
+    return [found[i] for i in range(len(what))]
 
 
 def _folder(name: str) -> Path | None:
