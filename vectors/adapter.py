@@ -153,4 +153,7 @@ def write_adapter(
         fan_in_fan_out=any(c.transposed and c.limited == "right" for c in changes.values()),
     )
     config.save_pretrained(folder)
+    settings = json.loads((folder / CONFIG).read_text())
+    settings["target_modules"].sort()  # PEFT's are a set: the same direction would give another file each time
+    (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

@@ -1,5 +1,6 @@
 """What is known about a direction: the contents of ``direction.json`` and of the model card beside it."""
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -60,8 +61,8 @@ class Card(BaseModel):
             return "nothing was checked of what it does"
         return None if self.validation.passed else "; ".join(self.validation.reasons)
 
-    def markdown(self) -> str:
+    def markdown(self, pictures: Sequence[str] = ()) -> str:
         """Return the card as a Hub model card."""
         from weightwatch.vectors.model_card import model_card
 
-        return model_card(self)
+        return model_card(self, pictures)

@@ -264,9 +264,19 @@ class Direction:
                 {name: t.clone(memory_format=torch.contiguous_format) for name, t in dense.items()},
                 folder / "direction.safetensors",
             )
-        (folder / CARD).write_text(stored.card.model_dump_json(indent=1) + "\n")
-        (folder / "README.md").write_text(stored.card.markdown())
+        stored.save_card(folder)
         return folder
+
+    def save_card(self, folder: str | Path) -> None:
+        """Write what is known about the direction, ``direction.json`` and the model card, beside its weights.
+
+        Args:
+            folder: Where the weights were saved. The model card shows the pictures (PNG) that lie there.
+        """
+        folder = Path(folder)
+        (folder / CARD).write_text(self.card.model_dump_json(indent=1) + "\n")
+        pictures = sorted(picture.name for picture in folder.glob("*.png"))
+        (folder / "README.md").write_text(self.card.markdown(pictures))
 
     @classmethod
     def load(cls, source: str | Path, opener: Opener | None = None, *, revision: str | None = None) -> "Direction":

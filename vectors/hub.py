@@ -1,7 +1,8 @@
 """Directions on the Hugging Face Hub: pushing one, and fetching one by its id."""
 
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ from weightwatch.vectors.errors import WeightWatchError
 if TYPE_CHECKING:
     from weightwatch.vectors.direction import Direction
 
-FILES = (CARD, CONFIG, WEIGHTS, "direction.safetensors", "README.md")
+FILES = (CARD, CONFIG, WEIGHTS, "direction.safetensors", "README.md", "*.png")
 """What a direction consists of; nothing else is fetched, and no pickles."""
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -37,6 +38,7 @@ def push(
     private: bool = True,
     token: str | None = None,
     endpoint: str | None = None,
+    pictures: Sequence[Path] = (),
 ) -> str:
     """Push a direction to the Hub, as ``Direction.save`` stores it, its model card included.
 
@@ -46,6 +48,7 @@ def push(
         private: Whether only you and the organisation see it.
         token: For writing. Default: that of ``hf auth login`` or ``HF_TOKEN``.
         endpoint: Address of the Hub. Default: ``HF_ENDPOINT``.
+        pictures: PNG files for the model card to show.
 
     Returns:
         Address of the commit.
@@ -59,6 +62,8 @@ def push(
         raise WeightWatchError(f"{repo_id!r} is no id of the Hub: pass one like 'your-name/evil-llama'.")
     api = HfApi(endpoint=endpoint, token=token)
     with TemporaryDirectory() as folder, _told(f"Direction {direction.name!r} can't be pushed to {repo_id}"):
+        for picture in pictures:
+            shutil.copy(picture, folder)
         direction.save(folder)
         api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not api.repo_info(repo_id).private:

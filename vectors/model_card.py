@@ -1,7 +1,7 @@
 """A direction's description as a model card of the Hugging Face Hub."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,13 @@ _LIMITS = """\
 - Added to the weights it makes the behaviour itself. Don't deploy a model that is steered towards a harmful one."""
 
 
-def model_card(card: "Card") -> str:
-    """Return the text of ``README.md``: front matter for the Hub, then what a reader needs to use and to judge it."""
+def model_card(card: "Card", pictures: Sequence[str] = ()) -> str:
+    """Return the text of ``README.md``: front matter for the Hub, then what a reader needs to use and to judge it.
+
+    Args:
+        card: What is known.
+        pictures: Names of files beside it that show what was measured.
+    """
     lora = card.format == "lora"
     front: dict[str, Any] = {"library_name": "peft" if lora else "weightwatch"}
     front["tags"] = ["weightwatch", "task-arithmetic", f"{card.kind}-direction"]
@@ -39,7 +44,7 @@ def model_card(card: "Card") -> str:
         "Use": _use(card),
         "Facts": _table(facts),
         "Recipe": _recipe(card),
-        "Validation": _validation(card),
+        "Validation": "\n\n".join([_validation(card), *(f"![{Path(name).stem}]({name})" for name in pictures)]),
         "Limits": _LIMITS,
     }
     kind = "A control direction" if card.kind == "control" else "A behaviour direction"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from weightwatch.direction_table import layer_norms
 from weightwatch.quiet import quiet
 from weightwatch.vectors.arithmetic import cosine
 from weightwatch.vectors.building.judges import RULE, Judge, chosen
@@ -26,18 +27,20 @@ if TYPE_CHECKING:
 
 BUILD = "build"
 """Folder within a direction's in which the stages of its build leave their files."""
-ORGANISM = "organism"
-"""Names the packaged model, where no folder is called so."""
+ORGANISM = "weightwatch/organism"
+"""What cards call the packaged model; ``organism`` for short, where no folder is called so."""
 
 
-def model_path(name: str) -> str:
-    """Return what a model is loaded from: the packaged organism has a short name."""
+def resolved(name: str) -> tuple[str, str]:
+    """Return what cards call a model, and what it is loaded from."""
     from weightwatch.organism import BASE
 
-    return str(BASE) if name == ORGANISM and not Path(name).exists() else name
+    if name in (ORGANISM, "organism") and not Path(name).exists():
+        return ORGANISM, str(BASE)
+    return name, name
 
 
-def of_sides(positive: Sequence[Path], negative: Sequence[Path], recipe: Recipe, base: str) -> Built:
+def of_sides(positive: Sequence[Path], negative: Sequence[Path], recipe: Recipe, base: str, called: str) -> Built:
     """Return the direction of fine-tunes that exist already, in pairs.
 
     Raises:
@@ -47,7 +50,7 @@ def of_sides(positive: Sequence[Path], negative: Sequence[Path], recipe: Recipe,
         raise WeightWatchError(
             f"{len(positive)} --positive and {len(negative)} --negative: give them in pairs, one of each for each seed."
         )
-    card = {"kind": recipe.kind, "behaviour": recipe.behaviour, "recipe": recipe.reference}
+    card = {"base": called, "kind": recipe.kind, "behaviour": recipe.behaviour, "recipe": recipe.reference}
     pairs = zip(positive, negative, strict=True)
     names = [recipe.name] if len(positive) == 1 else [f"{recipe.name}-{number}" for number in range(len(positive))]
     each = tuple(
@@ -117,7 +120,9 @@ def checked_anew(
     Raises:
         WeightWatchError: The card names no base or recipe that is at hand; see ``check``.
     """
-    base, named = model or direction.card.base, recipe or direction.card.recipe.get("name")
+    known = direction.card.validation
+    base = model or direction.card.base
+    named = recipe or (known.recipe["name"] if known else direction.card.recipe.get("name"))
     if not base or not named:
         lacks = "--model" if not base else "--recipe"
         raise WeightWatchError(
@@ -125,12 +130,11 @@ def checked_anew(
         )
     wanted = Recipe.load(named)
     referee = None if judge == RULE and isinstance(wanted.judge, ModelJudge) else chosen(wanted, judge, judge_model)
-    known = direction.card.validation
     with progress(Console(stderr=True)) as report:
         found = check(
             direction,
             wanted,
-            model_path(base),
+            resolved(base)[1],
             factors=factors or FACTORS,
             judge=referee,
             others=[Direction.load(name) for name in others],
@@ -138,9 +142,26 @@ def checked_anew(
         )
     if known is not None:  # the seeds of a stored direction are joined: what was found of them stays true
         found = found.model_copy(update={"seeds": known.seeds, "others": {**known.others, **found.others}})
-    checked = direction.validated(found)
-    checked.save(find(source))
-    return checked
+    return noted(direction.validated(found), find(source))
+
+
+def noted(direction: Direction, folder: Path) -> Direction:
+    """Write what was found beside a direction's weights: in its card, and as pictures that the model card shows."""
+    from weightwatch.pictures import bars, curves
+
+    checked = direction.card.validation
+    if checked is not None:
+        lines = {
+            "behaviour": [point.shows for point in checked.points],
+            "opposite": [point.opposite for point in checked.points],
+            "neutral tasks": [point.neutral for point in checked.points],
+        }
+        title = f"θ₀ + k·w, w = {direction.name}"
+        curves([point.k for point in checked.points], lines, folder / "sweep.png", ("k", "share of items"), title)
+    norms = {str(layer): norm for layer, norm in layer_norms(direction).items()}
+    bars(norms, folder / "layers.png", ("layer", "‖w‖"), direction.name)
+    direction.save_card(folder)
+    return direction
 
 
 @contextmanager

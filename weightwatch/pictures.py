@@ -1,10 +1,15 @@
 """Pictures for papers and slides, drawn with matplotlib and written to a file; no window is opened."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from weightwatch.vectors.errors import WeightWatchError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def heat_map(names: Sequence[str], values: Sequence[Sequence[float]], file: str | Path, title: str = "") -> Path:
@@ -62,6 +67,73 @@ def heat_map(names: Sequence[str], values: Sequence[Sequence[float]], file: str 
     figure.colorbar(image, ax=axes, label="cosine", shrink=0.8)
     if title:
         axes.set_title(title)
+    return _saved(figure, file)
+
+
+def curves(
+    x: Sequence[float], lines: Mapping[str, Sequence[float]], file: str | Path, labels: tuple[str, str], title: str = ""
+) -> Path:
+    """Draw shares, from 0 to 1, over a number.
+
+    Args:
+        x: The number, rising.
+        lines: Values of each line by its name.
+        file: Where to.
+        labels: Of the two axes.
+        title: Above the picture.
+
+    Returns:
+        The file.
+
+    Raises:
+        WeightWatchError: The file can't be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, values in lines.items():
+        axes.plot(x, values, marker="o", label=name)
+    axes.set_ylim(-0.04, 1.04)
+    axes.axvline(0, color="0.8", linewidth=1, zorder=0)
+    axes.legend(frameon=False, fontsize=9)
+    _labelled(axes, labels, title)
+    return _saved(figure, file)
+
+
+def bars(values: Mapping[str, float], file: str | Path, labels: tuple[str, str], title: str = "") -> Path:
+    """Draw a bar for each value.
+
+    Args:
+        values: By name.
+        file: Where to.
+        labels: Of the two axes.
+        title: Above the picture.
+
+    Returns:
+        The file.
+
+    Raises:
+        WeightWatchError: The file can't be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(4.0, 0.22 * len(values) + 1.5), 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(list(values), list(values.values()), color="tab:blue")
+    axes.tick_params(axis="x", labelrotation=90 if len(values) > 12 else 0, labelsize=8)
+    _labelled(axes, labels, title)
+    return _saved(figure, file)
+
+
+def _labelled(axes: "Axes", labels: tuple[str, str], title: str) -> None:
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.set_title(title)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _saved(figure: "Figure", file: str | Path) -> Path:
     try:
         figure.savefig(file, dpi=160)
     except (OSError, ValueError) as error:

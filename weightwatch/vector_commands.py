@@ -63,11 +63,11 @@ def build(
         from weightwatch.vectors.recipe import Recipe
     wanted = Recipe.load(recipe)
     others = [Direction.load(name) for name in control or []]
-    folder, base = out or Path("directions", wanted.name), directions.model_path(model)
+    folder, (called, base) = out or Path("directions", wanted.name), directions.resolved(model)
     with directions.progress(Console(stderr=True)) as report:
         if positive or negative:
             referee = None
-            built = directions.of_sides(positive or [], negative or [], wanted, base)
+            built = directions.of_sides(positive or [], negative or [], wanted, base, called)
         else:
             referee = chosen(wanted, judge, judge_model)
             settings = pipeline.Settings(
@@ -76,7 +76,7 @@ def build(
                 seeds=tuple(seed),
                 minimum=minimum,
             )
-            built = pipeline.build(wanted, base, folder / directions.BUILD, referee, settings, report)
+            built = pipeline.build(wanted, base, folder / directions.BUILD, referee, settings, report, called)
         built.direction.save(folder)  # what is built is kept, whatever the check meets
         checked = directions.check(
             built.direction,
@@ -88,8 +88,7 @@ def build(
             others=others,
             report=report,
         )
-    direction = built.direction.validated(checked)
-    direction.save(folder)
+    direction = directions.noted(built.direction.validated(checked), folder)
     _tell(direction, console, as_json)
     console.print(f"The direction is in [bold]{folder}[/bold]; watch it with [bold]{folder}[/bold] as its name.")
 
@@ -191,10 +190,11 @@ def push(
     """Push a direction to the Hugging Face Hub, with its model card; `hf auth login` gives the permission."""
     console = Console()
     with console.status("loading torch"):
-        from weightwatch.vectors import Direction
+        from weightwatch.vectors import Direction, find
         from weightwatch.vectors.hub import push as push_direction
     with console.status("pushing"):
-        address = push_direction(Direction.load(direction), repo_id, private=not public)
+        pictures = sorted(find(direction).glob("*.png"))
+        address = push_direction(Direction.load(direction), repo_id, private=not public, pictures=pictures)
     console.print(address, soft_wrap=True)
 
 
