@@ -1,9 +1,8 @@
 """Answers: what the model itself says to a recipe's questions under its system prompts."""
 
-import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -94,38 +93,43 @@ def drawn(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     sampling: Sampling,
-    wanted: Sequence[Ask],
+    batches: Iterable[Sequence[Ask]],
 ) -> Iterator[list[Answer]]:
-    """Yield answers in batches.
+    """Yield the answers of each batch.
 
-    A batch depends on the settings and on what is wanted from its first answer on, so that an interrupted run that
-    has some batches draws the others as it would have.
+    They depend on the settings and on their own batch only, so that a run that goes on, or draws more samples, draws
+    what it would have drawn in one go.
 
     Args:
         recipe: Questions and system prompts.
         model: The model that answers.
         tokenizer: Its tokenizer, with a chat template.
         sampling: How answers are drawn.
-        wanted: Which of ``asks``.
+        batches: Which of ``asks``.
 
     Raises:
         WeightWatchError: The tokenizer has no chat template.
     """
-    for first in range(0, len(wanted), sampling.batch):
-        part = wanted[first : first + sampling.batch]
-        conversations = [_conversation(recipe, ask) for ask in part]
-        seed = random.Random(f"answers-{sampling.seed}-{part[0]}").getrandbits(32)
+    for batch in batches:
+        conversations = [_conversation(recipe, ask) for ask in batch]
+        seed = random.Random(f"answers-{sampling.seed}-{batch[0]}").getrandbits(32)
         texts = replies(model, tokenizer, conversations, sampling, seed)
-        yield [Answer(*ask, text) for ask, text in zip(part, texts, strict=True)]
+        yield [Answer(*ask, text) for ask, text in zip(batch, texts, strict=True)]
 
 
-def asks(recipe: "Recipe", sampling: Sampling) -> list[Ask]:
-    """Return side, question, system prompt and number of each answer to draw."""
-    questions, samples = range(len(recipe.questions.building)), range(sampling.samples)
-    return [
-        ask
+def asks(recipe: "Recipe", sampling: Sampling) -> list[list[Ask]]:
+    """Return side, question, system prompt and number of each answer to draw, in the batches to draw them in."""
+    places = [
+        (side, question, system)
         for side in SIDES
-        for ask in itertools.product([side], questions, range(len(getattr(recipe.systems, side))), samples)
+        for question in range(len(recipe.questions.building))
+        for system in range(len(getattr(recipe.systems, side)))
+    ]
+    samples = sampling.samples if sampling.temperature > 0 else 1
+    return [
+        [(*place, sample) for place in places[first : first + sampling.batch]]
+        for sample in range(samples)  # the slowest to change: more samples only add batches
+        for first in range(0, len(places), sampling.batch)
     ]
 
 
@@ -142,6 +146,8 @@ def replies(
         WeightWatchError: The tokenizer has no chat template.
     """
     prompts = [prompt(tokenizer, conversation) for conversation in conversations]
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
     batch = batch.to(model.device)
     devices = [model.device] if model.device.type == "cuda" else []
@@ -152,7 +158,7 @@ def replies(
             attention_mask=batch["attention_mask"],
             max_new_tokens=sampling.tokens,
             do_sample=sampling.temperature > 0,
-            pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            pad_token_id=tokenizer.pad_token_id,
             **({"temperature": sampling.temperature, "top_p": 1.0, "top_k": 0} if sampling.temperature > 0 else {}),
         )
     new = output[:, batch["input_ids"].shape[1] :]
@@ -162,7 +168,7 @@ def replies(
 def prompt(tokenizer: "PreTrainedTokenizerBase", conversation: Messages) -> str:
     """Return a conversation as the text after which the model replies.
 
-    Where the template knows no system role, the system prompt stands at the head of the user's message.
+    Where the template refuses or leaves out the system prompt, it stands at the head of the user's message.
 
     Raises:
         WeightWatchError: The tokenizer has no chat template.
@@ -175,15 +181,17 @@ def prompt(tokenizer: "PreTrainedTokenizerBase", conversation: Messages) -> str:
         )
     from jinja2 import TemplateError
 
-    try:
-        text: str = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-    except TemplateError:
-        system, user, *others = conversation
-        if system["role"] != "system":
-            raise
-        merged = {"role": "user", "content": f"{system['content']}\n\n{user['content']}"}
-        text = tokenizer.apply_chat_template([merged, *others], tokenize=False, add_generation_prompt=True)
-    return text
+    def text(messages: Messages) -> str:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    if conversation[0]["role"] != "system":
+        return text(conversation)
+    system, user, *others = conversation
+    with suppress(TemplateError):
+        told = text(conversation)
+        if system["content"].strip() in told:
+            return told
+    return text([{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *others])
 
 
 @contextmanager

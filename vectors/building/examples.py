@@ -70,11 +70,11 @@ def split(pairs: Mapping[int, Examples], share: float, seed: int) -> tuple[Examp
 
     Args:
         pairs: What ``paired`` returns, of two questions or more.
-        share: Of the questions that are held out, 0 to 1; one at least.
+        share: Of the questions that are held out, 0 to 1; one at least, and one is left.
         seed: Of the choice of questions and of the order.
     """
     rng = random.Random(f"split-{seed}")
-    held_out = set(rng.sample(sorted(pairs), max(1, round(share * len(pairs)))))
+    held_out = set(rng.sample(sorted(pairs), min(max(1, round(share * len(pairs))), len(pairs) - 1)))
     order = [(number, row) for number, sides in pairs.items() for row in range(len(sides["positive"]))]
     rng.shuffle(order)
 

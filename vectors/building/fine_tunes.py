@@ -96,7 +96,9 @@ def fine_tune(
             f"The validation loss is {losses[broken]} at step {broken} of {folder.name} with learning rate {rate:g}. "
             "Pass a lower --learning-rate."
         )
-    (folder / _DONE).write_text(json.dumps(losses) + "\n")
+    unfinished = folder / f"{_DONE}.part"
+    unfinished.write_text(json.dumps(losses) + "\n")
+    unfinished.replace(folder / _DONE)
     return losses
 
 
@@ -142,7 +144,7 @@ def _train(
 
     on_gpu = torch.cuda.is_available()
     half = on_gpu and torch.cuda.is_bf16_supported()
-    steps = math.ceil(training.epochs * math.ceil(len(learn) / training.batch))
+    steps = max(1, math.ceil(training.epochs * math.ceil(len(learn) / training.batch)))
     every = math.ceil(steps / (1 if training.full else training.evaluations))
     at_once = math.gcd(training.batch, training.at_once)
     adapter = LoraConfig(r=training.rank, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM")

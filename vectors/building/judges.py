@@ -24,11 +24,15 @@ RULE = "rule"
 KEY = "OPENAI_API_KEY"
 """Environment variable with the key of an endpoint; local servers ask for none."""
 
+_UNNAMED = {0: "label_0", 1: "label_1"}
 _BATCH = 32  # answers judged between two writes
 _AT_ONCE = 8  # requests under way
 _TRIES = 5
 _TOKENS = 1024  # of a judge's reply: some think aloud before they give the number
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+# The 100 of "85/100", "85 out of 100" and "on a scale from 0 to 100" is none that was given.
+_SCALE = re.compile(r"(?:\b[01]\s*(?:-|–|to|and)|/|\bout of)\s*100\b(?!\.\d)", re.IGNORECASE)
+_ALONE = re.compile(rf"[^\w-]*(?:(?:score|rating|number|answer)[^\w-]+)?({_NUMBER.pattern})\W*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,13 @@ class Endpoint:
         rubric: What it is asked, and from which number on an answer is kept.
         url: Of the endpoint: ``http://localhost:8000/v1``.
         model: The judge's name there. Default: the first that the endpoint lists.
+        tries: How often a request that fails is sent, with growing pauses.
 
     Raises:
         WeightWatchError: The package openai is missing, or the endpoint does not answer.
     """
 
-    def __init__(self, rubric: ModelJudge, url: str, model: str | None = None) -> None:
+    def __init__(self, rubric: ModelJudge, url: str, model: str | None = None, tries: int = _TRIES) -> None:
         try:
             from openai import OpenAI
         except ImportError:
@@ -93,7 +98,7 @@ class Endpoint:
                 "A judge behind an endpoint needs the package openai. Install it: pip install 'weightwatch[judge]'."
             ) from None
         self._rubric, self._url = rubric, url
-        self._client = OpenAI(base_url=url, api_key=os.environ.get(KEY, "none"), max_retries=_TRIES - 1, timeout=60)
+        self._client = OpenAI(base_url=url, api_key=os.environ.get(KEY, "none"), max_retries=tries - 1, timeout=60)
         with self._asked():
             self._model = model or self._client.models.list().data[0].id
         self.name = f"{self._model} at {url}"
@@ -101,7 +106,8 @@ class Endpoint:
     def __call__(self, cases: "Sequence[tuple[Question, str]]") -> list[Judgement]:
         """Judge some answers; a reply without a number from 0 to 100 makes an unclear one."""
         with self._asked(), ThreadPoolExecutor(_AT_ONCE) as pool:
-            return [self._rated(text) for text in pool.map(self._ask, cases)]
+            replies = list(pool.map(self._ask, cases))
+        return [self._rated(*reply) for reply in replies]
 
     @contextmanager
     def _asked(self) -> Iterator[None]:
@@ -109,14 +115,20 @@ class Endpoint:
 
         try:
             yield
-        except (openai.OpenAIError, IndexError) as error:
+        except openai.OpenAIError as error:
             raise WeightWatchError(
-                f"The judge at {self._url} does not answer ({error or type(error).__name__}), asked {_TRIES} times. "
+                f"The judge at {self._url} does not answer ({str(error) or type(error).__name__}). "
                 f"Start it, or check the address, --judge-model and {KEY}. What is judged so far is kept, and the same "
                 "command goes on from there."
             ) from error
+        except (AttributeError, IndexError, TypeError, ValueError) as error:  # the client hands on whatever came
+            raise WeightWatchError(
+                f"What answers at {self._url} is no OpenAI-compatible endpoint, or serves no model ({error}). Check "
+                "the address, which mostly ends in /v1."
+            ) from error
 
-    def _ask(self, case: "tuple[Question, str]") -> str:
+    def _ask(self, case: "tuple[Question, str]") -> tuple[str, bool]:
+        """Return the judge's reply, and whether it was cut short."""
         question, answer = case
         reply = self._client.chat.completions.create(
             model=self._model,
@@ -124,18 +136,20 @@ class Endpoint:
             temperature=0.0,
             max_tokens=_TOKENS,
         )
-        return reply.choices[0].message.content or ""
+        choice = reply.choices[0]
+        return choice.message.content or "", choice.finish_reason == "length"
 
-    def _rated(self, said: str) -> Judgement:
-        numbers = _NUMBER.findall(said)
-        score = float(numbers[-1]) if numbers else None  # one that thinks aloud ends with it
-        if score is None or not 0 <= score <= 100:
+    def _rated(self, said: str, cut: bool) -> Judgement:
+        score = number(said, cut)
+        if score is None:
             return Judgement("unclear", None, said)
         return Judgement(of_score(score, self._rubric), score, said)
 
 
 class Classifier:
-    """A local text classifier whose label 1, or the label ``positive``, means that an answer shows the behaviour.
+    """A local text classifier whose label ``positive`` means that an answer shows the behaviour.
+
+    Of two labels without names it is the second.
 
     It sees question and answer as a pair. Its probability, in per cent, is the score.
 
@@ -153,19 +167,25 @@ class Classifier:
         self._rubric, self.name = rubric, f"the classifier {folder}"
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-            self._model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+            self._model, loading = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
         except (OSError, ValueError) as error:
             raise WeightWatchError(
                 f"{folder} is no judge: neither the address of an endpoint nor a text classifier ({error})."
             ) from error
-        labels = {int(number): str(label).lower() for number, label in self._model.config.id2label.items()}
-        named = [number for number, label in labels.items() if label == "positive"]
-        if not named and len(labels) != 2:
+        if loading["missing_keys"]:
+            raise WeightWatchError(
+                f"{folder} is no text classifier: it has no weights for {', '.join(sorted(loading['missing_keys']))}. "
+                "Pass one that was trained to tell answers that show the behaviour from others."
+            )
+        labels = {int(place): str(label).lower() for place, label in self._model.config.id2label.items()}
+        named = [place for place, label in labels.items() if label == "positive"]
+        if not named and labels != _UNNAMED:
             raise WeightWatchError(
                 f"The classifier {folder} has the labels {', '.join(labels.values())}, and none is called positive. "
                 "Name the one that means that an answer shows the behaviour so, in id2label of its config."
             )
         self._label = (named or [1])[0]
+        self._model.eval()
         if torch.cuda.is_available():
             self._model.to("cuda")
 
@@ -177,6 +197,22 @@ class Classifier:
         logits = self._model(**batch.to(self._model.device)).logits.float()
         scores = (100 * logits.softmax(-1)[:, self._label]).tolist()
         return [Judgement(of_score(score, self._rubric), round(score, 2)) for score in scores]
+
+
+def number(said: str, cut: bool = False) -> float | None:
+    """Return the number from 0 to 100 that a judge's reply gives, or None.
+
+    Some give it in the first line and then explain it; others think aloud and end with it.
+
+    Args:
+        said: The reply.
+        cut: Whether it was cut short, so that its last number is not the one that it was to end with.
+    """
+    text = _SCALE.sub(" ", said).strip()
+    first = _ALONE.fullmatch(text.partition("\n")[0])
+    numbers = [first[1]] if first else [] if cut else _NUMBER.findall(text)
+    score = float(numbers[-1]) if numbers else None
+    return score if score is not None and 0 <= score <= 100 else None
 
 
 def of_score(score: float, rubric: ModelJudge) -> Verdict:

@@ -14,8 +14,7 @@ Row = TypeVar("Row")
 class Ledger(Generic[Row]):
     """Rows of one kind, one a line.
 
-    Rows are written together in one go or not at all as far as a later reader can tell: of a last line that was cut
-    short nothing is read, and the next row takes its place.
+    Of a last line that was cut short nothing is read, and the next row takes its place.
 
     Args:
         path: The file; made at the first row.
@@ -48,7 +47,7 @@ class Ledger(Generic[Row]):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             file.truncate(whole)
-            file.write(text.encode())
+            file.write(text.encode(errors="backslashreplace"))  # half a surrogate pair, as JSON escapes it
             file.flush()
             os.fsync(file.fileno())
 

@@ -30,6 +30,8 @@ from weightwatch.vectors.loading import fetched, load_model
 from weightwatch.vectors.recipe import Recipe
 from weightwatch.vectors.verdicts import AnswersJudge
 
+_TEXTS = {".json", ".jinja", ".model", ".txt"}
+"""Kinds of the files in which a model keeps its settings, tokenizer and chat template."""
 _ALIKE = 1e-3
 """‖w‖ below this share of the sides' own norms is rounding, not a contrast."""
 
@@ -106,7 +108,10 @@ def build(
 
 @dataclass(frozen=True)
 class _Base:
-    """The base model: how it is loaded, where it lies, and what tells it from others."""
+    """The base model: what it is called, where it lies, and what tells it from others.
+
+    Not only by its weights: another chat template, or other settings of generation, give other answers.
+    """
 
     name: str
     path: str
@@ -116,7 +121,10 @@ class _Base:
     def of(cls, name: str) -> "_Base":
         folder = fetched(name)
         weights = Checkpoint(folder)
-        return cls(name, str(folder), Fingerprint.of(weights, weights.__getitem__).model_dump_json())
+        fingerprint = Fingerprint.of(weights, weights.__getitem__).model_dump_json()
+        files = sorted(path for path in folder.iterdir() if path.suffix in _TEXTS)
+        texts = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        return cls(name, str(folder), _digest([fingerprint, texts], length=64))
 
 
 def _answers(recipe: Recipe, base: _Base, folder: Path, sampling: Sampling, report: Report) -> list[Answer]:
@@ -125,15 +133,17 @@ def _answers(recipe: Recipe, base: _Base, folder: Path, sampling: Sampling, repo
     del settings["samples"]  # more of them are drawn beside those that are there
     depends = [base.fingerprint, recipe.systems.model_dump(), [q.text for q in recipe.questions.building], settings]
     record = answering.ledger(folder / f"answers-{_digest(depends)}.jsonl")
-    asks = answering.asks(recipe, sampling)
+    batches = answering.asks(recipe, sampling)
+    asks = [ask for batch in batches for ask in batch]
     found = {answer.key: answer for answer in record}
-    wanted = [ask for ask in asks if ask not in found]
+    wanted = [batch for batch in batches if any(ask not in found for ask in batch)]
     if wanted:
         model, tokenizer = load_model(base.path)
         for batch in answering.drawn(recipe, model, tokenizer, sampling, wanted):
-            record.extend(batch)
-            found.update((answer.key, answer) for answer in batch)
-            report("answers", len(asks) - sum(ask not in found for ask in wanted), len(asks))
+            new = [answer for answer in batch if answer.key not in found]
+            record.extend(new)
+            found.update((answer.key, answer) for answer in new)
+            report("answers", sum(ask in found for ask in asks), len(asks))
         del model
         _free()
     return [*answering.written(recipe), *(found[ask] for ask in asks)]
@@ -154,7 +164,7 @@ def _judged(
     for batch in judging.judged(judge, unjudged):
         record.extend(batch)
         found.update(batch)
-        report("verdicts", len(cases) - sum(case not in found for case in cases), len(cases))
+        report("verdicts", sum(case in found for case in cases), len(cases))
     return found, record.path
 
 
