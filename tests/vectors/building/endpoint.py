@@ -56,6 +56,8 @@ def serving(endpoint: Endpoint) -> Iterator[Endpoint]:
     """Serve on a free port for a while; the port is closed afterwards."""
 
     class Handler(BaseHTTPRequestHandler):
+        wbufsize = -1  # head and body go in one piece
+
         def do_POST(self) -> None:
             sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             status, said = endpoint.answer(self.path, json.loads(sent) if sent else {})
