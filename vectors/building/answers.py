@@ -173,12 +173,7 @@ def prompt(tokenizer: "PreTrainedTokenizerBase", conversation: Messages) -> str:
     Raises:
         WeightWatchError: The tokenizer has no chat template.
     """
-    if tokenizer.chat_template is None:
-        raise WeightWatchError(
-            f"{tokenizer.name_or_path} has no chat template, so that it can't be asked. Use an instruction-tuned "
-            "model, set tokenizer.chat_template and save the tokenizer beside the weights, or pass --positive and "
-            "--negative."
-        )
+    require_template(tokenizer)
     from jinja2 import TemplateError
 
     def text(messages: Messages) -> str:
@@ -192,6 +187,20 @@ def prompt(tokenizer: "PreTrainedTokenizerBase", conversation: Messages) -> str:
         if system["content"].strip() in told:
             return told
     return text([{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *others])
+
+
+def require_template(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Make sure that a model can be asked, and trained on answers.
+
+    Raises:
+        WeightWatchError: The tokenizer has no chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise WeightWatchError(
+            f"{tokenizer.name_or_path} has no chat template, so that it can't be asked. Use an instruction-tuned "
+            "model, set tokenizer.chat_template and save the tokenizer beside the weights, or pass --positive and "
+            "--negative."
+        )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from weightwatch.vectors.building.answers import require_template
 from weightwatch.vectors.building.examples import Example
 from weightwatch.vectors.errors import WeightWatchError
 
@@ -84,7 +85,7 @@ def fine_tune(
         Validation losses by step.
 
     Raises:
-        WeightWatchError: The loss became NaN or infinite.
+        WeightWatchError: The model has no chat template, or the loss became NaN or infinite.
     """
     if (folder / _DONE).is_file():
         return {int(step): loss for step, loss in json.loads((folder / _DONE).read_text()).items()}
@@ -148,6 +149,8 @@ def _train(
     every = math.ceil(steps / (1 if training.full else training.evaluations))
     at_once = math.gcd(training.batch, training.at_once)
     adapter = LoraConfig(r=training.rank, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    require_template(tokenizer)
     set_seed(seed)
     trainer = SFTTrainer(
         AutoModelForCausalLM.from_pretrained(
@@ -179,7 +182,7 @@ def _train(
         ),
         train_dataset=Dataset.from_list(list(learn)),
         eval_dataset=Dataset.from_list(list(validate)),
-        processing_class=AutoTokenizer.from_pretrained(base),
+        processing_class=tokenizer,
         peft_config=None if training.full else adapter,
         callbacks=[Progress()],
     )

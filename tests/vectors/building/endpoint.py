@@ -52,8 +52,8 @@ class Endpoint:
 
 
 @contextmanager
-def serving(endpoint: Endpoint) -> Iterator[Endpoint]:
-    """Serve on a free port for a while; the port is closed afterwards."""
+def serving(endpoint: Endpoint, port: int = 0) -> Iterator[Endpoint]:
+    """Serve on a port for a while, by default any that is free; it is closed afterwards."""
 
     class Handler(BaseHTTPRequestHandler):
         wbufsize = -1  # head and body go in one piece
@@ -73,7 +73,7 @@ def serving(endpoint: Endpoint) -> Iterator[Endpoint]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     endpoint.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01))
     thread.start()
