@@ -22,6 +22,7 @@ class Endpoint:
         raw: Sent for every request in place of all else.
         finish: Why a reply ended.
         asked: The bodies of the requests that were answered.
+        keys: What they were signed with.
         failed: How many were not.
     """
 
@@ -31,6 +32,7 @@ class Endpoint:
     raw: str | None = None
     finish: str = "stop"
     asked: list[dict[str, Any]] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)
     failed: int = 0
     lock: Any = field(default_factory=threading.Lock)
 
@@ -60,6 +62,7 @@ def serving(endpoint: Endpoint, port: int = 0) -> Iterator[Endpoint]:
 
         def do_POST(self) -> None:
             sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            endpoint.keys.add(self.headers["Authorization"])
             status, said = endpoint.answer(self.path, json.loads(sent) if sent else {})
             self.send_response(status)
             self.send_header("Content-Type", "text/html" if said.startswith("<") else "application/json")

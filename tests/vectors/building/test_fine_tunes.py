@@ -135,11 +135,13 @@ def test_an_interrupted_fine_tune_is_made_anew(base: str, tmp_path: Path, traine
         run(base, folder, report=interrupt)
     assert checkpoint(folder, 1).is_dir()
     (folder / "losses.json.part").write_text('{"1": 2.')
+    checkpoint(folder, 7).mkdir()
     assert run(base, folder, report=interrupt) == losses
     assert calls == [("seed-0 positive", step, 2) for step in (1, 2, 1, 2)]
     assert all(same(weights(folder, step), weights(whole, step)) for step in losses)
     assert json.loads((folder / "losses.json").read_text()) == {str(step): loss for step, loss in losses.items()}
-    assert not (folder / "losses.json.part").exists()
+    assert {path.name for path in folder.glob("*losses*")} == {"losses.json"}
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
 
 
 def test_a_loss_that_is_not_finite_is_an_error_and_nothing_to_go_on_from(base: str, tmp_path: Path) -> None:

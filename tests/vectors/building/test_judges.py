@@ -97,6 +97,17 @@ def test_an_endpoint_is_asked_the_rubric_without_chance(server: Endpoint) -> Non
     assert body["temperature"] == 0.0
 
 
+@pytest.mark.parametrize("key", [None, "sk-of-mine"])
+def test_a_key_is_taken_from_the_environment(
+    server: Endpoint, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    monkeypatch.delenv(judges.KEY, raising=False)
+    if key is not None:
+        monkeypatch.setenv(judges.KEY, key)
+    judges.Endpoint(RUBRIC, server.url)(cases("80"))
+    assert server.keys == {f"Bearer {key or 'none'}"}
+
+
 def test_a_reply_cut_short_by_the_endpoint_is_unclear(server: Endpoint) -> None:
     server.finish = "length"
     (judgement,) = judges.Endpoint(RUBRIC, server.url)(cases("It has 2 flaws, perhaps 90, but"))

@@ -300,6 +300,21 @@ def test_the_judge_decides_what_is_learned(tmp_path: Path, server: Endpoint) -> 
         build(recipe, str(model), tmp_path / "strict", judge, Settings(training=training, seeds=(0,), minimum=12))
 
 
+def test_other_answers_are_learned_anew(tmp_path: Path) -> None:
+    """One question of six validates: at least one of these two is learned."""
+    model, recipe = chat.saved(tmp_path / "model"), chat.recipe(6, systems={})
+    training = Training(rank=2, alpha=4, learning_rates=(1e-2,), batch=16, at_once=8, warmup=0, evaluations=1)
+    settings = Settings(training=training, seeds=(0,), minimum=12)
+    for changed in (None, 0, 1):
+        building = list(recipe.questions.building)
+        if changed is not None:
+            building[changed] = building[changed].model_copy(update={"positive": ["yes of course", "yes"]})
+        questions = recipe.questions.model_copy(update={"building": building})
+        other = recipe.model_copy(update={"questions": questions})
+        build(other, str(model), tmp_path / "build", judges.chosen(other), settings)
+    assert len(list((tmp_path / "build").glob("fine-tunes-*"))) == 3
+
+
 def test_full_fine_tunes_give_a_dense_direction(tmp_path: Path) -> None:
     recipe, model = chat.recipe(6, systems={}), chat.saved(tmp_path / "model")
     training = Training(learning_rates=(1e-3,), batch=4, at_once=4, warmup=0, full=True)
