@@ -76,6 +76,7 @@ def build(
     judge: Judge,
     settings: Settings | None = None,
     report: Report | None = None,
+    called: str | None = None,
 ) -> Built:
     """Build a direction from a recipe.
 
@@ -86,6 +87,7 @@ def build(
         judge: Which answers are kept.
         settings: How. Default: those of the paper.
         report: Is told of the progress.
+        called: What the card calls the base. Default: ``model``.
 
     Returns:
         The direction, and those of single seeds.
@@ -97,7 +99,7 @@ def build(
     Source: Fierro & Roger, *Steering Language Models with Weight Arithmetic*, arXiv 2511.05408, section 2.
     """
     settings, report = settings or Settings(), report or (lambda stage, done, total: None)
-    base = _Base.of(model)
+    base = _Base.of(model, called or model)
     said = _answers(recipe, base, folder, settings.sampling, report)
     kept, record = _judged(recipe, said, folder, judge, report)
     pairs = paired(recipe, said, kept, settings.sampling.seed)
@@ -118,8 +120,8 @@ class _Base:
     fingerprint: str
 
     @classmethod
-    def of(cls, name: str) -> "_Base":
-        folder = fetched(name)
+    def of(cls, model: str, name: str) -> "_Base":
+        folder = fetched(model)
         weights = Checkpoint(folder)
         fingerprint = Fingerprint.of(weights, weights.__getitem__).model_dump_json()
         files = sorted(path for path in folder.iterdir() if path.suffix in _TEXTS)
