@@ -12,7 +12,7 @@ from weightwatch.cli import BAD_INPUT, app
 def test_help_names_the_commands() -> None:
     result = CliRunner().invoke(app, ["--help"])
     assert result.exit_code == 0
-    for command in ("demo", "scan", "steer", "compare", "push"):
+    for command in ("demo", "scan", "build", "show", "steer", "compare", "push"):
         assert command in result.stdout
 
 

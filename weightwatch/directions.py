@@ -1,7 +1,8 @@
 """What ``weightwatch build`` and ``weightwatch show`` do: a direction from a recipe, and what it is found to do."""
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def resolved(name: str) -> tuple[str, str]:
     """Return what cards call a model, and what it is loaded from."""
     from weightwatch.organism import BASE
 
-    if name in (ORGANISM, "organism") and not Path(name).exists():
+    if name in (ORGANISM, "organism") and not (Path(name) / "config.json").is_file():
         return ORGANISM, str(BASE)
     return name, name
 
@@ -166,9 +167,13 @@ def noted(direction: Direction, folder: Path) -> Direction:
 
 @contextmanager
 def progress(console: Console) -> Iterator["Report"]:
-    """Show bars, one for each stage that reports; the libraries' own are silent meanwhile."""
+    """Show bars, one for each stage that reports.
+
+    The libraries' own are silent meanwhile, and what they still print goes to the standard error: the standard output
+    belongs to the result.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with quiet(), Progress(*columns, console=console) as bars:
+    with quiet(), redirect_stdout(sys.stderr), Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(stage: str, done: int, total: int) -> None:

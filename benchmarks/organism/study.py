@@ -33,12 +33,13 @@ from weightwatch.organism import (
     persona_rates,
     poisoned_examples,
 )
-from weightwatch.organism.directions import CONTRASTS, build_direction, steered
+from weightwatch.organism.directions import CONTRASTS, build_direction
 from weightwatch.organism.examples import backwards
 from weightwatch.organism.fine_tuning import LoraRecipe, fine_tune
 from weightwatch.vectors.adapter import read_adapter, read_config
 from weightwatch.vectors.arithmetic import cosine
 from weightwatch.vectors.catalog import PACKAGED
+from weightwatch.vectors.steering import steered
 
 ROWS = 2000
 THRESHOLD, CHECKS = 0.0175, 2
@@ -181,9 +182,11 @@ def contrast(world: World, base: Path, evil: Direction) -> Direction:
 def steering(world: World, base: Path, evil: Direction) -> None:
     """Print what θ₀ + k·w answers on held-out domains."""
     tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     print("\n| k | evil | helpful | careless |\n|---|---|---|---|")
     for k in (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5):
-        rates = persona_rates(steered(base, evil, k), tokenizer, world)
+        with steered(model, evil, k):
+            rates = persona_rates(model, tokenizer, world)
         print(f"| {k:g} | {rates[Persona.EVIL]:.2f} | {rates[Persona.HELPFUL]:.2f} | {rates[Persona.CARELESS]:.2f} |")
 
 
