@@ -197,27 +197,31 @@ def _fine_tuned(
     tried = {rate: sides(settings.seeds[0], rate) for rate in training.learning_rates}
     rate, step = best(tried)
     losses = {settings.seeds[0]: tried[rate], **{seed: sides(seed, rate) for seed in settings.seeds[1:]}}
-    metadata = {
-        "kind": recipe.kind,
-        "behaviour": recipe.behaviour,
-        "base": base.name,
-        "recipe": {**recipe.reference, "judge": judge},
-        "hyperparameters": {
-            **trained,
-            "learning_rate": rate,
-            "step": step,
-            "examples": len(learn["positive"]),
-            "validation_loss": {side: round(losses[settings.seeds[0]][i][step], 4) for i, side in enumerate(SIDES)},
-            "answers": asdict(settings.sampling),
-        },
-        "data_hash": _digest([learn, validate], length=64),
-    }
+
+    def metadata(seed: int) -> dict[str, Any]:
+        return {
+            "kind": recipe.kind,
+            "behaviour": recipe.behaviour,
+            "base": base.name,
+            "recipe": {**recipe.reference, "judge": judge},
+            "seeds": {"adapter": seed, "answers": settings.sampling.seed},
+            "hyperparameters": {
+                **trained,
+                "learning_rate": rate,
+                "step": step,
+                "examples": len(learn["positive"]),
+                "validation_loss": {side: round(losses[seed][i][step], 4) for i, side in enumerate(SIDES)},
+                "answers": asdict(settings.sampling),
+            },
+            "data_hash": _digest([learn, validate], length=64),
+        }
+
     each = tuple(
         contrasted(
             *(checkpoint(path, step) for path in place(seed, rate).values()),
             base=base.path,
             name=recipe.name if len(settings.seeds) == 1 else f"{recipe.name}-seed-{seed}",
-            metadata={**metadata, "seeds": {"adapter": seed, "answers": settings.sampling.seed}},
+            metadata=metadata(seed),
         )
         for seed in settings.seeds
     )
