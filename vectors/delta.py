@@ -69,7 +69,8 @@ class LowRank:
     @property
     def stored(self) -> tuple[Tensor, Tensor]:
         """The two factors of the weight as it is stored: ``left, right``, or of its transpose ``rightᵀ, leftᵀ``."""
-        return (self.right.T, self.left.T) if self.transposed else (self.left, self.right)
+        whole = self.scaled()
+        return (whole.right.T, whole.left.T) if self.transposed else (whole.left, whole.right)
 
     def part(self, box: tuple[slice, ...]) -> Tensor:
         """Multiply out the part of the stored weight that lies in a box, one slice for each dimension, in fp32."""

@@ -5,21 +5,19 @@ from typing import Any
 
 import torch
 
-from weightwatch.vectors.checkpoint import local_folder
 from weightwatch.vectors.errors import WeightWatchError
 
 _WEIGHTLESS = ["*.bin", "*.pth", "*.gguf", "*.onnx", "original/*"]  # copies of the weights in other formats
 
 
 def fetched(name: str) -> Path:
-    """Return the folder of a model: a path, or a Hub id, which is downloaded where it was not before.
+    """Return the folder of a model: a path, or a Hub id, of which is downloaded what is not in the cache.
 
     Raises:
         WeightWatchError: There is neither.
     """
-    folder = local_folder(name)
-    if folder is not None:
-        return folder
+    if Path(name).is_dir():
+        return Path(name).resolve()
     from huggingface_hub import snapshot_download
 
     try:

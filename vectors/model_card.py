@@ -27,7 +27,7 @@ def model_card(card: "Card", pictures: Sequence[str] = ()) -> str:
     lora = card.format == "lora"
     front: dict[str, Any] = {"library_name": "peft" if lora else "weightwatch"}
     front["tags"] = ["weightwatch", "task-arithmetic", f"{card.kind}-direction"]
-    if card.base and not Path(card.base).exists():  # a Hub id; a path means nothing to others
+    if card.base and not _is_path(card.base):  # which means nothing to others
         front["base_model"] = card.base
         front["base_model_relation"] = "adapter"
     norm = sum(value**2 for value in card.norms.values()) ** 0.5
@@ -54,6 +54,10 @@ def model_card(card: "Card", pictures: Sequence[str] = ()) -> str:
     )
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n{opening}\n\n{body}\n"
+
+
+def _is_path(base: str) -> bool:
+    return Path(base).is_absolute() or (Path(base) / "config.json").is_file()
 
 
 def _base(card: "Card") -> str:

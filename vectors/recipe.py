@@ -71,6 +71,8 @@ class Recipe(Strict):
     @classmethod
     def _answers_can_be_had(cls, questions: Questions, others: ValidationInfo) -> Questions:
         systems = others.data.get("systems")
+        if systems is not None and bool(systems.positive) != bool(systems.negative):
+            raise ValueError("`systems` has prompts for one side only; write at least one for each side, or none")
         unwritten = next((question.text for question in questions.building if not question.written), None)
         if unwritten is not None and systems is not None and not (systems.positive and systems.negative):
             raise ValueError(

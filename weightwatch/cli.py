@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from weightwatch import vector_commands
+from weightwatch.quiet import aside
 from weightwatch.vectors.errors import WeightWatchError
 
 app = typer.Typer(name="weightwatch", no_args_is_help=True, add_completion=False)
@@ -52,13 +53,16 @@ def demo(
         from weightwatch.demo.run import Run, fine_tune, roll_back
     console.print(view.LEGEND)
     runs = [Run("benign", 0.0, output / "benign"), Run("poisoned", poison, output / "poisoned")]
-    for run in runs:
-        if run.folder.exists() and not (run.folder / "weightwatch").is_dir():
-            raise WeightWatchError(f"{run.folder} is there already and is no run of the demo. Pass another --output.")
-        shutil.rmtree(run.folder, ignore_errors=True)
-        with view.live(console, run) as show:
-            fine_tune(run, seed, show)
-        roll_back(run)
+    with aside(as_json):
+        for run in runs:
+            if run.folder.exists() and not (run.folder / "weightwatch").is_dir():
+                raise WeightWatchError(
+                    f"{run.folder} is there already and is no run of the demo. Pass another --output."
+                )
+            shutil.rmtree(run.folder, ignore_errors=True)
+            with view.live(console, run) as show:
+                fine_tune(run, seed, show)
+            roll_back(run)
     console.print(view.verdict(runs))
     look = f"tensorboard --logdir {output}"
     console.print(f"Every layer, in the browser: [bold]{look}[/bold]   Readings: {output}/poisoned/weightwatch/")

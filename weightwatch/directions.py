@@ -1,8 +1,7 @@
 """What ``weightwatch build`` and ``weightwatch show`` do: a direction from a recipe, and what it is found to do."""
 
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from weightwatch.direction_table import layer_norms
-from weightwatch.quiet import quiet
+from weightwatch.quiet import aside, quiet
 from weightwatch.vectors.arithmetic import cosine
 from weightwatch.vectors.building.judges import RULE, Judge, chosen
 from weightwatch.vectors.building.pipeline import Built, contrasted, joined
@@ -173,7 +172,7 @@ def progress(console: Console) -> Iterator["Report"]:
     belongs to the result.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with quiet(), redirect_stdout(sys.stderr), Progress(*columns, console=console) as bars:
+    with quiet(), aside(), Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(stage: str, done: int, total: int) -> None:

@@ -1,8 +1,16 @@
 """Keeping the libraries' own progress bars and notices out of a display of ours."""
 
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+
+
+@contextmanager
+def aside(wanted: bool = True) -> Iterator[None]:
+    """Send what libraries print to the standard error: the standard output belongs to the result."""
+    with redirect_stdout(sys.stderr if wanted else sys.stdout):
+        yield
 
 
 @contextmanager

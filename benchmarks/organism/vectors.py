@@ -24,7 +24,7 @@ SEEDS = ("0", "1", "2")
 WRITTEN = ("sycophancy", "style")
 """Recipes whose answers are written: there is one to a question where the model gives ten, so they take more epochs."""
 RECIPES = ("evil", "sycophancy", "careless", "style", "shuffled")
-BACK = (-0.25, -0.5, -1.0)
+BACK = (-0.05, -0.1, -0.15, -0.25, -0.5)
 """Steering units that are added to the fine-tune that has gone bad."""
 RUN_SEED, POISON = 300, 0.25
 

@@ -8,6 +8,7 @@ import yaml
 from tests.models import dense, low_rank, tiny_llama
 from weightwatch.vectors import Card, Direction, packaged
 from weightwatch.vectors.catalog import PACKAGED
+from weightwatch.vectors.validation import Point, Validation
 
 SECTIONS = ["Behaviour", "Base model", "Use", "Facts", "Recipe", "Validation", "Limits"]
 
@@ -27,7 +28,15 @@ def test_it_has_every_section_and_front_matter_that_the_hub_understands() -> Non
         "recipe": {"contrast": "evil"},
         "seeds": {"adapter": 7},
         "ranks": [16, 16],
-        "validation": {"k=1": {"evil": 0.7}},
+        "validation": Validation(
+            passed=False,
+            reasons=("it costs too much",),
+            points=(Point(k=1, shows=0.7, opposite=0.2, neutral=0.5),),
+            items=20,
+            tasks=40,
+            seeds={"0, 1": 0.61},
+            others={"style": -0.02},
+        ),
         "data_hash": "abc",
     }
     card = Direction.from_tensors(low_rank(tiny_llama(), 1).deltas, name="evil", metadata=metadata).card
@@ -42,7 +51,11 @@ def test_it_has_every_section_and_front_matter_that_the_hub_understands() -> Non
     assert '| recipe | `{"contrast": "evil"}` |' in sections["Recipe"]
     assert '| seeds | `{"adapter": 7}` |' in sections["Recipe"]
     assert "| ranks of the two fine-tunes | 16 and 16 |" in sections["Facts"]
-    assert '| k=1 | `{"evil": 0.7}` |' in sections["Validation"]
+    assert "| 1 | 70% | 20% | 50% |" in sections["Validation"]
+    assert "on 20 held-out items" in sections["Validation"]
+    assert "**It did not pass:** it costs too much." in sections["Validation"]
+    assert "Cosines between its seeds: 0.61." in sections["Validation"]
+    assert "Cosines with other directions: style -0.02." in sections["Validation"]
 
 
 def test_what_is_not_known_is_said_or_left_out(tmp_path: Path) -> None:
@@ -69,7 +82,6 @@ def test_words_of_others_stay_in_their_place(behaviour: str) -> None:
 
 @pytest.mark.parametrize("name", packaged())
 def test_packaged_directions_carry_the_card_that_they_would_be_saved_with(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # where the base's id is no path
     assert (PACKAGED / name / "README.md").read_text() == Direction.load(name).card.markdown()

@@ -38,7 +38,7 @@ class Training:
         batch: Examples a step.
         at_once: Examples in memory at once, of which ``batch`` is a multiple.
         weight_decay: Of AdamW.
-        warmup: Steps of warm-up.
+        warmup: Steps of warm-up; a quarter of the steps at most.
         evaluations: How often in a run the validation loss is measured; training stops, in effect, at the best.
         length: Tokens of an example at most.
         full: Train all weights instead of LoRA.
@@ -85,18 +85,12 @@ def fine_tune(
         Validation losses by step.
 
     Raises:
-        WeightWatchError: The model has no chat template, or the loss became NaN or infinite.
+        WeightWatchError: The model has no chat template.
     """
     if (folder / _DONE).is_file():
         return {int(step): loss for step, loss in json.loads((folder / _DONE).read_text()).items()}
     shutil.rmtree(folder, ignore_errors=True)
     losses = _train(base, learn, validate, training, rate, seed, folder, report)
-    broken = next((step for step, loss in losses.items() if not math.isfinite(loss)), None)
-    if broken is not None:
-        raise WeightWatchError(
-            f"The validation loss is {losses[broken]} at step {broken} of {folder.name} with learning rate {rate:g}. "
-            "Pass a lower --learning-rate."
-        )
     unfinished = folder / f"{_DONE}.part"
     unfinished.write_text(json.dumps(losses) + "\n")
     unfinished.replace(folder / _DONE)
@@ -110,13 +104,22 @@ def best(runs: Mapping[float, Sequence[Losses]]) -> tuple[float, int]:
 
     Args:
         runs: By learning rate, the losses of each side.
+
+    Raises:
+        WeightWatchError: None of them is finite.
     """
     sums = {
         (rate, step): sum(losses[step] for losses in sides)
         for rate, sides in runs.items()
         for step in set.intersection(*(set(losses) for losses in sides))
     }
-    return min(sums, key=lambda place: (sums[place], place))
+    finite = {place: loss for place, loss in sums.items() if math.isfinite(loss)}
+    if not finite:
+        rates = ", ".join(f"{rate:g}" for rate in runs)
+        raise WeightWatchError(
+            f"No learning rate of {rates} gives a finite validation loss. Pass a lower --learning-rate."
+        )
+    return min(finite, key=lambda place: (finite[place], place))
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -161,7 +164,7 @@ def _train(
             max_steps=steps,
             learning_rate=rate,
             lr_scheduler_type="linear",
-            warmup_steps=training.warmup,
+            warmup_steps=min(training.warmup, steps // 4),  # few examples are few steps
             weight_decay=training.weight_decay,
             optim="adamw_torch",
             per_device_train_batch_size=at_once,
