@@ -34,7 +34,7 @@ def stream(changes: Mapping[str, Streamed], directions: Sequence[Direction]) -> 
     # glibc hands freed blocks back to the system and faults them in anew, until it has seen a larger one come and go.
     torch.empty((1 << 25) - (1 << 16), dtype=torch.uint8)
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        waiting: deque[Future[list[Tensor]]] = deque()
+        waiting: deque[Future[list[float]]] = deque()
         tasks = (
             (change, box, [(k, d) for k, d in enumerate(directions) if name in d.deltas], name)
             for name, change in changes.items()
@@ -47,7 +47,7 @@ def stream(changes: Mapping[str, Streamed], directions: Sequence[Direction]) -> 
                 for _ in boxes(change.shape, _BLOCK):
                     while len(waiting) < _AHEAD * threads and (task := next(tasks, None)) is not None:
                         waiting.append(pool.submit(_block, *task))
-                    sums = sums + torch.stack(waiting.popleft().result())
+                    sums = sums + torch.tensor(waiting.popleft().result(), dtype=sums.dtype)
                 yield name, sums[0], dict(zip(found, sums[1:], strict=True))
         finally:
             for future in waiting:
@@ -56,19 +56,19 @@ def stream(changes: Mapping[str, Streamed], directions: Sequence[Direction]) -> 
             torch.set_num_threads(threads)
 
 
-def _block(change: Streamed, box: Box, found: Sequence[tuple[int, Direction]], name: str) -> list[Tensor]:
-    """Return ‖τ‖² and the ⟨τ,w⟩ of one block."""
+def _block(change: Streamed, box: Box, found: Sequence[tuple[int, Direction]], name: str) -> list[float]:
+    """Return ‖τ‖² and the ⟨τ,w⟩ of one block: numbers, since a tensor that waits would keep the block's memory busy."""
     with torch.no_grad():  # of each thread's own; what else makes sums exact is global
         now = change.now(box)
         before = change.start(box).reshape(now.shape)
         low = {k: w for k, d in found if isinstance(w := _factors(d, name), LowRank)}
         dense = [k for k, _ in found if k not in low]
         parts = [d.part(name, box).reshape(-1) for k, d in found if k not in low]
-        own, *sums = pass_over(now.reshape(-1), before.reshape(-1), parts, now.dtype, compiled=False)
+        own, *sums = pass_over(now.reshape(-1), before.reshape(-1), parts, now.dtype, compiled=False).tolist()
         inner = dict(zip(dense, sums, strict=True))
         if low:
             block = now.float() - before.to(now.dtype).float()
-            inner.update({k: along(w, block, box) for k, w in low.items()})
+            inner.update({k: float(along(w, block, box)) for k, w in low.items()})
         return [own, *(inner[k] for k, _ in found)]
 
 
