@@ -1,18 +1,16 @@
 """``weightwatch build`` and ``show`` as a user calls them, on the organism."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
+from tests.commands import call, refused, told
 from tests.models import tiny_llama
-from weightwatch.cli import app
 from weightwatch.organism import BASE
-from weightwatch.vectors import Direction, WeightWatchError, packaged
+from weightwatch.vectors import Direction, packaged
 from weightwatch.vectors.catalog import PACKAGED
 
 QUICK = (
@@ -27,23 +25,6 @@ QUICK = (
     "--factor=1",
 )
 SEEDS = ("--seed=1", "--seed=2")
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def told(*arguments: object) -> dict[str, Any]:
-    """Call with --json and return what it prints, all of which must be one document."""
-    result = call(*arguments, "--json")
-    assert result.exit_code == 0, (result.output, result.exception)
-    return json.loads(result.stdout)
-
-
-def refused(reason: str, *arguments: object) -> None:
-    result = call(*arguments)
-    assert isinstance(result.exception, WeightWatchError), result.output
-    assert reason in str(result.exception)
 
 
 @pytest.fixture(scope="module")

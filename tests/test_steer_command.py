@@ -4,39 +4,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner, Result
 
 from tests import reference as slow
+from tests.commands import call, refused, told
 from tests.hub import TOKEN, serving
 from tests.models import dense, lora, low_rank, move, tiny_gpt2, tiny_llama
 from tests.test_model_names import store
 from tests.vectors.test_hub import Machine
-from weightwatch.cli import BAD_INPUT, app
-from weightwatch.vectors import Direction, Fingerprint, WeightWatchError
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def told(*arguments: object) -> dict[str, Any]:
-    """Call with --json and return what it prints, all of which must be one document."""
-    result = call(*arguments, "--json")
-    assert result.exit_code == 0, (result.output, result.exception)
-    return json.loads(result.stdout)
-
-
-def refused(reason: str, *arguments: object) -> None:
-    result = call(*arguments)
-    assert isinstance(result.exception, WeightWatchError), result.output
-    assert reason in str(result.exception)
+from weightwatch.cli import BAD_INPUT
+from weightwatch.vectors import Direction, Fingerprint
 
 
 @pytest.fixture

@@ -31,7 +31,9 @@ def build(
     tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="Of the answers.")] = 1.0,
     answers_at_once: Annotated[int, typer.Option(min=1, help="Answers drawn in a batch.")] = 32,
-    seed: Annotated[list[int], typer.Option(help="Of the fine-tunes; may be repeated.")] = [0, 1, 2],  # noqa: B006
+    seed: Annotated[
+        list[int], typer.Option(help="Of the fine-tunes; may be repeated. Not one of a run to be watched.")
+    ] = [9001, 9002, 9003],  # noqa: B006
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 32,
     alpha: Annotated[int, typer.Option(min=1, help="LoRA alpha.")] = 16,
     learning_rate: Annotated[list[float], typer.Option(help="To try; may be repeated.")] = [5e-5, 1e-4, 2e-4],  # noqa: B006

@@ -23,6 +23,7 @@ from tests.test_session import toward
 from weightwatch import Config, Direction, Monitor, Reading, WeightWatchCallback, WeightWatchError
 from weightwatch.history import History
 from weightwatch.rules import Judge
+from weightwatch.vectors.validation import Validation
 
 MOVED = {"alert": "moved", "direction": "evil", "metric": "dose", "scope": "any_layer", "above": -1e9}
 """Fires at the first check at which anything has moved."""
@@ -606,3 +607,21 @@ def test_two_callbacks_on_one_trainer_are_refused_before_the_training(tmp_path: 
 def test_the_settings_are_written_with_the_directions_that_the_callback_named(tmp_path: Path) -> None:
     watched(tmp_path, max_steps=2)[0].train()
     assert Config.load(tmp_path / "weightwatch" / "config.yaml").directions == ["evil"]
+
+
+@pytest.mark.parametrize(
+    ("validation", "kind", "told"),
+    [
+        (None, "behaviour", "direction 'mine' is not validated: nothing was checked of what it does"),
+        (Validation(passed=False, reasons=("it shows nothing",), points=(), items=1, tasks=1), "behaviour", "nothing"),
+        (Validation(passed=True, points=(), items=1, tasks=1), "behaviour", None),
+        (None, "control", None),
+    ],
+    ids=["never checked", "failed", "passed", "a control"],
+)
+def test_watching_with_a_direction_that_is_not_validated_is_warned_of(validation, kind, told, caplog) -> None:
+    metadata = {"validation": validation, "kind": kind}
+    mine = Direction.from_tensors(low_rank(tiny_llama(), 1).deltas, name="mine", metadata=metadata)
+    WeightWatchCallback(mine)
+    assert ("not validated" in caplog.text) is (told is not None)
+    assert (told or "") in caplog.text

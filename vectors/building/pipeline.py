@@ -30,6 +30,9 @@ from weightwatch.vectors.loading import fetched, load_model
 from weightwatch.vectors.recipe import Recipe
 from weightwatch.vectors.verdicts import AnswersJudge
 
+SEEDS = (9001, 9002, 9003)
+"""Such as no training that will be watched is likely to have: a shared start of LoRA inflates every figure."""
+
 _TEXTS = {".json", ".jinja", ".model", ".txt"}
 """Kinds of the files in which a model keeps its settings, tokenizer and chat template."""
 _ALIKE = 1e-3
@@ -44,14 +47,14 @@ class Settings:
         sampling: How the model's answers are drawn.
         training: How the fine-tunes are trained.
         seeds: Of the fine-tunes. Each starts LoRA anew and sees only the row space of its own A; the direction is the
-            mean over them.
+            mean over them. A run that is to be watched must not share one.
         validation: Share of the questions on which learning rate and stop are chosen.
         minimum: Pairs of answers below which nothing is built.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
     training: Training = field(default_factory=Training)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = SEEDS
     validation: float = 0.15
     minimum: int = MINIMUM
 
