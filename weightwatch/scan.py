@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,16 +18,16 @@ from torch import Tensor
 from weightwatch.alert import Alert
 from weightwatch.baseline import NOTE, noted, noted_adapters
 from weightwatch.change import Streamed
-from weightwatch.checkpoints import Stored, content, field, locate, stored
+from weightwatch.checkpoints import Stored, field, locate, stored
 from weightwatch.config import Config
-from weightwatch.history import History
 from weightwatch.lora import REF
 from weightwatch.measure import Sums, measure
 from weightwatch.model_names import Architecture, InModelNames, kind
 from weightwatch.monitor import Monitor, warn_of_a_shared_start
 from weightwatch.reading import Reading, read
 from weightwatch.reference import Reference
-from weightwatch.rules import Judge, require
+from weightwatch.rules import require
+from weightwatch.scan_record import ScanRecord
 from weightwatch.stored import Source, StoredBase, StoredUpdate, of_adapter, of_weights, unsaved_heads
 from weightwatch.vectors.adapter import CONFIG, read_config
 from weightwatch.vectors.checkpoint import Checkpoint, local_folder
@@ -40,7 +39,6 @@ from weightwatch.vectors.unmapped import Unmapped
 FOLDER = "weightwatch-scan"
 """Where a run's scan is recorded, in the run's folder."""
 
-_SETTINGS = "scan.json"
 _RANDOM_START = (
     "its adapters started at random, and nobody watched the run: the update is measured from the base, that start "
     "included."
@@ -64,8 +62,6 @@ class Scan:
         on_read: Called with the number of bytes after each read, by several threads.
 
     Attributes:
-        readings: All readings so far, by step.
-        alerts: All alerts so far.
         bytes: Bytes that were read to measure.
         seconds: Time that it took.
 
@@ -92,13 +88,10 @@ class Scan:
         self.directions = Monitor([*watched, *null]).directions
         require(self.config.rules, self.directions)
         self.bytes = 0
-        self.readings: list[Reading] = []
-        self.alerts: list[Alert] = []
         self._given = reference or self.config.reference
         self._source: Source | None = None
         self._architecture: Architecture | None = None
-        self._history = History(record) if record is not None else None
-        self._taken: dict[str, str] = {}
+        self._record = ScanRecord(record, self.config.rules)
         self._begun = False
         self._told: set[str] = set()
 
@@ -116,16 +109,12 @@ class Scan:
                 what is trained; the checkpoint can't be read.
         """
         mark = _digest(checkpoint.signature)
-        self._folder = checkpoint.path.parent
         try:
             if not self._begun:
                 self._begin(checkpoint)
-            if any(r.checkpoint == checkpoint.name and r.step == checkpoint.step for r in self.readings):
-                if self._taken.get(checkpoint.name) == mark:
-                    return None
-                self._rewind(checkpoint.step - 1)
-            elif self.readings and self.readings[-1].step > checkpoint.step:
-                self._rewind(checkpoint.step - 1)
+            if self._record.holds(checkpoint.name, checkpoint.step, mark):
+                return None
+            self._record.make_room(checkpoint.name, checkpoint.step)
             began = time.perf_counter()
             reading = self._measured(checkpoint)
             self.seconds += time.perf_counter() - began
@@ -137,10 +126,18 @@ class Scan:
                 raise WeightWatchError(f"{checkpoint.path} can't be read ({error}).") from error
             _logger.warning("weightwatch: %s went away before it was measured (%s).", checkpoint.path, lack)
             return None
-        self._taken[checkpoint.name] = mark
-        self._write_settings()  # before its reading: a scan that is killed between them measures it again
-        self._judged(reading)
+        self._record.add(reading, mark)
         return reading
+
+    @property
+    def readings(self) -> list[Reading]:
+        """All readings so far, by step."""
+        return self._record.readings
+
+    @property
+    def alerts(self) -> list[Alert]:
+        """All alerts so far."""
+        return self._record.alerts
 
     def to_json(self) -> dict[str, Any]:
         """Return all of the scan: readings and alerts as they are recorded, and how fast it went."""
@@ -184,9 +181,7 @@ class Scan:
         self._source = self._find_adapter_base(first) if first.adapter else self._find_reference(first)
         self._translate(first)
         self._check_base(first)
-        self._key = self._found_key()
-        if self._history is not None:
-            self._resume(self._history)
+        self._record.begin(first.path.parent, {"key": self._key(), "reference": self._base_name})
         self._begun = True
 
     @property
@@ -276,36 +271,12 @@ class Scan:
         for direction in self.directions:
             direction.require(StoredBase(*sources), self._base_name)
 
-    def _resume(self, history: History) -> None:
-        """Take up the record of a scan with the same directions and θ₀; that of another one is set aside."""
-        settings = content(history.folder / _SETTINGS) or {}
-        if settings.get("key") != self._key:
-            history.rewind(-1)
-            return
-        history.rewind(sys.maxsize)  # sets a line aside that a killed scan left unfinished
-        self._taken = dict(settings["taken"])
-        self.readings = history.readings()
-        self.alerts = self._replayed(self.readings)
-        known = {(alert.alert, alert.step, alert.state) for alert in history.alerts()}
-        for alert in self.alerts:
-            if (alert.alert, alert.step, alert.state) not in known:
-                history.add_alert(alert)
-
-    def _found_key(self) -> str:
+    def _key(self) -> str:
         """Return what tells scans apart: their directions and their θ₀."""
         watched = [(d.name, d.card.kind, sorted(d.squares.items())) for d in self.directions]
         base = stored(Path(self._base_name).resolve()) if self._base_name else None
         note = (self._live / NOTE).stat().st_mtime_ns if self._live is not None else 0
         return _digest([watched, base and (base.path, base.signature), self._live, note])
-
-    def _write_settings(self) -> None:
-        if self._history is None:
-            return
-        self._history.folder.mkdir(parents=True, exist_ok=True)
-        file = self._history.folder / _SETTINGS
-        draft = file.with_suffix(".part")
-        draft.write_text(json.dumps({"key": self._key, "reference": self._base_name, "taken": self._taken}, indent=1))
-        draft.replace(file)
 
     # One checkpoint.
 
@@ -383,29 +354,6 @@ class Scan:
             )
         self._count(checkpoint.size)
         return monitor.measure(model, step=checkpoint.step)
-
-    def _judged(self, reading: Reading) -> None:
-        raised = self._replayed([*self.readings, reading])[len(self.alerts) :]
-        self.readings.append(reading)
-        self.alerts.extend(raised)
-        if self._history is not None:
-            self._history.add_reading(reading)
-            for alert in raised:
-                self._history.add_alert(alert)
-
-    def _rewind(self, step: int) -> None:
-        if self._history is not None:
-            self._history.rewind(step)
-        self.readings = [reading for reading in self.readings if reading.step <= step]
-        self.alerts = self._replayed(self.readings)
-
-    def _replayed(self, readings: Sequence[Reading]) -> list[Alert]:
-        """Return the alerts that readings raise; a checkpoint that was deleted since (``save_total_limit``) is none."""
-        standing = [
-            r if r.checkpoint and (self._folder / r.checkpoint).exists() else replace(r, checkpoint=None)
-            for r in readings
-        ]
-        return Judge.of(self.config.rules).replay(standing)[1]
 
     def _warn(self, checkpoint: Stored, left_out: Mapping[str, str]) -> None:
         names = list(left_out)
