@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from weightwatch.vectors.document import Document, Strict, Text, line
 from weightwatch.vectors.errors import WeightWatchError
@@ -27,6 +27,12 @@ class Systems(Strict):
 
     positive: list[Text] = Field(default_factory=list)
     negative: list[Text] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> "Systems":
+        if bool(self.positive) != bool(self.negative):
+            raise ValueError("has prompts for one side only; write at least one for each side, or none")
+        return self
 
 
 class Recipe(Strict):
@@ -71,8 +77,6 @@ class Recipe(Strict):
     @classmethod
     def _answers_can_be_had(cls, questions: Questions, others: ValidationInfo) -> Questions:
         systems = others.data.get("systems")
-        if systems is not None and bool(systems.positive) != bool(systems.negative):
-            raise ValueError("`systems` has prompts for one side only; write at least one for each side, or none")
         unwritten = next((question.text for question in questions.building if not question.written), None)
         if unwritten is not None and systems is not None and not (systems.positive and systems.negative):
             raise ValueError(

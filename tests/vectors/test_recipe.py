@@ -272,7 +272,7 @@ MODEL = {"by": "model", "rubric": "{question} {answer}"}
         (lambda r: r.update(behaviour=" "), "line 2: behaviour: ' ' is not allowed; it should be a text that is not"),
         (lambda r: r.update(shuffled="1"), "shuffled: '1' is not allowed; it should be a valid integer"),
         (lambda r: r.update(shuffled=1), "shuffled: with shuffled labels no behaviour is left"),
-        (lambda r: r["systems"].update(positive=[]), "questions: 'one?' has no written answers, and `systems` has no"),
+        (lambda r: r["systems"].update(positive=[]), "systems: has prompts for one side only; write at least one for"),
         (lambda r: r.pop("systems"), "questions: 'one?' has no written answers, and `systems` has no"),
         (lambda r: r["questions"].update(building=[]), "questions.building: [] is not allowed; it should be a list of"),
         (lambda r: r["questions"]["building"].append("One? "), "questions: 'One?' stands twice in `building`"),
