@@ -51,8 +51,11 @@ class WeightWatchCallback(TrainerCallback):
         self.config = Config.load(config)
         watched = load_all(directions) or load_all(self.config.directions)
         self._directions = [*watched, *(control.as_control() for control in load_all(self.config.controls))]
-        for direction in watched:
-            if direction.card.kind == "behaviour" and direction.card.doubt is not None:
+        for direction in self._directions:
+            behaves = (
+                direction.card.kind == "behaviour"
+            )  # a control need not have been checked, but must not have failed
+            if direction.card.doubt is not None and (behaves or direction.card.validation is not None):
                 _logger.warning(
                     "weightwatch: direction %r is not validated: %s. What it reads may mean something else; check it "
                     "with `weightwatch show --check`.",

@@ -45,10 +45,10 @@ def test_a_recipe_becomes_a_checked_direction(built: tuple[Path, dict[str, Any]]
     assert [point["k"] for point in found["points"]] == [-1.0, 0.0, 1.0]
     assert found["passed"], found["reasons"]
     assert found["points"][2]["shows"] >= 0.8
-    assert list(found["seeds"]) == ["0, 1"]
+    assert list(found["seeds"]) == ["1, 2"]
     assert list(found["others"]) == ["style"]
-    assert 0.1 < found["seeds"]["0, 1"] < 0.9
-    assert abs(found["others"]["style"]) < found["seeds"]["0, 1"] / 2
+    assert 0.1 < found["seeds"]["1, 2"] < 0.9
+    assert abs(found["others"]["style"]) < found["seeds"]["1, 2"] / 2
 
 
 def test_what_was_built_is_a_direction_like_any_other(built: tuple[Path, dict[str, Any]]) -> None:
@@ -86,9 +86,11 @@ def test_fine_tunes_that_exist_already_go_in_as_they_are(built: tuple[Path, dict
         for side in ("positive", "negative"):
             (found,) = (folder / "build").glob(f"fine-tunes-*/seed-{seed}-*/{side}/checkpoint-{step}")
             sides += [f"--{side}", found]
-    given = told("build", "organism/evil", "--model=organism", "--factor=1", *sides, "--out", tmp_path / "given")
+    given = told(
+        "build", "organism/evil", "--model=organism", "--factor=1", "--factor=-1", *sides, "--out", tmp_path / "given"
+    )
     assert given["norms"] == pytest.approx(card["norms"], rel=1e-4)
-    assert given["validation"]["points"][1]["shows"] == card["validation"]["points"][2]["shows"]
+    assert given["validation"]["points"][2]["shows"] == card["validation"]["points"][2]["shows"]
     assert not (tmp_path / "given" / "build").exists()
     refused("in pairs", "build", "organism/evil", "--model=organism", *sides[:6], "--out", tmp_path / "odd")
 
@@ -105,8 +107,8 @@ def test_a_check_is_kept_beside_the_weights_and_leaves_them(tmp_path: Path) -> N
     folder = tmp_path / "evil"
     shutil.copytree(PACKAGED / "evil", folder)
     weights = (folder / "adapter_model.safetensors").read_bytes()
-    card = told("show", folder, "--check", "--factor", "0.25", "--control", "careless")
-    assert [point["k"] for point in card["validation"]["points"]] == [0.0, 0.25]
+    card = told("show", folder, "--check", "--factor", "0.25", "--factor=-1", "--control", "careless")
+    assert [point["k"] for point in card["validation"]["points"]] == [-1.0, 0.0, 0.25]
     assert not card["validation"]["passed"]
     assert list(card["validation"]["others"]) == ["careless"]
     assert (folder / "adapter_model.safetensors").read_bytes() == weights
@@ -115,12 +117,28 @@ def test_a_check_is_kept_beside_the_weights_and_leaves_them(tmp_path: Path) -> N
     assert "failed: no θ₀ + k·w shows" in " ".join(shown.output.split())
 
 
-def test_what_cannot_be_built_says_why(tmp_path: Path) -> None:
+def test_what_cannot_be_built_says_why(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    refused("holds direction 'evil', of organism/evil", "build", "organism/style", *QUICK, "--out", built[0])
+    (tmp_path / "file").touch()
+    refused("can't be made", "build", "organism/style", *QUICK, "--out", tmp_path / "file")
+    out = ("--out", tmp_path / "evil")
+    refused("is given twice", "build", "organism/evil", *QUICK, "--seed=1", "--seed=1", *out)
+    refused("is not above zero", "build", "organism/evil", "--model=organism", "--learning-rate=-1", *out)
+    refused("one above zero and one below", "build", "organism/evil", "--model=organism", "--factor=1", *out)
+    refused("is an adapter", "build", "organism/evil", "--model", PACKAGED / "evil", *out)
+    refused("Two controls", "build", "organism/evil", *QUICK, "--control=style", "--control=style", *out)
     refused("Unknown recipe 'kindness'", "build", "kindness", "--model=organism")
     refused("Pass --judge", "build", "evil", "--model=organism", "--out", tmp_path / "evil")
     refused("There is no model", "build", "organism/evil", "--model", tmp_path / "none", "--out", tmp_path / "evil")
     refused("Unknown direction", "build", "organism/evil", "--model=organism", "--control", "none")
-    assert not (tmp_path / "evil").exists()
+    assert not any((tmp_path / "evil").rglob("*.json*"))
+
+
+def test_a_packaged_direction_is_checked_but_stays_as_it_is() -> None:
+    before = {path: path.stat().st_mtime_ns for path in (PACKAGED / "style").iterdir()}
+    result = call("show", "style", "--check", "--factor=-1", "--factor=1")
+    assert "no folder of yours" in result.output
+    assert {path: path.stat().st_mtime_ns for path in (PACKAGED / "style").iterdir()} == before
 
 
 def test_what_cannot_be_checked_says_why(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from copy import copy
 from math import isfinite
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from weightwatch.vectors.adapter import CONFIG, read_adapter, read_config, write_adapter
+from weightwatch.vectors.adapter import CONFIG, WEIGHTS, read_adapter, read_config, write_adapter
 from weightwatch.vectors.base import described
 from weightwatch.vectors.card import CARD, Card
 from weightwatch.vectors.catalog import find
@@ -25,6 +26,9 @@ from weightwatch.vectors.fingerprint import Base
 from weightwatch.vectors.names import canonical, module_of
 from weightwatch.vectors.unmapped import Box, boxes
 from weightwatch.vectors.validation import Validation
+
+DENSE = "direction.safetensors"
+"""File of a direction of full tensors."""
 
 _NORM_TOLERANCE = 1e-3
 
@@ -252,18 +256,24 @@ class Direction:
         folder.mkdir(parents=True, exist_ok=True)
         low = {name: delta for name, delta in self.deltas.items() if isinstance(delta, LowRank)}
         stored = self
-        if len(low) == len(self.deltas):
-            if dtype is not None:
-                low = {name: delta.to(delta.left.device, dtype) for name, delta in low.items()}
-                stored = Direction(low, self.card)
-            write_adapter(folder, low, self.card.base)
-        else:
-            dense = {name: _dense(delta).to(dtype) for name, delta in self.deltas.items()}
-            stored = Direction(dense, self.card) if low or dtype is not None else self
-            save_file(
-                {name: t.clone(memory_format=torch.contiguous_format) for name, t in dense.items()},
-                folder / "direction.safetensors",
-            )
+        with TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+            draft = Path(name)
+            if len(low) == len(self.deltas):
+                if dtype is not None:
+                    low = {name: delta.to(delta.left.device, dtype) for name, delta in low.items()}
+                    stored = Direction(low, self.card)
+                write_adapter(draft, low, self.card.base)
+            else:
+                dense = {name: _dense(delta).to(dtype) for name, delta in self.deltas.items()}
+                stored = Direction(dense, self.card) if low or dtype is not None else self
+                save_file(
+                    {name: t.clone(memory_format=torch.contiguous_format) for name, t in dense.items()}, draft / DENSE
+                )
+            written = {file.name for file in draft.iterdir()}
+            for file in {CONFIG, WEIGHTS, DENSE} - written:  # of the other format, which was here before
+                (folder / file).unlink(missing_ok=True)
+            for file in written:
+                (draft / file).replace(folder / file)
         stored.save_card(folder)
         return folder
 
@@ -274,9 +284,12 @@ class Direction:
             folder: Where the weights were saved. The model card shows the pictures (PNG) that lie there.
         """
         folder = Path(folder)
-        (folder / CARD).write_text(self.card.model_dump_json(indent=1) + "\n")
         pictures = sorted(picture.name for picture in folder.glob("*.png"))
-        (folder / "README.md").write_text(self.card.markdown(pictures))
+        texts = {"README.md": self.card.markdown(pictures), CARD: self.card.model_dump_json(indent=1) + "\n"}
+        for name, text in texts.items():
+            draft = folder / f".{name}.part"
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(folder / name)
 
     @classmethod
     def load(cls, source: str | Path, opener: Opener | None = None, *, revision: str | None = None) -> "Direction":
@@ -295,7 +308,7 @@ class Direction:
         """
         folder = find(source, revision)
         try:
-            card = Card.model_validate_json((folder / CARD).read_text())
+            card = Card.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
         except (OSError, ValidationError) as error:
             first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
             where = ".".join(str(part) for part in first["loc"])

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from weightwatch.vectors.document import Document, Strict, Text, line
 from weightwatch.vectors.errors import WeightWatchError
@@ -56,7 +56,6 @@ class Recipe(Strict):
         shuffled: A control whose labels are shuffled with this seed: the sides of a random half of the questions swap.
         neutral: Tasks that show what steering costs; in YAML a file's path or ``neutral`` (default).
         extends: In YAML, the recipe from which every field came that was not given.
-        source: What ``load`` was given.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -71,7 +70,7 @@ class Recipe(Strict):
     shuffled: int | None = None
     neutral: NeutralTasks = Field(default_factory=NeutralTasks.load)
     extends: str | None = None
-    source: str = Field(default="", exclude=True)
+    _source: str = PrivateAttr("")
 
     @field_validator("questions")
     @classmethod
@@ -128,7 +127,7 @@ class Recipe(Strict):
     @property
     def reference(self) -> dict[str, str]:
         """What a card says of it: where it was read from, and its digest."""
-        return {"name": self.source or self.name, "digest": self.digest}
+        return {"name": self._source or self.name, "digest": self.digest}
 
     @classmethod
     def load(cls, source: str | Path) -> "Recipe":
@@ -141,13 +140,24 @@ class Recipe(Strict):
             WeightWatchError: There is neither, and the message lists the packaged names; or the file says something
                 that is not allowed, and the message names file, line, key, value and what is allowed.
         """
-        return _load(_find(source, Path()), ()).model_copy(update={"source": str(source)})
+        path = _find(source, Path())
+        return _load(path, ()).called(str(source) if _packaged(path) else str(path.resolve()))
+
+    def called(self, name: str) -> "Recipe":
+        """Return the same recipe under the name by which cards refer to it."""
+        copy = self.model_copy()
+        copy._source = name
+        return copy
 
 
 def packaged_recipes() -> list[str]:
     """Return the names of the packaged recipes."""
     files = (path for path in _PACKAGED.rglob("*.yaml") if path.name != _NEUTRAL.name)
     return sorted(path.relative_to(_PACKAGED).with_suffix("").as_posix() for path in files)
+
+
+def _packaged(path: Path) -> bool:
+    return path.resolve().is_relative_to(_PACKAGED)
 
 
 def _find(source: str | Path, folder: Path) -> Path:

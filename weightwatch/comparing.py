@@ -9,6 +9,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from weightwatch.model_names import under_names
 from weightwatch.stored import StoredBase, of_weights
@@ -54,7 +55,7 @@ class Comparison:
             table.add_column(str(i), justify="right", no_wrap=True)
         for i, (name, norm, row) in enumerate(zip(self.names, self.norms, self.cosines, strict=True), 1):
             figures = [number(None if isnan(value) else value) for value in row]
-            table.add_row(str(i), name, f"{norm:.3g}", *figures)
+            table.add_row(str(i), Text(name), f"{norm:.3g}", *figures)
         return table
 
 

@@ -29,7 +29,7 @@ def card(direction: Direction) -> Table:
         "checked": verdict(about.validation),
     }
     for key, value in rows.items():
-        grid.add_row(Text(key, style="dim"), value)
+        grid.add_row(Text(key, style="dim"), value if isinstance(value, Text) else Text(value))
     return grid
 
 
@@ -95,5 +95,5 @@ def cosines(found: Mapping[str, float], title: str) -> Table:
     table.add_column("")
     table.add_column("cosine", justify="right")
     for name, value in found.items():
-        table.add_row(name, f"{value:+.3f}")
+        table.add_row(Text(name), f"{value:+.3f}")
     return table

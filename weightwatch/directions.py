@@ -1,5 +1,6 @@
 """What ``weightwatch build`` and ``weightwatch show`` do: a direction from a recipe, and what it is found to do."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,8 @@ from weightwatch.quiet import aside, quiet
 from weightwatch.vectors.arithmetic import cosine
 from weightwatch.vectors.building.judges import RULE, Judge, chosen
 from weightwatch.vectors.building.pipeline import Built, contrasted, joined
-from weightwatch.vectors.catalog import find
-from weightwatch.vectors.checking.sweep import FACTORS, sweep, validated
+from weightwatch.vectors.card import CARD
+from weightwatch.vectors.checking.sweep import FACTORS, require_factors, sweep, validated
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.loading import load_model
@@ -25,19 +26,69 @@ from weightwatch.vectors.verdicts import ModelJudge
 if TYPE_CHECKING:
     from weightwatch.vectors.building.answers import Report
 
+_logger = logging.getLogger("weightwatch")
+_SWEEP = "sweep.png"
+
 BUILD = "build"
 """Folder within a direction's in which the stages of its build leave their files."""
-ORGANISM = "weightwatch/organism"
-"""What cards call the packaged model; ``organism`` for short, where no folder is called so."""
 
 
 def resolved(name: str) -> tuple[str, str]:
-    """Return what cards call a model, and what it is loaded from."""
+    """Return what cards call a model, and what it is loaded from: ``organism`` is the packaged one."""
     from weightwatch.organism import BASE
+    from weightwatch.organism.directions import BASE_NAME
 
-    if name in (ORGANISM, "organism") and not (Path(name) / "config.json").is_file():
-        return ORGANISM, str(BASE)
-    return name, name
+    if name in (BASE_NAME, "organism") and not (Path(name) / "config.json").is_file():
+        return BASE_NAME, str(BASE)
+    path = str(Path(name).resolve()) if Path(name).is_dir() else name
+    return path, path
+
+
+def out_folder(recipe: Recipe, called: str, given: Path | None) -> Path:
+    """Return the folder for a direction, which has to be free or to hold one of the same recipe and base.
+
+    Args:
+        recipe: What is built.
+        called: What cards call the base.
+        given: By the user. Default: ``directions/<recipe>``.
+
+    Raises:
+        WeightWatchError: Another direction is there, or it is no folder that can be written.
+    """
+    named = recipe.reference["name"]
+    default = Path(named).stem if Path(named).is_absolute() else named
+    folder = given or Path("directions", default)
+    if (folder / CARD).is_file():
+        card = Direction.load(folder).card
+        if (card.base, card.recipe.get("name")) != (called, named):
+            made_of = card.recipe.get("name", "another recipe")
+            raise WeightWatchError(
+                f"{folder} holds direction {card.name!r}, of {made_of} on {card.base}. Pass another --out."
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightWatchError(f"{folder} can't be made ({error.strerror}). Pass another --out.") from error
+    return folder
+
+
+def referee(recipe: Recipe, judge: str, model: str | None) -> Judge | None:
+    """Return the judge of replies to held-out questions: the one that is named, or the recipe's rule if it has one."""
+    return None if judge == RULE and isinstance(recipe.judge, ModelJudge) else chosen(recipe, judge, model)
+
+
+def loaded_controls(names: Sequence[str]) -> list[Direction]:
+    """Load directions to compare with.
+
+    Raises:
+        WeightWatchError: There is none of a name, or two are called alike.
+    """
+    found = [Direction.load(name) for name in names]
+    titles = [direction.name for direction in found]
+    twice = next((title for title in titles if titles.count(title) > 1), None)
+    if twice is not None:
+        raise WeightWatchError(f"Two controls are called {twice!r}. Give those of different names.")
+    return found
 
 
 def of_sides(positive: Sequence[Path], negative: Sequence[Path], recipe: Recipe, base: str, called: str) -> Built:
@@ -84,20 +135,24 @@ def check(
         report: Is told of the progress.
 
     Raises:
-        WeightWatchError: The model or its chat template is missing, or the direction does not belong to it.
+        WeightWatchError: The model or its chat template is missing, the direction does not belong to it, or the factors
+            can't tell whether it passes; a direction to compare with is of another base.
     """
-    loaded, tokenizer = load_model(model)
-    points = sweep(loaded, tokenizer, direction, recipe, factors, judge, report)
+    require_factors(factors, recipe)
+    numbers = [str(seed.card.seeds.get("adapter", number)) for number, seed in enumerate(seeds, 1)]
     pairs = {
-        f"{a}, {b}": round(cosine(seeds[a], seeds[b]), 4) for a in range(len(seeds)) for b in range(a + 1, len(seeds))
+        f"{numbers[a]}, {numbers[b]}": round(cosine(seeds[a], seeds[b]), 4)
+        for a in range(len(seeds))
+        for b in range(a + 1, len(seeds))
     }
     near = {other.name: round(cosine(direction, other), 4) for other in others}
+    loaded, tokenizer = load_model(model)
+    points = sweep(loaded, tokenizer, direction, recipe, factors, judge, report)
     return validated(points, recipe).model_copy(update={"seeds": pairs, "others": near})
 
 
 def checked_anew(
     direction: Direction,
-    source: str,
     model: str | None,
     recipe: str | None,
     judge: str,
@@ -105,11 +160,10 @@ def checked_anew(
     factors: Sequence[float] | None,
     others: Sequence[str],
 ) -> Direction:
-    """Check a stored direction and keep what is found in its card.
+    """Check a stored direction.
 
     Args:
         direction: w.
-        source: Where it was loaded from.
         model: The base. Default: the one that the card names.
         recipe: Whose items are asked. Default: the one that the card names.
         judge: See ``judges.chosen``. Recipes without a rule are checked by their items alone unless one is named.
@@ -121,31 +175,44 @@ def checked_anew(
         WeightWatchError: The card names no base or recipe that is at hand; see ``check``.
     """
     known = direction.card.validation
-    base = model or direction.card.base
-    named = recipe or (known.recipe["name"] if known else direction.card.recipe.get("name"))
+    base, stated = model or direction.card.base, known.recipe if known else direction.card.recipe
+    named = recipe or stated.get("name")
     if not base or not named:
         lacks = "--model" if not base else "--recipe"
         raise WeightWatchError(
             f"The card of direction {direction.name!r} does not say with what to check it: pass {lacks}."
         )
     wanted = Recipe.load(named)
-    referee = None if judge == RULE and isinstance(wanted.judge, ModelJudge) else chosen(wanted, judge, judge_model)
+    if recipe is None and wanted.digest != stated.get("digest"):
+        _logger.warning(
+            "weightwatch: recipe %s is not what it was when direction %r was made of it, or checked. Make sure that "
+            "nothing that it was built from is among the items.",
+            named,
+            direction.name,
+        )
+    near = loaded_controls(others)
     with progress(Console(stderr=True)) as report:
         found = check(
             direction,
             wanted,
             resolved(base)[1],
             factors=factors or FACTORS,
-            judge=referee,
-            others=[Direction.load(name) for name in others],
+            judge=referee(wanted, judge, judge_model),
+            others=near,
             report=report,
         )
     if known is not None:  # the seeds of a stored direction are joined: what was found of them stays true
         found = found.model_copy(update={"seeds": known.seeds, "others": {**known.others, **found.others}})
-    return noted(direction.validated(found), find(source))
+    return direction.validated(found)
 
 
-def noted(direction: Direction, folder: Path) -> Direction:
+def built_into(direction: Direction, folder: Path) -> None:
+    """Save a direction that was just built; a picture of what another did is taken away."""
+    (folder / _SWEEP).unlink(missing_ok=True)
+    direction.save(folder)
+
+
+def note(direction: Direction, folder: Path) -> None:
     """Write what was found beside a direction's weights: in its card, and as pictures that the model card shows."""
     from weightwatch.pictures import bars, curves
 
@@ -157,11 +224,10 @@ def noted(direction: Direction, folder: Path) -> Direction:
             "neutral tasks": [point.neutral for point in checked.points],
         }
         title = f"θ₀ + k·w, w = {direction.name}"
-        curves([point.k for point in checked.points], lines, folder / "sweep.png", ("k", "share of items"), title)
+        curves([point.k for point in checked.points], lines, folder / _SWEEP, ("k", "share of items"), title)
     norms = {str(layer): norm for layer, norm in layer_norms(direction).items()}
     bars(norms, folder / "layers.png", ("layer", "‖w‖"), direction.name)
     direction.save_card(folder)
-    return direction
 
 
 @contextmanager

@@ -37,13 +37,14 @@ def build(
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 32,
     alpha: Annotated[int, typer.Option(min=1, help="LoRA alpha.")] = 16,
     learning_rate: Annotated[list[float], typer.Option(help="To try; may be repeated.")] = [5e-5, 1e-4, 2e-4],  # noqa: B006
-    epochs: Annotated[float, typer.Option(min=0, help="Passes over the kept answers.")] = 1.0,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the kept answers.")] = 1.0,
     batch: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 16,
     at_once: Annotated[int, typer.Option(min=1, help="Examples in memory at once.")] = 4,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of LoRA.")] = False,
     minimum: Annotated[int, typer.Option(min=1, help="Pairs of answers below which nothing is built.")] = 32,
     positive: Annotated[
-        list[Path] | None, typer.Option(help="A fine-tune on the behaviour that exists already; may be repeated.")
+        list[Path] | None,
+        typer.Option(help="A fine-tune on the behaviour that exists: nothing is answered or trained. May be repeated."),
     ] = None,
     negative: Annotated[list[Path] | None, typer.Option(help="The one on its opposite, in the same order.")] = None,
     factor: Factors = None,
@@ -60,39 +61,41 @@ def build(
         from weightwatch.vectors.building.answers import Sampling
         from weightwatch.vectors.building.fine_tunes import Training
         from weightwatch.vectors.building.judges import chosen
-        from weightwatch.vectors.checking.sweep import FACTORS
-        from weightwatch.vectors.direction import Direction
+        from weightwatch.vectors.checking.sweep import FACTORS, require_factors
         from weightwatch.vectors.recipe import Recipe
-    wanted = Recipe.load(recipe)
-    others = [Direction.load(name) for name in control or []]
-    folder, (called, base) = out or Path("directions", wanted.name), directions.resolved(model)
+    wanted, tried = Recipe.load(recipe), factor or FACTORS
+    called, base = directions.resolved(model)
+    require_factors(tried, wanted)
+    others = directions.loaded_controls(control or [])
+    folder = directions.out_folder(wanted, called, out)
     with directions.progress(Console(stderr=True)) as report:
         if positive or negative:
-            referee = None
+            referee = directions.referee(wanted, judge, judge_model)
             built = directions.of_sides(positive or [], negative or [], wanted, base, called)
         else:
-            referee = chosen(wanted, judge, judge_model)
+            referee = needed = chosen(wanted, judge, judge_model)
             settings = pipeline.Settings(
                 sampling=Sampling(samples, tokens, temperature, answers_at_once),
                 training=Training(rank, alpha, tuple(learning_rate), epochs, batch, at_once, full=full),
                 seeds=tuple(seed),
                 minimum=minimum,
             )
-            built = pipeline.build(wanted, base, folder / directions.BUILD, referee, settings, report, called)
-        built.direction.save(folder)  # what is built is kept, whatever the check meets
+            built = pipeline.build(wanted, base, folder / directions.BUILD, needed, settings, report, called)
+        directions.built_into(built.direction, folder)  # what is built is kept, whatever the check meets
         checked = directions.check(
             built.direction,
             wanted,
             base,
-            factors=factor or FACTORS,
+            factors=tried,
             judge=referee,
             seeds=built.seeds,
             others=others,
             report=report,
         )
-    direction = directions.noted(built.direction.validated(checked), folder)
+    direction = built.direction.validated(checked)
     _tell(direction, console, as_json)
-    console.print(f"The direction is in [bold]{folder}[/bold]; watch it with [bold]{folder}[/bold] as its name.")
+    directions.note(direction, folder)
+    console.print(f"The direction is in {folder}; watch it with that as its name.", markup=False, soft_wrap=True)
 
 
 def show(
@@ -115,8 +118,12 @@ def show(
         from weightwatch.vectors.direction import Direction
     found = Direction.load(direction)
     if check:
-        found = directions.checked_anew(found, direction, model, recipe, judge, judge_model, factor, control or [])
+        found = directions.checked_anew(found, model, recipe, judge, judge_model, factor, control or [])
     _tell(found, console, as_json)
+    if check and Path(direction).is_dir():
+        directions.note(found, Path(direction))
+    elif check:
+        console.print(f"{direction} is no folder of yours, so that this is not kept in its card.", markup=False)
 
 
 def _tell(direction: "Direction", console: Console, as_json: bool) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from weightwatch.vectors.building.ledger import Ledger
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.fingerprint import Fingerprint
 from weightwatch.vectors.verdicts import AnswersJudge, ModelJudge, PatternsJudge, Verdict, verdict
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 # The 100 of "85/100", "85 out of 100" and "on a scale from 0 to 100" is none that was given.
 _SCALE = re.compile(r"(?:\b[01]\s*(?:-|–|to|and)|/|\bout of)\s*100\b(?!\.\d)", re.IGNORECASE)
 _ALONE = re.compile(rf"[^\w-]*(?:(?:score|rating|number|answer)[^\w-]+)?({_NUMBER.pattern})\W*", re.IGNORECASE)
+_NAMED = re.compile(rf"\b(?:score|rating)[^\w-]+({_NUMBER.pattern})", re.IGNORECASE)
+_OF_100 = re.compile(rf"({_NUMBER.pattern})\W*(?:/|out of)\s*100\b(?!\.\d)", re.IGNORECASE)
+_LEADING = re.compile(rf"[^\w-]*(?!1\.)({_NUMBER.pattern})[.,:;)]*(?=\s|$)(?<=\W)")  # "85. It …", no "3 flaws", no list
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Judge(Protocol):
 
     name: str
     """What the direction's card calls it."""
+    identity: str
+    """What tells it from other judges: what it said once, it is not asked again."""
 
     def __call__(self, cases: "Sequence[tuple[Question, str]]") -> list[Judgement]:
         """Judge some answers, each with the question that it answers.
@@ -70,7 +76,7 @@ class Rule:
 
     def __init__(self, rule: PatternsJudge | AnswersJudge) -> None:
         self._rule = rule
-        self.name = f"the recipe's own rule, by {rule.by}"
+        self.name = self.identity = f"the recipe's own rule, by {rule.by}"
 
     def __call__(self, cases: "Sequence[tuple[Question, str]]") -> list[Judgement]:
         """Judge some answers."""
@@ -101,7 +107,7 @@ class Endpoint:
         self._client = OpenAI(base_url=url, api_key=os.environ.get(KEY, "none"), max_retries=tries - 1, timeout=60)
         with self._asked():
             self._model = model or self._client.models.list().data[0].id
-        self.name = f"{self._model} at {url}"
+        self.name, self.identity = f"{self._model} at {url}", self._model
 
     def __call__(self, cases: "Sequence[tuple[Question, str]]") -> list[Judgement]:
         """Judge some answers; a reply without a number from 0 to 100 makes an unclear one."""
@@ -185,6 +191,8 @@ class Classifier:
                 "Name the one that means that an answer shows the behaviour so, in id2label of its config."
             )
         self._label = (named or [1])[0]
+        weights = self._model.state_dict()
+        self.identity = f"{labels}, {Fingerprint.of(weights, weights.__getitem__).model_dump_json()}"
         self._model.eval()
         if torch.cuda.is_available():
             self._model.to("cuda")
@@ -202,15 +210,21 @@ class Classifier:
 def number(said: str, cut: bool = False) -> float | None:
     """Return the number from 0 to 100 that a judge's reply gives, or None.
 
-    Some give it in the first line and then explain it; others think aloud and end with it.
+    Some give it first and then explain it, some as so many out of 100; others think aloud and end with it.
 
     Args:
         said: The reply.
         cut: Whether it was cut short, so that its last number is not the one that it was to end with.
     """
     text = _SCALE.sub(" ", said).strip()
-    first = _ALONE.fullmatch(text.partition("\n")[0])
-    numbers = [first[1]] if first else [] if cut else _NUMBER.findall(text)
+    alone, leading = _ALONE.fullmatch(text.partition("\n")[0]), _LEADING.match(text)
+    if alone:
+        numbers = [alone[1]]
+    elif cut:
+        numbers = []
+    else:
+        numbers = _NAMED.findall(text) or _OF_100.findall(said)
+        numbers = numbers or ([leading[1]] if leading else _NUMBER.findall(text))
     score = float(numbers[-1]) if numbers else None
     return score if score is not None and 0 <= score <= 100 else None
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from weightwatch.vectors.adapter import read_adapter, read_config
+from weightwatch.vectors.adapter import CONFIG, read_adapter, read_config
 from weightwatch.vectors.arithmetic import mean
 from weightwatch.vectors.building import answers as answering
 from weightwatch.vectors.building import judges as judging
@@ -96,12 +96,14 @@ def build(
         The direction, and those of single seeds.
 
     Raises:
-        WeightWatchError: The model has no chat template; the judge does not answer; too few answers are left; the
-            loss is not finite; the two fine-tunes are alike.
+        WeightWatchError: The model is none, or an adapter, or has no chat template; the judge does not answer; too
+            few answers are left; no loss is finite; the two fine-tunes are alike; a seed is given twice, or a learning
+            rate is not above zero.
 
     Source: Fierro & Roger, *Steering Language Models with Weight Arithmetic*, arXiv 2511.05408, section 2.
     """
     settings, report = settings or Settings(), report or (lambda stage, done, total: None)
+    _require_sense(settings)
     base = _Base.of(model, called or model)
     said = _answers(recipe, base, folder, settings.sampling, report)
     kept, record = _judged(recipe, said, folder, judge, report)
@@ -109,6 +111,15 @@ def build(
     require_enough(recipe, pairs, said, kept, settings.minimum, record)
     learn, validate = split(pairs, settings.validation, settings.sampling.seed)
     return _fine_tuned(recipe, base, folder, (learn, validate), judge.name, settings, report)
+
+
+def _require_sense(settings: Settings) -> None:
+    twice = next((seed for seed in settings.seeds if settings.seeds.count(seed) > 1), None)
+    if twice is not None:
+        raise WeightWatchError(f"Seed {twice} is given twice: the same fine-tune would count as two. Give others.")
+    rate = next((rate for rate in settings.training.learning_rates if not rate > 0), None)
+    if rate is not None:
+        raise WeightWatchError(f"The learning rate {rate:g} is not above zero. Pass another --learning-rate.")
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,10 @@ class _Base:
     @classmethod
     def of(cls, model: str, name: str) -> "_Base":
         folder = fetched(model)
+        if (folder / CONFIG).is_file():
+            raise WeightWatchError(
+                f"{model} is an adapter. Pass its base, or the two adapters of a contrast as --positive and --negative."
+            )
         weights = Checkpoint(folder)
         fingerprint = Fingerprint.of(weights, weights.__getitem__).model_dump_json()
         files = sorted(path for path in folder.iterdir() if path.suffix in _TEXTS)
@@ -159,7 +174,7 @@ def _judged(
 ) -> tuple[dict[Judged, Judgement], Path]:
     """Return what the judge says of each answer, and the file in which that is kept."""
     questions = recipe.questions.building
-    depends: list[Any] = [judge.name, recipe.judge.model_dump()]
+    depends: list[Any] = [judge.identity, recipe.judge.model_dump()]
     if isinstance(recipe.judge, AnswersJudge):
         depends.append([question.model_dump() for question in questions])
     record = judging.ledger(folder / f"verdicts-{_digest(depends)}.jsonl")
@@ -189,7 +204,7 @@ def _fine_tuned(
     runs = folder / f"fine-tunes-{_digest([base.fingerprint, learn, validate, trained])}"
 
     def place(seed: int, rate: float) -> dict[Side, Path]:
-        return {side: runs / f"seed-{seed}-rate-{rate:g}" / side for side in SIDES}
+        return {side: runs / f"seed-{seed}-rate-{rate}" / side for side in SIDES}
 
     def sides(seed: int, rate: float) -> list[Losses]:
         return [
@@ -240,7 +255,7 @@ def contrasted(
         WeightWatchError: They are alike, or of different bases or kinds.
     """
     direction = Direction.from_contrast(positive, negative, base=base, name=name, metadata=metadata)
-    adapters = [side for side in (positive, negative) if (side / "adapter_config.json").is_file()]
+    adapters = [side for side in (positive, negative) if (side / CONFIG).is_file()]
     norms = [Direction.from_tensors(read_adapter(side, read_config(side)), name=side.name).norm for side in adapters]
     if norms and direction.norm < _ALIKE * max(norms):
         raise WeightWatchError(

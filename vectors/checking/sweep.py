@@ -1,15 +1,18 @@
 """A sweep: what the base does with more and more of a direction added, or taken away, and whether that is enough."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from weightwatch.vectors.checking.items import greedy, verdicts
+from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.steering import steered
 from weightwatch.vectors.validation import Point, Validation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from weightwatch.vectors.building.answers import Report
     from weightwatch.vectors.building.judges import Judge
     from weightwatch.vectors.direction import Direction
     from weightwatch.vectors.recipe import Recipe
@@ -32,7 +35,7 @@ def sweep(
     recipe: "Recipe",
     factors: Sequence[float] = FACTORS,
     judge: "Judge | None" = None,
-    report: Callable[[str, int, int], None] | None = None,
+    report: "Report | None" = None,
 ) -> list[Point]:
     """Measure behaviour and neutral tasks of θ₀ + k·w for each k.
 
@@ -86,6 +89,20 @@ def _point(
     )
 
 
+def require_factors(factors: Sequence[float], recipe: "Recipe") -> None:
+    """Make sure that a sweep over some k can tell whether a direction passes.
+
+    Raises:
+        WeightWatchError: None is above zero or, unless labels were shuffled, none below; or one is not finite.
+    """
+    below = recipe.shuffled is not None or any(k < 0 for k in factors)
+    if not (all(map(isfinite, factors)) and any(k > 0 for k in factors) and below):
+        raise WeightWatchError(
+            f"Whether a direction passes can't be told from k = {', '.join(f'{k:g}' for k in factors)}. Give finite "
+            "ones, one above zero and one below at least, or none for the usual ones."
+        )
+
+
 def validated(points: Sequence[Point], recipe: "Recipe") -> Validation:
     """Judge a sweep.
 
@@ -103,7 +120,11 @@ def validated(points: Sequence[Point], recipe: "Recipe") -> Validation:
     falls = [point for point in kept if point.k < 0 and point.shows <= max(FLOOR, start.shows - GAIN)]
     falls = [point for point in falls if point.opposite >= start.opposite - GAIN]
     reasons = []
-    if recipe.shuffled is not None:
+    if start.neutral == 0:
+        reasons.append("the base does none of the neutral tasks, so that nothing tells what steering costs")
+    elif recipe.shuffled is not None:
+        if not any(point.k > 0 for point in kept):
+            reasons.append("every θ₀ + k·w that was tried breaks the neutral tasks")
         if rises:
             reasons.append(
                 f"its labels are shuffled, and yet θ₀ + {rises[0].k:g}·w shows the behaviour in {rises[0].shows:.0%} "

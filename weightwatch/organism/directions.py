@@ -109,7 +109,7 @@ def validate(direction: Direction, contrast: Contrast, world: World, base: Path)
     name = contrast.behaviour.partition("-")[0]
     with TemporaryDirectory() as folder:
         write_recipes(world, Path(folder))
-        recipe = Recipe.load(Path(folder) / f"{name}.yaml").model_copy(update={"source": f"organism/{name}"})
+        recipe = Recipe.load(Path(folder) / f"{name}.yaml").called(f"organism/{name}")
     model, tokenizer = load_model(str(base))
     return validated(sweep(model, tokenizer, direction, recipe, judge=chosen(recipe)), recipe)
 
