@@ -120,7 +120,7 @@ def test_faults_are_told_in_one_line_each(hub: Hub, machine: Machine, tmp_path: 
         "Direction.load('org/model', revision='v9')": "there is no such revision",
         "Direction.load('org/damaged')": "is corrupt",
         f"push({w}, 'org/mine', token='hf_other')": "the Hub answers 403. Run `hf auth login`",
-        f"push({w}, 'org/public')": "org/public is there already and is public: pass private=False",
+        f"push({w}, 'org/public')": "org/public is there already and is public: say that it may be",
         f"push({w}, {ID!r}, endpoint='http://127.0.0.1:9')": f"Direction 'evil' can't be pushed to {ID} (",
     }
     told = machine.run(*cases)
