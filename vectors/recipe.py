@@ -157,7 +157,7 @@ def packaged_recipes() -> list[str]:
 
 
 def _packaged(path: Path) -> bool:
-    return path.resolve().is_relative_to(_PACKAGED)
+    return path.resolve().is_relative_to(_PACKAGED.resolve())
 
 
 def _find(source: str | Path, folder: Path) -> Path:
