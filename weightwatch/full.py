@@ -34,7 +34,8 @@ def full(change: Difference, found: Found) -> Figures:
             block = now.float() - before.to(held.dtype).float()
             for k, w in low.items():
                 inner[k].append(along(w, block, box))
-    own, *others = torch.stack(sums or [wide(torch.zeros(1 + len(dense), device=device))]).sum(0).unbind()
+    sums = sums or [wide(torch.zeros(1 + len(dense), device=device))]
+    own, *others = (torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]).unbind()
     total = {**dict(zip(dense, others, strict=True)), **{k: torch.stack(parts).sum() for k, parts in inner.items()}}
     return own, [total[k] for k, _ in found], [torch.zeros_like(own)] * len(found)
 
