@@ -67,7 +67,9 @@ def push(
         direction.save(folder)
         api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
-            raise WeightWatchError(f"{repo_id} is there already and is public: say that it may be (--public), or pass another id.")
+            raise WeightWatchError(
+                f"{repo_id} is there already and is public: say that it may be (--public), or pass another id."
+            )
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
