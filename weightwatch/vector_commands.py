@@ -73,14 +73,14 @@ def build(
             referee = directions.referee(wanted, judge, judge_model)
             built = directions.of_sides(positive or [], negative or [], wanted, base, called)
         else:
-            referee = needed = chosen(wanted, judge, judge_model)
+            referee = chosen(wanted, judge, judge_model)
             settings = pipeline.Settings(
                 sampling=Sampling(samples, tokens, temperature, answers_at_once),
                 training=Training(rank, alpha, tuple(learning_rate), epochs, batch, at_once, full=full),
                 seeds=tuple(seed),
                 minimum=minimum,
             )
-            built = pipeline.build(wanted, base, folder / directions.BUILD, needed, settings, report, called)
+            built = pipeline.build(wanted, base, folder / directions.BUILD, referee, settings, report, called)
         directions.built_into(built.direction, folder)  # what is built is kept, whatever the check meets
         checked = directions.check(
             built.direction,

@@ -1,8 +1,8 @@
 """Building, checking, comparing and applying directions on the organism, all through the public commands.
 
-``python benchmarks/organism/vectors.py --folder vectors-study`` takes some minutes on two cores. It builds evil,
-sycophancy and the controls careless, style and shuffled from nothing, compares them, and steers a fine-tune that has
-gone bad back. What it prints is what docs/organism.md shows; a second call takes what is there.
+``python benchmarks/organism/vectors.py --folder vectors-study`` takes ten to fifteen minutes on two cores. It builds
+evil, sycophancy and the controls careless, style and shuffled from nothing, compares them, and steers a fine-tune that
+has gone bad back. What it prints is what docs/organism.md shows; a second call takes what is there.
 """
 
 import json
