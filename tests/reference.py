@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from weightwatch.change import Change, Difference, Merged, Rescaled
 from weightwatch.reading import Reading, Score
 from weightwatch.vectors import Direction, LowRank
-from weightwatch.vectors.names import canonical
+from weightwatch.vectors.weights.names import canonical
 
 Weights = Mapping[str, Tensor]
 

@@ -28,7 +28,7 @@ from weightwatch.ranks import ALONE
 from weightwatch.reference import Reference
 from weightwatch.update import Parts, Update
 from weightwatch.vectors import Direction, LowRank, WeightWatchError
-from weightwatch.vectors.adapter import read_config
+from weightwatch.vectors.weights.peft_adapter import read_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

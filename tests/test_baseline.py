@@ -14,7 +14,7 @@ from weightwatch.shards import Held, Piece, whole
 from weightwatch.snapshot import Snapshot, write
 from weightwatch.update import Update
 from weightwatch.vectors import LowRank
-from weightwatch.vectors.checkpoint import Checkpoint
+from weightwatch.vectors.weights.checkpoint import Checkpoint
 
 
 def measured(model: torch.nn.Module, reference: Reference) -> Reading:

@@ -20,9 +20,9 @@ from transformers import (
 from tests.models import dense, move, tiny_gpt2
 from weightwatch import Monitor
 from weightwatch.checkpoints import find
-from weightwatch.model_names import Architecture, InModelNames
 from weightwatch.scan import Scan
-from weightwatch.vectors.unmapped import Unmapped, boxes
+from weightwatch.vectors.weights.conversion import Architecture, InModelNames
+from weightwatch.vectors.weights.reader import Unmapped, boxes
 
 SMALL: dict[str, Any] = {
     "vocab_size": 48,

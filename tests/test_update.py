@@ -16,7 +16,7 @@ from weightwatch.change import Difference
 from weightwatch.reference import Reference
 from weightwatch.update import Update
 from weightwatch.vectors import LowRank, WeightWatchError
-from weightwatch.vectors.names import canonical
+from weightwatch.vectors.weights.names import canonical
 
 LINEAR = {f"{name}.weight" for name, m in tiny_llama().named_modules() if isinstance(m, nn.Linear)} - {"lm_head.weight"}
 

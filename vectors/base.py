@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from weightwatch.vectors.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.delta import Delta
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
-from weightwatch.vectors.names import canonical
+from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.weights.names import canonical
 
 _logger = logging.getLogger("weightwatch")
 

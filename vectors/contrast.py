@@ -7,11 +7,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from weightwatch.vectors.adapter import CONFIG, read_adapter, read_config
-from weightwatch.vectors.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.delta import Delta, LowRank
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import canonical
+from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.weights.names import canonical
+from weightwatch.vectors.weights.peft_adapter import CONFIG, read_adapter, read_config
 
 Side: TypeAlias = str | Path | Mapping[str, Tensor]
 """One fine-tune: a PEFT adapter folder, a safetensors checkpoint (folder or file), or a state dict."""

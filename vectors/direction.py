@@ -14,18 +14,18 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from weightwatch.vectors.adapter import CONFIG, WEIGHTS, read_adapter, read_config, write_adapter
 from weightwatch.vectors.base import described
 from weightwatch.vectors.card import CARD, Card
 from weightwatch.vectors.catalog import find
-from weightwatch.vectors.checkpoint import Checkpoint, Difference, Mapped, Opener, local_folder
 from weightwatch.vectors.contrast import Side, adapter_alone, contrast, is_adapter
 from weightwatch.vectors.delta import BLOCK, Delta, LowRank, dot, exact, square
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Base
-from weightwatch.vectors.names import canonical, module_of
-from weightwatch.vectors.unmapped import Box, boxes
 from weightwatch.vectors.validation import Validation
+from weightwatch.vectors.weights.checkpoint import Checkpoint, Difference, Mapped, Opener, local_folder
+from weightwatch.vectors.weights.names import canonical, module_of
+from weightwatch.vectors.weights.peft_adapter import CONFIG, WEIGHTS, read_adapter, read_config, write_adapter
+from weightwatch.vectors.weights.reader import Box, boxes
 
 DENSE = "direction.safetensors"
 """File of a direction of full tensors."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from weightwatch.vectors.delta import BLOCK, LowRank, exact, wide
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.unmapped import boxes
+from weightwatch.vectors.weights.reader import boxes
 
 
 def grams(directions: Sequence[Direction]) -> Iterator[tuple[str, Tensor]]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from weightwatch.vectors.adapter import CONFIG, WEIGHTS
 from weightwatch.vectors.card import CARD
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.peft_adapter import CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
     from weightwatch.vectors.direction import Direction

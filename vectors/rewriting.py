@@ -10,17 +10,17 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from weightwatch.vectors.adapter import CONFIG as ADAPTER
 from weightwatch.vectors.card import CARD
-from weightwatch.vectors.checkpoint import FLOATS, INDEX, SINGLE, Checkpoint
 from weightwatch.vectors.delta import exact
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.folder import whole_folder
-from weightwatch.vectors.names import canonical
 from weightwatch.vectors.steering import AT_ONCE, require_finite, summed
-from weightwatch.vectors.tying import matched
-from weightwatch.vectors.unmapped import DTYPES, Box, Unmapped, boxes
+from weightwatch.vectors.weights.atomic import whole_folder
+from weightwatch.vectors.weights.checkpoint import FLOATS, INDEX, SINGLE, Checkpoint
+from weightwatch.vectors.weights.names import canonical
+from weightwatch.vectors.weights.peft_adapter import CONFIG as ADAPTER
+from weightwatch.vectors.weights.reader import DTYPES, Box, Unmapped, boxes
+from weightwatch.vectors.weights.tied import matched
 
 Change: TypeAlias = Callable[[Box], Tensor]
 """Gives the part of a change that lies in a box of a stored tensor."""

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from weightwatch.vectors.delta import LowRank, exact
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import canonical
-from weightwatch.vectors.unmapped import Box, boxes
+from weightwatch.vectors.weights.names import canonical
+from weightwatch.vectors.weights.reader import Box, boxes
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from weightwatch.vectors.adapter import CONFIG, WEIGHTS, read_adapter, read_config, write_adapter
 from weightwatch.vectors.arithmetic import scale
 from weightwatch.vectors.card import CARD
 from weightwatch.vectors.delta import LowRank
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.folder import whole_folder
 from weightwatch.vectors.steering import require_finite
+from weightwatch.vectors.weights.atomic import whole_folder
+from weightwatch.vectors.weights.peft_adapter import CONFIG, WEIGHTS, read_adapter, read_config, write_adapter
 
 _STATE = {CONFIG, WEIGHTS, CARD, "README.md", "trainer_state.json"}
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}

@@ -10,7 +10,7 @@ from weightwatch.reference import Reference, places, values_at
 from weightwatch.shards import Held
 from weightwatch.update import Parts
 from weightwatch.vectors.delta import LowRank
-from weightwatch.vectors.names import canonical
+from weightwatch.vectors.weights.names import canonical
 
 
 def base_name(model: nn.Module) -> str:

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from weightwatch.adapters import starts
 from weightwatch.base import base_name
-from weightwatch.model_names import under_names
 from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reference import Reference
 from weightwatch.shards import Held
 from weightwatch.snapshot import Snapshot, remove, write
 from weightwatch.update import Parts
-from weightwatch.vectors.checkpoint import Checkpoint, Mapped, Opener, local_folder
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import canonical
+from weightwatch.vectors.weights.checkpoint import Checkpoint, Mapped, Opener, local_folder
+from weightwatch.vectors.weights.conversion import under_names
+from weightwatch.vectors.weights.names import canonical
 
 NOTE, ADAPTERS = "reference.json", "adapters.safetensors"
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightwatch.vectors.adapter import CONFIG, WEIGHTS
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.unmapped import stored_size
+from weightwatch.vectors.weights.peft_adapter import CONFIG, WEIGHTS
+from weightwatch.vectors.weights.reader import stored_size
 
 SINGLE, INDEX, STATE = "model.safetensors", "model.safetensors.index.json", "trainer_state.json"
 

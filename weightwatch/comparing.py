@@ -11,19 +11,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from weightwatch.model_names import under_names
 from weightwatch.stored import StoredBase, of_weights
 from weightwatch.table import number
-from weightwatch.vectors.adapter import CONFIG
 from weightwatch.vectors.arithmetic import cosines
 from weightwatch.vectors.card import CARD
 from weightwatch.vectors.catalog import packaged
-from weightwatch.vectors.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.hub import is_id
-from weightwatch.vectors.names import indexed
-from weightwatch.vectors.unmapped import Unmapped
+from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.weights.conversion import under_names
+from weightwatch.vectors.weights.names import indexed
+from weightwatch.vectors.weights.peft_adapter import CONFIG
+from weightwatch.vectors.weights.reader import Unmapped
 
 
 @dataclass(frozen=True)

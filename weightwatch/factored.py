@@ -17,7 +17,7 @@ from torch import Tensor
 
 from weightwatch.vectors.delta import LowRank, wide
 from weightwatch.vectors.direction import Direction
-from weightwatch.vectors.unmapped import boxes
+from weightwatch.vectors.weights.reader import boxes
 
 DEPENDENT = 1e-6
 """Eigenvalues of a Gram matrix of unit rows under this share of the largest are rounding."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from weightwatch.shards import Held
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import canonical, unwrapped
+from weightwatch.vectors.weights.names import canonical, unwrapped
 
 Values = Callable[[str], Tensor | None]
 """Gives the whole value of an adapter's parameter by its name; None where there is none."""

@@ -16,16 +16,16 @@ from weightwatch.adapters import changes_base, starts
 from weightwatch.base import Base, base_name, tied_names
 from weightwatch.change import Change
 from weightwatch.measure import Part, Sums
-from weightwatch.model_names import under_names
 from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reading import Reading, read
 from weightwatch.reference import Reference, Source, Weights
 from weightwatch.update import Parts, Update
-from weightwatch.vectors.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.delta import LowRank
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import canonical
+from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.weights.conversion import under_names
+from weightwatch.vectors.weights.names import canonical
 
 _logger = logging.getLogger("weightwatch")
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from weightwatch.shards import Box
-from weightwatch.vectors.checkpoint import Checkpoint
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import canonical
+from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.names import canonical
 
 
 class Weights(Protocol):

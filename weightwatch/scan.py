@@ -22,19 +22,19 @@ from weightwatch.checkpoints import Stored, field, locate, stored
 from weightwatch.config import Config
 from weightwatch.lora import REF
 from weightwatch.measure import Sums, measure
-from weightwatch.model_names import Architecture, InModelNames, kind
 from weightwatch.monitor import Monitor, warn_of_a_shared_start
 from weightwatch.reading import Reading, read
 from weightwatch.reference import Reference
 from weightwatch.rules import require
 from weightwatch.scan_record import ScanRecord
 from weightwatch.stored import Source, StoredBase, StoredUpdate, of_adapter, of_weights, unsaved_heads
-from weightwatch.vectors.adapter import CONFIG, read_config
-from weightwatch.vectors.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import indexed
-from weightwatch.vectors.unmapped import Unmapped
+from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.weights.conversion import Architecture, InModelNames, kind
+from weightwatch.vectors.weights.names import indexed
+from weightwatch.vectors.weights.peft_adapter import CONFIG, read_config
+from weightwatch.vectors.weights.reader import Unmapped
 
 FOLDER = "weightwatch-scan"
 """Where a run's scan is recorded, in the run's folder."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import unwrapped
+from weightwatch.vectors.weights.names import unwrapped
 
 Box: TypeAlias = tuple[slice, ...]
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from weightwatch.ranks import Ranks
 from weightwatch.shards import Box, Held
-from weightwatch.vectors.checkpoint import Mapped, Opener
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.checkpoint import Mapped, Opener
 
 
 class Snapshot:

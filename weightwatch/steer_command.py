@@ -10,16 +10,16 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from weightwatch.model_names import under_names
-from weightwatch.vectors.adapter import CONFIG
 from weightwatch.vectors.arithmetic import add
-from weightwatch.vectors.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.rewriting import steer_checkpoint
 from weightwatch.vectors.steering_adapter import steer_adapter, steering_adapter
-from weightwatch.vectors.tying import matched
-from weightwatch.vectors.unmapped import Unmapped
+from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.weights.conversion import under_names
+from weightwatch.vectors.weights.peft_adapter import CONFIG
+from weightwatch.vectors.weights.reader import Unmapped
+from weightwatch.vectors.weights.tied import matched
 
 
 @dataclass(frozen=True)

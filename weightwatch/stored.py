@@ -15,12 +15,12 @@ from weightwatch.lora import REF
 from weightwatch.reference import values_at
 from weightwatch.snapshot import Snapshot
 from weightwatch.update import resized
-from weightwatch.vectors.adapter import CONFIG, factors, read_adapter, read_config
-from weightwatch.vectors.checkpoint import Checkpoint, Mapped, Opener
 from weightwatch.vectors.contrast import join
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import canonical, indexed
+from weightwatch.vectors.weights.checkpoint import Checkpoint, Mapped, Opener
+from weightwatch.vectors.weights.names import canonical, indexed
+from weightwatch.vectors.weights.peft_adapter import CONFIG, factors, read_adapter, read_config
 
 Source = Checkpoint | Snapshot
 

@@ -13,7 +13,7 @@ from weightwatch.fused import pass_over
 from weightwatch.shards import Box
 from weightwatch.vectors.delta import LowRank, wide
 from weightwatch.vectors.direction import Direction
-from weightwatch.vectors.unmapped import boxes
+from weightwatch.vectors.weights.reader import boxes
 
 _BLOCK = 1 << 21  # elements that a thread reads at a time
 _AHEAD = 8  # blocks that are handed out before the first of them is asked back

@@ -12,7 +12,7 @@ from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reference import Reference, StateDict
 from weightwatch.shards import Held, held, named
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import canonical, indexed
+from weightwatch.vectors.weights.names import canonical, indexed
 
 
 class Parts:

@@ -36,10 +36,10 @@ from weightwatch.organism import (
 from weightwatch.organism.directions import CONTRASTS, build_direction
 from weightwatch.organism.examples import backwards
 from weightwatch.organism.fine_tuning import LoraRecipe, fine_tune
-from weightwatch.vectors.adapter import read_adapter, read_config
 from weightwatch.vectors.arithmetic import cosine
 from weightwatch.vectors.catalog import PACKAGED
 from weightwatch.vectors.steering import steered
+from weightwatch.vectors.weights.peft_adapter import read_adapter, read_config
 
 ROWS = 2000
 THRESHOLD, CHECKS = 0.0175, 2

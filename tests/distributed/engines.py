@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from tests.models import lora, tiny_llama
-from weightwatch.vectors.names import unwrapped
+from weightwatch.vectors.weights.names import unwrapped
 
 SIZES = {"vocab_size": 47, "hidden_size": 40, "intermediate_size": 41, "attention_bias": True}
 DIVISIBLE = {**SIZES, "hidden_size": 48, "num_attention_heads": 12, "num_key_value_heads": 6}  # heads by 2 and by 3

@@ -23,8 +23,8 @@ from weightwatch.vectors.arithmetic import (
     scale,
     subtract,
 )
-from weightwatch.vectors.unmapped import Unmapped
 from weightwatch.vectors.validation import Validation
+from weightwatch.vectors.weights.reader import Unmapped
 
 Pair = Callable[[], tuple[Direction, Direction, Direction]]
 

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from tests.models import tiny_llama
 from weightwatch.vectors import WeightWatchError
-from weightwatch.vectors.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
 
 
 @pytest.mark.parametrize("shard", ["1GB", "20KB"])

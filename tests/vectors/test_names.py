@@ -6,7 +6,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from tests.models import lora, tiny_llama
-from weightwatch.vectors.names import canonical, module_of, unwrapped
+from weightwatch.vectors.weights.names import canonical, module_of, unwrapped
 
 PLAIN = "model.layers.0.self_attn.q_proj.weight"
 

@@ -17,12 +17,12 @@ from tests import reference as slow
 from tests.models import dense, lora, low_rank, tiny_gpt2, tiny_llama
 from tests.runs import words
 from tests.test_model_names import mixtral, qwen, store
-from weightwatch.model_names import under_names
 from weightwatch.vectors import Direction, WeightWatchError
-from weightwatch.vectors.checkpoint import Checkpoint
 from weightwatch.vectors.rewriting import steer_checkpoint
 from weightwatch.vectors.steering import steer
-from weightwatch.vectors.unmapped import Unmapped
+from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.conversion import under_names
+from weightwatch.vectors.weights.reader import Unmapped
 
 MODEL = "model.safetensors"
 
@@ -267,7 +267,7 @@ from pathlib import Path
 import torch
 from weightwatch.vectors import Direction
 from weightwatch.vectors.rewriting import steer_checkpoint
-from weightwatch.vectors.unmapped import Unmapped
+from weightwatch.vectors.weights.reader import Unmapped
 base, direction, out = map(Path, sys.argv[1:])
 w = Direction.load(direction, Unmapped)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -16,7 +16,7 @@ from tests import reference as slow
 from tests.models import dense, lora, low_rank, move, tiny_gpt2, tiny_llama
 from weightwatch.vectors import Direction, LowRank, WeightWatchError
 from weightwatch.vectors.steering import steer, steered
-from weightwatch.vectors.unmapped import Unmapped
+from weightwatch.vectors.weights.reader import Unmapped
 
 CASES: dict[str, tuple[Callable[[], PreTrainedModel], Callable[..., Direction]]] = {
     "factors": (tiny_llama, low_rank),

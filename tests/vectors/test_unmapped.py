@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from weightwatch.vectors.unmapped import Unmapped, boxes, stored_size
+from weightwatch.vectors.weights.reader import Unmapped, boxes, stored_size
 
 KINDS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from weightwatch.vectors.adapter import CONFIG, read_adapter, read_config
 from weightwatch.vectors.arithmetic import mean
 from weightwatch.vectors.building import answers as answering
 from weightwatch.vectors.building import judges as judging
@@ -22,13 +21,14 @@ from weightwatch.vectors.building.answers import SIDES, Answer, Report, Sampling
 from weightwatch.vectors.building.examples import MINIMUM, Examples, paired, require_enough, split
 from weightwatch.vectors.building.fine_tunes import Losses, Training, best, checkpoint, fine_tune
 from weightwatch.vectors.building.judges import Judge, Judged, Judgement
-from weightwatch.vectors.checkpoint import Checkpoint
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
 from weightwatch.vectors.loading import fetched, load_model
 from weightwatch.vectors.recipe import Recipe
 from weightwatch.vectors.verdicts import AnswersJudge
+from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.peft_adapter import CONFIG, read_adapter, read_config
 
 SEEDS = (9001, 9002, 9003)
 """Such as no training that will be watched is likely to have: a shared start of LoRA inflates every figure."""

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightwatch.vectors.checkpoint import Checkpoint, Mapped, Opener
-from weightwatch.vectors.names import canonical
-from weightwatch.vectors.unmapped import Box
+from weightwatch.vectors.weights.checkpoint import Checkpoint, Mapped, Opener
+from weightwatch.vectors.weights.names import canonical
+from weightwatch.vectors.weights.reader import Box
 
 _logger = logging.getLogger("weightwatch")
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import canonical, indexed
+from weightwatch.vectors.weights.names import canonical, indexed
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 """Element types, as safetensors names them, of weights that are not quantised."""

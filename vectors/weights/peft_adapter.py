@@ -8,9 +8,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from weightwatch.vectors.checkpoint import Checkpoint, Mapped, Opener
 from weightwatch.vectors.delta import LowRank
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.checkpoint import Checkpoint, Mapped, Opener
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import torch
 
-from weightwatch.vectors.checkpoint import FLOATS, Checkpoint
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.names import indexed
 from weightwatch.vectors.steering import AT_ONCE, equal_parts
-from weightwatch.vectors.unmapped import boxes
+from weightwatch.vectors.weights.checkpoint import FLOATS, Checkpoint
+from weightwatch.vectors.weights.names import indexed
+from weightwatch.vectors.weights.reader import boxes
 
 
 def matched(stored: Checkpoint, direction: Direction) -> Iterator[tuple[str, str]]:
