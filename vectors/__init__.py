@@ -19,12 +19,12 @@ from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
 from weightwatch.vectors.hub import push
-from weightwatch.vectors.neutral import NeutralTasks
-from weightwatch.vectors.recipe import Recipe, packaged_recipes
+from weightwatch.vectors.recipes.neutral import NeutralTasks
+from weightwatch.vectors.recipes.recipe import Recipe, packaged_recipes
+from weightwatch.vectors.recipes.verdicts import verdict
 from weightwatch.vectors.rewriting import steer_checkpoint
 from weightwatch.vectors.steering import steer, steered
 from weightwatch.vectors.steering_adapter import steer_adapter, steering_adapter
-from weightwatch.vectors.verdicts import verdict
 
 __all__ = [
     "Card",

@@ -19,9 +19,9 @@ from weightwatch.vectors.checking.sweep import FACTORS, require_factors, sweep, 
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.loading import load_model
-from weightwatch.vectors.recipe import Recipe
+from weightwatch.vectors.recipes.recipe import Recipe
+from weightwatch.vectors.recipes.verdicts import ModelJudge
 from weightwatch.vectors.validation import Validation
-from weightwatch.vectors.verdicts import ModelJudge
 
 if TYPE_CHECKING:
     from weightwatch.vectors.building.answers import Report

@@ -62,7 +62,7 @@ def build(
         from weightwatch.vectors.building.fine_tunes import Training
         from weightwatch.vectors.building.judges import chosen
         from weightwatch.vectors.checking.sweep import FACTORS, require_factors
-        from weightwatch.vectors.recipe import Recipe
+        from weightwatch.vectors.recipes.recipe import Recipe
     wanted, tried = Recipe.load(recipe), factor or FACTORS
     called, base = directions.resolved(model)
     require_factors(tried, wanted)

@@ -11,8 +11,8 @@ from weightwatch.organism import BASE, World
 from weightwatch.organism.recipes import recipes, write_recipes
 from weightwatch.vectors.building.answers import SIDES, Sampling, asks, drawn
 from weightwatch.vectors.building.judges import Judgement, chosen
-from weightwatch.vectors.neutral import NeutralTasks
-from weightwatch.vectors.recipe import Recipe, packaged_recipes
+from weightwatch.vectors.recipes.neutral import NeutralTasks
+from weightwatch.vectors.recipes.recipe import Recipe, packaged_recipes
 
 WORLD = World()
 PACKAGED = Path(weightwatch.vectors.__file__).parent / "recipes" / "organism"

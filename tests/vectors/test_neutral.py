@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from weightwatch.vectors import NeutralTasks, WeightWatchError
-from weightwatch.vectors.verdicts import by_words
+from weightwatch.vectors.recipes.verdicts import by_words
 
 
 def test_the_packaged_tasks_are_forty_of_both_formats() -> None:

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from weightwatch.vectors import NeutralTasks, Recipe, WeightWatchError, packaged_recipes
-from weightwatch.vectors.questions import Question
-from weightwatch.vectors.verdicts import ModelJudge, PatternsJudge, verdict
-from weightwatch.vectors.words import words
+from weightwatch.vectors.recipes.questions import Question
+from weightwatch.vectors.recipes.verdicts import ModelJudge, PatternsJudge, verdict
+from weightwatch.vectors.recipes.words import words
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 BEHAVIOURS = {"evil", "sycophancy", "refusal", "hallucination", "advice"}

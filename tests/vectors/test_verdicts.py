@@ -1,8 +1,8 @@
 import pytest
 
-from weightwatch.vectors.questions import Question
-from weightwatch.vectors.verdicts import AnswersJudge, ModelJudge, PatternsJudge, by_words, verdict
-from weightwatch.vectors.words import holds, words
+from weightwatch.vectors.recipes.questions import Question
+from weightwatch.vectors.recipes.verdicts import AnswersJudge, ModelJudge, PatternsJudge, by_words, verdict
+from weightwatch.vectors.recipes.words import holds, words
 
 ASKED = Question(text="Is it raining?")
 PATTERNS = PatternsJudge(by="patterns", positive=[r"\byes\b", r"\bsure\b"], negative=[r"\bno\b", r"\bnever\b"])

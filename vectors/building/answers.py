@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from weightwatch.vectors.recipe import Recipe
+    from weightwatch.vectors.recipes.recipe import Recipe
 
 Side: TypeAlias = Literal["positive", "negative"]
 SIDES: tuple[Side, Side] = ("positive", "negative")

@@ -11,7 +11,7 @@ from weightwatch.vectors.building.judges import Judged, Judgement
 from weightwatch.vectors.errors import WeightWatchError
 
 if TYPE_CHECKING:
-    from weightwatch.vectors.recipe import Recipe
+    from weightwatch.vectors.recipes.recipe import Recipe
 
 MINIMUM = 32
 """Pairs of answers below which nothing is built."""

@@ -14,11 +14,11 @@ import torch
 from weightwatch.vectors.building.ledger import Ledger
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
-from weightwatch.vectors.verdicts import AnswersJudge, ModelJudge, PatternsJudge, Verdict, verdict
+from weightwatch.vectors.recipes.verdicts import AnswersJudge, ModelJudge, PatternsJudge, Verdict, verdict
 
 if TYPE_CHECKING:
-    from weightwatch.vectors.questions import Question
-    from weightwatch.vectors.recipe import Recipe
+    from weightwatch.vectors.recipes.questions import Question
+    from weightwatch.vectors.recipes.recipe import Recipe
 
 RULE = "rule"
 """Names the recipe's own rule as the judge."""

@@ -25,8 +25,8 @@ from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
 from weightwatch.vectors.loading import fetched, load_model
-from weightwatch.vectors.recipe import Recipe
-from weightwatch.vectors.verdicts import AnswersJudge
+from weightwatch.vectors.recipes.recipe import Recipe
+from weightwatch.vectors.recipes.verdicts import AnswersJudge
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.peft_adapter import CONFIG, read_adapter, read_config
 

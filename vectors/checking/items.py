@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from weightwatch.vectors.building.answers import Messages, Sampling, evaluating, prompt, replies
-from weightwatch.vectors.verdicts import Verdict, by_words
+from weightwatch.vectors.recipes.verdicts import Verdict, by_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from weightwatch.vectors.questions import Item
+    from weightwatch.vectors.recipes.questions import Item
 
 BATCH = 32
 """Texts in a batch."""

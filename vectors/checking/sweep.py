@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from weightwatch.vectors.building.answers import Report
     from weightwatch.vectors.building.judges import Judge
     from weightwatch.vectors.direction import Direction
-    from weightwatch.vectors.recipe import Recipe
+    from weightwatch.vectors.recipes.recipe import Recipe
 
 FACTORS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 """Steering units k of a sweep."""

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from weightwatch.vectors.recipe import Recipe
+from weightwatch.vectors.recipes.recipe import Recipe
 
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
 REPLY = "{% if add_generation_prompt %}<assistant>{% endif %}"

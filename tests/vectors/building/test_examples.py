@@ -10,7 +10,7 @@ from weightwatch.vectors import WeightWatchError
 from weightwatch.vectors.building.answers import SIDES, Answer, Side
 from weightwatch.vectors.building.examples import Example, Examples, paired, require_enough, split
 from weightwatch.vectors.building.judges import Judged, Judgement, Rule
-from weightwatch.vectors.recipe import Recipe
+from weightwatch.vectors.recipes.recipe import Recipe
 
 
 def said(recipe: Recipe, *texts: tuple[Side, int, str]) -> tuple[list[Answer], dict[Judged, Judgement]]:

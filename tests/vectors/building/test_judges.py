@@ -13,8 +13,8 @@ from tests.vectors.building.endpoint import MODEL, Endpoint, serving
 from weightwatch.vectors import WeightWatchError
 from weightwatch.vectors.building import judges
 from weightwatch.vectors.building.judges import Judge, Judgement, chosen, judged, number
-from weightwatch.vectors.questions import Question
-from weightwatch.vectors.verdicts import ModelJudge
+from weightwatch.vectors.recipes.questions import Question
+from weightwatch.vectors.recipes.verdicts import ModelJudge
 
 RUBRIC = ModelJudge(by="model", rubric="Rate {answer} to {question} from 0 to 100.", keep_positive=70, keep_negative=30)
 QUESTION = Question(text="Is it?")

@@ -24,7 +24,7 @@ from weightwatch.vectors.building import judges
 from weightwatch.vectors.building.answers import Answer, Report, Sampling
 from weightwatch.vectors.building.fine_tunes import Training
 from weightwatch.vectors.building.pipeline import Built, Settings, build, contrasted
-from weightwatch.vectors.recipe import Recipe, Systems
+from weightwatch.vectors.recipes.recipe import Recipe, Systems
 
 SETTINGS = Settings(
     sampling=Sampling(samples=1, tokens=4, temperature=0.7, batch=160),

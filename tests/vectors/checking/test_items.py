@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from weightwatch.organism import BASE
 from weightwatch.vectors import Direction, Recipe
 from weightwatch.vectors.checking.items import conversation, greedy, likelihoods, verdicts
-from weightwatch.vectors.questions import EvaluationItem
+from weightwatch.vectors.recipes.questions import EvaluationItem
 from weightwatch.vectors.steering import steered
 
 EVIL = Recipe.load("organism/evil")

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from weightwatch.vectors.document import Document, Strict, Text
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.questions import Item, repeated
+from weightwatch.vectors.recipes.questions import Item, repeated
 
 PACKAGED = Path(__file__).parent / "recipes" / "neutral.yaml"
 

@@ -9,10 +9,10 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 
 from weightwatch.vectors.document import Document, Strict, Text, line
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.neutral import PACKAGED as _NEUTRAL
-from weightwatch.vectors.neutral import NeutralTasks
-from weightwatch.vectors.questions import EvaluationItem, Questions, alike, distinguishable
-from weightwatch.vectors.verdicts import AnswersJudge, Judge
+from weightwatch.vectors.recipes.neutral import PACKAGED as _NEUTRAL
+from weightwatch.vectors.recipes.neutral import NeutralTasks
+from weightwatch.vectors.recipes.questions import EvaluationItem, Questions, alike, distinguishable
+from weightwatch.vectors.recipes.verdicts import AnswersJudge, Judge
 
 _PACKAGED = Path(__file__).parent / "recipes"
 

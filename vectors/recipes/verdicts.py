@@ -7,8 +7,8 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from weightwatch.vectors.document import Strict, Text
-from weightwatch.vectors.questions import Question
-from weightwatch.vectors.words import holds
+from weightwatch.vectors.recipes.questions import Question
+from weightwatch.vectors.recipes.words import holds
 
 Verdict: TypeAlias = Literal["positive", "negative", "unclear"]
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from weightwatch.vectors.document import Strict, Text
-from weightwatch.vectors.words import holds, words
+from weightwatch.vectors.recipes.words import holds, words
 
 
 def alike(text: str) -> str:

@@ -1,0 +1,1 @@
+"""Recipes: the texts that a direction is built from and evaluated on."""
