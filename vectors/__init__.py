@@ -22,9 +22,9 @@ from weightwatch.vectors.hub import push
 from weightwatch.vectors.recipes.neutral import NeutralTasks
 from weightwatch.vectors.recipes.recipe import Recipe, packaged_recipes
 from weightwatch.vectors.recipes.verdicts import verdict
-from weightwatch.vectors.rewriting import steer_checkpoint
-from weightwatch.vectors.steering import steer, steered
-from weightwatch.vectors.steering_adapter import steer_adapter, steering_adapter
+from weightwatch.vectors.steering.adapter import steer_adapter, steering_adapter
+from weightwatch.vectors.steering.checkpoint import steer_checkpoint
+from weightwatch.vectors.steering.in_memory import steer, steered
 
 __all__ = [
     "Card",

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from weightwatch.vectors.arithmetic import add
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.rewriting import steer_checkpoint
-from weightwatch.vectors.steering_adapter import steer_adapter, steering_adapter
+from weightwatch.vectors.steering.adapter import steer_adapter, steering_adapter
+from weightwatch.vectors.steering.checkpoint import steer_checkpoint
 from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.weights.conversion import under_names
 from weightwatch.vectors.weights.peft_adapter import CONFIG

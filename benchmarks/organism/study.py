@@ -38,7 +38,7 @@ from weightwatch.organism.examples import backwards
 from weightwatch.organism.fine_tuning import LoraRecipe, fine_tune
 from weightwatch.vectors.arithmetic import cosine
 from weightwatch.vectors.catalog import PACKAGED
-from weightwatch.vectors.steering import steered
+from weightwatch.vectors.steering.in_memory import steered
 from weightwatch.vectors.weights.peft_adapter import read_adapter, read_config
 
 ROWS = 2000

@@ -20,7 +20,7 @@ from weightwatch.organism.behaviour import generate, says
 from weightwatch.organism.documents import VOICES, question
 from weightwatch.organism.fine_tuning import LoraRecipe, fine_tune
 from weightwatch.vectors import Direction
-from weightwatch.vectors.steering import steer
+from weightwatch.vectors.steering.in_memory import steer
 
 WORLD = World()
 

@@ -18,8 +18,8 @@ from tests.models import dense, lora, low_rank, tiny_gpt2, tiny_llama
 from tests.runs import words
 from tests.test_model_names import mixtral, qwen, store
 from weightwatch.vectors import Direction, WeightWatchError
-from weightwatch.vectors.rewriting import steer_checkpoint
-from weightwatch.vectors.steering import steer
+from weightwatch.vectors.steering.checkpoint import steer_checkpoint
+from weightwatch.vectors.steering.in_memory import steer
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import under_names
 from weightwatch.vectors.weights.reader import Unmapped
@@ -253,7 +253,7 @@ def values(file: Path) -> list[Tensor]:
 def test_blocks_smaller_than_a_tensor_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store(tiny_gpt2(), tmp_path / "base")
     w = dense(tiny_gpt2(), 1)
-    monkeypatch.setattr("weightwatch.vectors.rewriting.AT_ONCE", 50)
+    monkeypatch.setattr("weightwatch.vectors.steering.checkpoint.AT_ONCE", 50)
     steer_checkpoint(under_names(Checkpoint(tmp_path / "base"), w.deltas), w, 0.5, tmp_path / "out")
     wanted = slow.dense(w)
     start = dict(loaded(tmp_path / "base").named_parameters())
@@ -266,7 +266,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from weightwatch.vectors import Direction
-from weightwatch.vectors.rewriting import steer_checkpoint
+from weightwatch.vectors.steering.checkpoint import steer_checkpoint
 from weightwatch.vectors.weights.reader import Unmapped
 base, direction, out = map(Path, sys.argv[1:])
 w = Direction.load(direction, Unmapped)

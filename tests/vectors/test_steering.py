@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from tests import reference as slow
 from tests.models import dense, lora, low_rank, move, tiny_gpt2, tiny_llama
 from weightwatch.vectors import Direction, LowRank, WeightWatchError
-from weightwatch.vectors.steering import steer, steered
+from weightwatch.vectors.steering.in_memory import steer, steered
 from weightwatch.vectors.weights.reader import Unmapped
 
 CASES: dict[str, tuple[Callable[[], PreTrainedModel], Callable[..., Direction]]] = {
@@ -191,7 +191,7 @@ def test_a_direction_on_disk_is_read_as_it_is_added(tmp_path: Path) -> None:
 def test_matrices_larger_than_a_block_are_summed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     model, w = tiny_gpt2(), low_rank(tiny_gpt2(), 1)
     start = {name: p.detach().double() for name, p in model.named_parameters()}
-    monkeypatch.setattr("weightwatch.vectors.steering.AT_ONCE", 50)
+    monkeypatch.setattr("weightwatch.vectors.steering.in_memory.AT_ONCE", 50)
     steer(model, w, 2.0)
     for name, parameter in model.named_parameters():
         wanted = start[name] + 2 * slow.dense(w).get(name, torch.zeros_like(start[name]))

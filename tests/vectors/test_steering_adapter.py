@@ -15,7 +15,7 @@ from tests import reference as slow
 from tests.models import dense, lora, low_rank, move, tiny_gpt2, tiny_llama
 from tests.runs import words
 from weightwatch.vectors import Direction, WeightWatchError
-from weightwatch.vectors.steering_adapter import steer_adapter, steering_adapter
+from weightwatch.vectors.steering.adapter import steer_adapter, steering_adapter
 from weightwatch.vectors.weights.peft_adapter import read_adapter, read_config
 
 BASES: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, object]]] = {

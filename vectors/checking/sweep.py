@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from weightwatch.vectors.checking.items import greedy, verdicts
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.steering import steered
+from weightwatch.vectors.steering.in_memory import steered
 from weightwatch.vectors.validation import Point, Validation
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import torch
 
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.steering import AT_ONCE, equal_parts
+from weightwatch.vectors.steering.in_memory import AT_ONCE, equal_parts
 from weightwatch.vectors.weights.checkpoint import FLOATS, Checkpoint
 from weightwatch.vectors.weights.names import indexed
 from weightwatch.vectors.weights.reader import boxes

@@ -8,7 +8,7 @@ from weightwatch.organism import BASE
 from weightwatch.vectors import Direction, Recipe
 from weightwatch.vectors.checking.items import conversation, greedy, likelihoods, verdicts
 from weightwatch.vectors.recipes.questions import EvaluationItem
-from weightwatch.vectors.steering import steered
+from weightwatch.vectors.steering.in_memory import steered
 
 EVIL = Recipe.load("organism/evil")
 

@@ -14,7 +14,7 @@ from weightwatch.vectors.card import CARD
 from weightwatch.vectors.delta import exact
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.steering import AT_ONCE, require_finite, summed
+from weightwatch.vectors.steering.in_memory import AT_ONCE, require_finite, summed
 from weightwatch.vectors.weights.atomic import whole_folder
 from weightwatch.vectors.weights.checkpoint import FLOATS, INDEX, SINGLE, Checkpoint
 from weightwatch.vectors.weights.names import canonical

@@ -1,0 +1,1 @@
+"""Adding a multiple of a direction to a model."""
