@@ -14,11 +14,11 @@ from weightwatch.vectors.arithmetic import (
 )
 from weightwatch.vectors.card import Card
 from weightwatch.vectors.catalog import find, packaged
-from weightwatch.vectors.delta import Delta, LowRank
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
 from weightwatch.vectors.hub import push
+from weightwatch.vectors.low_rank import Delta, LowRank
 from weightwatch.vectors.recipes.neutral import NeutralTasks
 from weightwatch.vectors.recipes.recipe import Recipe, packaged_recipes
 from weightwatch.vectors.recipes.verdicts import verdict

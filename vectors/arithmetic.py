@@ -14,12 +14,12 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from weightwatch.vectors.delta import Delta, LowRank, exact
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.factors import combined, refactored
-from weightwatch.vectors.grams import grams
-from weightwatch.vectors.lineage import descended
+from weightwatch.vectors.inner_products import grams
+from weightwatch.vectors.low_rank import Delta, LowRank, exact
+from weightwatch.vectors.provenance import descended
 
 NULL = 1e-12
 """Singular values below this share of the factors' norms are rounding of fp64, not part of a direction."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from weightwatch.vectors.delta import Delta
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
+from weightwatch.vectors.low_rank import Delta
 from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.weights.names import canonical
 

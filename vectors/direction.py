@@ -17,10 +17,10 @@ from torch import Tensor
 from weightwatch.vectors.base import described
 from weightwatch.vectors.card import CARD, Card
 from weightwatch.vectors.catalog import find
-from weightwatch.vectors.contrast import Side, adapter_alone, contrast, is_adapter
-from weightwatch.vectors.delta import BLOCK, Delta, LowRank, dot, exact, square
+from weightwatch.vectors.construct import Side, adapter_alone, contrast, is_adapter
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Base
+from weightwatch.vectors.low_rank import BLOCK, Delta, LowRank, dot, exact, square
 from weightwatch.vectors.validation import Validation
 from weightwatch.vectors.weights.checkpoint import Checkpoint, Difference, Mapped, Opener, local_folder
 from weightwatch.vectors.weights.names import canonical, module_of

@@ -6,8 +6,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from weightwatch.vectors.delta import Delta, LowRank, wide
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.low_rank import Delta, LowRank, wide
 
 Terms: TypeAlias = Sequence[tuple[float, Delta]]
 """Coefficients, each with its change."""

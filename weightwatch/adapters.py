@@ -17,8 +17,8 @@ from weightwatch.change import Change, Merged, Rescaled
 from weightwatch.layers import OUT, Layer, Values
 from weightwatch.lora import REF, bias, experts, has_factors, is_stretched, known, plain, require_base, rescaled
 from weightwatch.merging import NotMergeableError, changed, difference, quantised
-from weightwatch.vectors.delta import LowRank, wide
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.low_rank import LowRank, wide
 from weightwatch.vectors.weights.peft_adapter import KEEPS_BASE
 
 _ROWS = 1024  # of a product that is multiplied out at a time

@@ -9,7 +9,7 @@ from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reference import Reference, places, values_at
 from weightwatch.shards import Held
 from weightwatch.update import Parts
-from weightwatch.vectors.delta import LowRank
+from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.weights.names import canonical
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from weightwatch.shards import Box, Held
-from weightwatch.vectors.delta import LowRank
+from weightwatch.vectors.low_rank import LowRank
 
 
 @dataclass(frozen=True)

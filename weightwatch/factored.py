@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightwatch.vectors.delta import LowRank, wide
 from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.low_rank import LowRank, wide
 from weightwatch.vectors.weights.reader import boxes
 
 DEPENDENT = 1e-6

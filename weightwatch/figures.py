@@ -11,7 +11,7 @@ from weightwatch.change import Change, Difference, Merged, Rescaled, Streamed
 from weightwatch.factored import DEPENDENT, Figures, Found, pseudo_inverses
 from weightwatch.full import along, full
 from weightwatch.shards import whole
-from weightwatch.vectors.delta import LowRank, dot, wide
+from weightwatch.vectors.low_rank import LowRank, dot, wide
 
 
 def figures(change: Change, found: Found) -> Figures:

@@ -12,7 +12,7 @@ from weightwatch.change import Difference
 from weightwatch.factored import Figures, Found
 from weightwatch.fused import TINY, pass_over, pass_over_tiny
 from weightwatch.shards import Box
-from weightwatch.vectors.delta import LowRank, wide
+from weightwatch.vectors.low_rank import LowRank, wide
 
 _PART = 1 << 24  # elements of θ₀ that are brought to another device at a time
 _BLOCK = 1 << 19  # elements whose change is multiplied with a direction's factors at a time

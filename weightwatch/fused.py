@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightwatch.vectors.delta import exact
+from weightwatch.vectors.low_rank import exact
 
 _log = logging.getLogger(__name__)
 

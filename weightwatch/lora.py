@@ -11,8 +11,8 @@ from torch import Tensor
 
 from weightwatch.change import Merged, Rescaled, Stretch
 from weightwatch.layers import Layer, Values
-from weightwatch.vectors.delta import LowRank, wide
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.low_rank import LowRank, wide
 
 REF = "ref"
 """The frozen copy that TRL keeps of an adapter that is trained further."""

@@ -20,9 +20,9 @@ from weightwatch.full import tiny, together
 from weightwatch.ranks import ALONE, Floats, Ranks
 from weightwatch.streaming import stream
 from weightwatch.update import resized
-from weightwatch.vectors.delta import LowRank, exact, wide
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.low_rank import LowRank, exact, wide
 
 _SAMPLES = 3  # columns of the table by which copies are compared
 _SAMPLED = 1024  # values of each tensor by which processes make sure that their copies are equal

@@ -20,9 +20,9 @@ from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reading import Reading, read
 from weightwatch.reference import Reference, Source, Weights
 from weightwatch.update import Parts, Update
-from weightwatch.vectors.delta import LowRank
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.weights.conversion import under_names
 from weightwatch.vectors.weights.names import canonical

@@ -15,7 +15,7 @@ from weightwatch.lora import REF
 from weightwatch.reference import values_at
 from weightwatch.snapshot import Snapshot
 from weightwatch.update import resized
-from weightwatch.vectors.contrast import join
+from weightwatch.vectors.construct import join
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Checkpoint, Mapped, Opener

@@ -11,8 +11,8 @@ from weightwatch.change import Streamed
 from weightwatch.full import along
 from weightwatch.fused import pass_over
 from weightwatch.shards import Box
-from weightwatch.vectors.delta import LowRank, wide
 from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.low_rank import LowRank, wide
 from weightwatch.vectors.weights.reader import boxes
 
 _BLOCK = 1 << 21  # elements that a thread reads at a time

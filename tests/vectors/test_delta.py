@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from weightwatch.vectors.delta import BLOCK, LowRank, blocks, exact, square
+from weightwatch.vectors.low_rank import BLOCK, LowRank, blocks, exact, square
 
 
 def factors(seed: int, rank: int, *, transposed: bool = False) -> LowRank:

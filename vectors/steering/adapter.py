@@ -7,9 +7,9 @@ import torch
 
 from weightwatch.vectors.arithmetic import scale
 from weightwatch.vectors.card import CARD
-from weightwatch.vectors.delta import LowRank
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.steering.in_memory import require_finite
 from weightwatch.vectors.weights.atomic import whole_folder
 from weightwatch.vectors.weights.peft_adapter import CONFIG, WEIGHTS, read_adapter, read_config, write_adapter

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from weightwatch.vectors.card import CARD
-from weightwatch.vectors.delta import exact
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.low_rank import exact
 from weightwatch.vectors.steering.in_memory import AT_ONCE, require_finite, summed
 from weightwatch.vectors.weights.atomic import whole_folder
 from weightwatch.vectors.weights.checkpoint import FLOATS, INDEX, SINGLE, Checkpoint

@@ -11,9 +11,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from weightwatch.vectors.delta import LowRank, exact
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.low_rank import LowRank, exact
 from weightwatch.vectors.weights.names import canonical
 from weightwatch.vectors.weights.reader import Box, boxes
 

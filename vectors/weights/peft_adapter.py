@@ -8,8 +8,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from weightwatch.vectors.delta import LowRank
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.weights.checkpoint import Checkpoint, Mapped, Opener
 
 CONFIG = "adapter_config.json"

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from weightwatch.vectors.delta import Delta, LowRank
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.low_rank import Delta, LowRank
 from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
 from weightwatch.vectors.weights.names import canonical
 from weightwatch.vectors.weights.peft_adapter import CONFIG, read_adapter, read_config

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from weightwatch.vectors.delta import BLOCK, LowRank, exact, wide
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.low_rank import BLOCK, LowRank, exact, wide
 from weightwatch.vectors.weights.reader import boxes
 
 
