@@ -13,7 +13,7 @@ import torch
 from benchmarks.lora import Case, case
 from benchmarks.machine import alternate, ratios, seconds, spread
 from weightwatch import Monitor
-from weightwatch.ranks import Ranks
+from weightwatch.update.sharding.ranks import Ranks
 
 LAYERS = 4
 HEADINGS = ("what grows", "from", "to", "time of a check, relative to the first")

@@ -16,7 +16,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.machine import MULTIPLYING, alternate, drawn, multiplying, peak, ratios, spread
 from weightwatch import Direction, Monitor
-from weightwatch.update import Update
+from weightwatch.update.live import Update
 from weightwatch.vectors import LowRank
 
 QWEN_7B = {

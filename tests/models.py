@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from weightwatch import adapters
-from weightwatch.ranks import ALONE
-from weightwatch.update import Parts
+from weightwatch.update.live import Parts
+from weightwatch.update.peft import adapters
+from weightwatch.update.sharding.ranks import ALONE
 from weightwatch.vectors import Direction, LowRank
 
 

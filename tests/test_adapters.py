@@ -20,13 +20,13 @@ from tests import reference as slow
 from tests.adapters import EXACT, EXPERTS, FACTORS, MERGED, REFUSED, RESCALED, Case
 from tests.adapters_table import table
 from tests.models import dense, lora, low_rank, move, starts, tiny_gpt2, tiny_llama
-from weightwatch import adapters, merging
-from weightwatch.change import Merged, Rescaled
 from weightwatch.measure import Sums, measure
 from weightwatch.monitor import Monitor
-from weightwatch.ranks import ALONE
-from weightwatch.reference import Reference
-from weightwatch.update import Parts, Update
+from weightwatch.update.change import Merged, Rescaled
+from weightwatch.update.live import Parts, Update
+from weightwatch.update.peft import adapters, merging
+from weightwatch.update.reference import Reference
+from weightwatch.update.sharding.ranks import ALONE
 from weightwatch.vectors import Direction, LowRank, WeightWatchError
 from weightwatch.vectors.weights.peft_adapter import read_config
 

@@ -7,12 +7,12 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from tests.models import dense, lora, low_rank, move, tiny_llama
 from weightwatch import Monitor, Reading, WeightWatchError
-from weightwatch.baseline import establish, restore
-from weightwatch.ranks import Ranks
-from weightwatch.reference import Reference
-from weightwatch.shards import Held, Piece, whole
-from weightwatch.snapshot import Snapshot, write
-from weightwatch.update import Update
+from weightwatch.update.live import Update
+from weightwatch.update.reference import Reference
+from weightwatch.update.sharding.ranks import Ranks
+from weightwatch.update.sharding.shards import Held, Piece, whole
+from weightwatch.update.snapshot import Snapshot, write
+from weightwatch.update.theta0 import establish, restore
 from weightwatch.vectors import LowRank
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 

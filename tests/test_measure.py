@@ -15,8 +15,8 @@ from tests import reference as slow
 from tests.models import dense, lora, low_rank, move, starts, tiny_gpt2, tiny_llama
 from weightwatch.measure import measure
 from weightwatch.monitor import Monitor
-from weightwatch.reference import Reference
-from weightwatch.update import Update
+from weightwatch.update.live import Update
+from weightwatch.update.reference import Reference
 from weightwatch.vectors import Direction, LowRank, WeightWatchError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings")

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 from tests import reference as slow
 from tests.models import dense, lora, low_rank, move, starts, tiny_llama
 from weightwatch.monitor import Monitor
-from weightwatch.reference import Reference
+from weightwatch.update.reference import Reference
 from weightwatch.vectors import Direction, Fingerprint, WeightWatchError
 
 

@@ -9,7 +9,7 @@ from torch.distributed.tensor import Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from tests.models import lora, tiny_llama
-from weightwatch.shards import Box, _index, _runs, flat_boxes, held
+from weightwatch.update.sharding.shards import Box, _index, _runs, flat_boxes, held
 
 
 def _shapes(count: int, *, dimensions: int = 4) -> list[tuple[int, ...]]:

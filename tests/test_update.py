@@ -10,11 +10,11 @@ from torch import nn
 
 from tests import reference as slow
 from tests.models import lora, move, starts, tiny_gpt2, tiny_llama
-from weightwatch.base import Base
-from weightwatch.baseline import to_fix
-from weightwatch.change import Difference
-from weightwatch.reference import Reference
-from weightwatch.update import Update
+from weightwatch.update.base_weights import Base
+from weightwatch.update.change import Difference
+from weightwatch.update.live import Update
+from weightwatch.update.reference import Reference
+from weightwatch.update.theta0 import to_fix
 from weightwatch.vectors import LowRank, WeightWatchError
 from weightwatch.vectors.weights.names import canonical
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from weightwatch.stored import StoredBase, of_weights
 from weightwatch.table import number
+from weightwatch.update.checkpoint import StoredBase, of_weights
 from weightwatch.vectors.arithmetic import cosines
 from weightwatch.vectors.card import CARD
 from weightwatch.vectors.catalog import packaged

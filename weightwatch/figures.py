@@ -7,10 +7,10 @@ from math import prod
 
 import torch
 
-from weightwatch.change import Change, Difference, Merged, Rescaled, Streamed
 from weightwatch.factored import DEPENDENT, Figures, Found, pseudo_inverses
 from weightwatch.full import along, full
-from weightwatch.shards import whole
+from weightwatch.update.change import Change, Difference, Merged, Rescaled, Streamed
+from weightwatch.update.sharding.shards import whole
 from weightwatch.vectors.low_rank import LowRank, dot, wide
 
 

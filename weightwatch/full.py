@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from weightwatch.change import Difference
 from weightwatch.factored import Figures, Found
 from weightwatch.fused import TINY, pass_over, pass_over_tiny
-from weightwatch.shards import Box
+from weightwatch.update.change import Difference
+from weightwatch.update.sharding.shards import Box
 from weightwatch.vectors.low_rank import LowRank, wide
 
 _PART = 1 << 24  # elements of θ₀ that are brought to another device at a time

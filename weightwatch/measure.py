@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightwatch.change import Change, Difference, Rescaled, Streamed
 from weightwatch.factored import Figures, Found, OnDisk, alike, factored
 from weightwatch.figures import figures, freedom, is_full
 from weightwatch.full import tiny, together
-from weightwatch.ranks import ALONE, Floats, Ranks
 from weightwatch.streaming import stream
-from weightwatch.update import resized
+from weightwatch.update.change import Change, Difference, Rescaled, Streamed
+from weightwatch.update.live import resized
+from weightwatch.update.sharding.ranks import ALONE, Floats, Ranks
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank, exact, wide

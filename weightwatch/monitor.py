@@ -12,14 +12,14 @@ from typing import TypeAlias
 import numpy as np
 from torch import nn
 
-from weightwatch.adapters import changes_base, starts
-from weightwatch.base import Base, base_name, tied_names
-from weightwatch.change import Change
 from weightwatch.measure import Part, Sums
-from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reading import Reading, read
-from weightwatch.reference import Reference, Source, Weights
-from weightwatch.update import Parts, Update
+from weightwatch.update.base_weights import Base, base_name, tied_names
+from weightwatch.update.change import Change
+from weightwatch.update.live import Parts, Update
+from weightwatch.update.peft.adapters import changes_base, starts
+from weightwatch.update.reference import Reference, Source, Weights
+from weightwatch.update.sharding.ranks import ALONE, Ranks
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank

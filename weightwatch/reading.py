@@ -8,7 +8,7 @@ import numpy as np
 
 from weightwatch.grouping import Layer, group, split
 from weightwatch.measure import Sums
-from weightwatch.ranks import Floats
+from weightwatch.update.sharding.ranks import Floats
 from weightwatch.vectors.direction import Direction
 
 

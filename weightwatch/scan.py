@@ -16,18 +16,18 @@ import numpy as np
 from torch import Tensor
 
 from weightwatch.alert import Alert
-from weightwatch.baseline import NOTE, noted, noted_adapters
-from weightwatch.change import Streamed
 from weightwatch.checkpoints import Stored, field, locate, stored
 from weightwatch.config import Config
-from weightwatch.lora import REF
 from weightwatch.measure import Sums, measure
 from weightwatch.monitor import Monitor, warn_of_a_shared_start
 from weightwatch.reading import Reading, read
-from weightwatch.reference import Reference
 from weightwatch.rules import require
 from weightwatch.scan_record import ScanRecord
-from weightwatch.stored import Source, StoredBase, StoredUpdate, of_adapter, of_weights, unsaved_heads
+from weightwatch.update.change import Streamed
+from weightwatch.update.checkpoint import Source, StoredBase, StoredUpdate, of_adapter, of_weights, unsaved_heads
+from weightwatch.update.peft.lora import REF
+from weightwatch.update.reference import Reference
+from weightwatch.update.theta0 import NOTE, noted, noted_adapters
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder

@@ -9,15 +9,15 @@ from rich.console import Console
 from torch import nn
 
 from weightwatch.alert import Alert
-from weightwatch.baseline import establish, restore
 from weightwatch.config import Config
 from weightwatch.dashboard import METRICS, Dashboard
 from weightwatch.history import History
 from weightwatch.monitor import Monitor
-from weightwatch.ranks import ALONE, Ranks
 from weightwatch.reading import Reading
 from weightwatch.rules import Judge
 from weightwatch.table import summary
+from weightwatch.update.sharding.ranks import ALONE, Ranks
+from weightwatch.update.theta0 import establish, restore
 
 _logger = logging.getLogger("weightwatch")
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "critical": logging.CRITICAL}

@@ -7,10 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from weightwatch.change import Streamed
 from weightwatch.full import along
 from weightwatch.fused import pass_over
-from weightwatch.shards import Box
+from weightwatch.update.change import Streamed
+from weightwatch.update.sharding.shards import Box
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.low_rank import LowRank, wide
 from weightwatch.vectors.weights.reader import boxes

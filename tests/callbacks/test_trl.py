@@ -16,7 +16,7 @@ from tests.models import lora, low_rank, move, starts, tiny_llama
 from tests.reference import expected
 from tests.runs import STRICT, lines, settings, steps, words
 from weightwatch import Monitor, WeightWatchCallback, watch
-from weightwatch.reference import Reference
+from weightwatch.update.reference import Reference
 
 ADAPTER = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 TEXTS = [f"w{i} w{i + 1} w{i + 2}" for i in range(24)]

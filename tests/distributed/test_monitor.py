@@ -12,12 +12,13 @@ from torch import Tensor
 from tests.distributed.conftest import Pool
 from tests.distributed.engines import CASES, Case, base, plain, trained
 from tests.models import dense, low_rank
-from weightwatch import Monitor, snapshot
-from weightwatch.baseline import establish
+from weightwatch import Monitor
 from weightwatch.measure import Part
-from weightwatch.ranks import Ranks
 from weightwatch.reading import Reading
-from weightwatch.reference import Reference
+from weightwatch.update import snapshot
+from weightwatch.update.reference import Reference
+from weightwatch.update.sharding.ranks import Ranks
+from weightwatch.update.theta0 import establish
 from weightwatch.vectors import Direction, WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.distributed.conftest import Pool
 from tests.distributed.engines import CASES, Case, plain, trained
-from weightwatch.shards import Box, held
+from weightwatch.update.sharding.shards import Box, held
 from weightwatch.vectors import WeightWatchError
 
 pytestmark = pytest.mark.distributed

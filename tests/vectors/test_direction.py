@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from tests import reference as slow
 from tests.models import dense, low_rank, tiny_gpt2, tiny_llama
-from weightwatch.base import Base
-from weightwatch.reference import Reference
+from weightwatch.update.base_weights import Base
+from weightwatch.update.reference import Reference
 from weightwatch.vectors import Card, Direction, Fingerprint, LowRank, WeightWatchError
 from weightwatch.vectors.validation import Validation
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightwatch.shards import Box
+from weightwatch.update.sharding.shards import Box
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.names import canonical

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightwatch.shards import Held
+from weightwatch.update.sharding.shards import Held
 from weightwatch.vectors.errors import WeightWatchError
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from weightwatch.shards import Box, Held
+from weightwatch.update.sharding.shards import Box, Held
 from weightwatch.vectors.low_rank import LowRank
 
 

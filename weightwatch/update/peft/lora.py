@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from weightwatch.change import Merged, Rescaled, Stretch
-from weightwatch.layers import Layer, Values
+from weightwatch.update.change import Merged, Rescaled, Stretch
+from weightwatch.update.peft.modules import Layer, Values
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank, wide
 

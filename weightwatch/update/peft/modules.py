@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weightwatch.shards import Held
+from weightwatch.update.sharding.shards import Held
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.names import canonical, unwrapped
 

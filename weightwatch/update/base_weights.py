@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from weightwatch.adapters import changes_base, start_factors
-from weightwatch.ranks import ALONE, Ranks
-from weightwatch.reference import Reference, places, values_at
-from weightwatch.shards import Held
-from weightwatch.update import Parts
+from weightwatch.update.live import Parts
+from weightwatch.update.peft.adapters import changes_base, start_factors
+from weightwatch.update.reference import Reference, places, values_at
+from weightwatch.update.sharding.ranks import ALONE, Ranks
+from weightwatch.update.sharding.shards import Held
 from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.weights.names import canonical
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightwatch.change import Change, Streamed
-from weightwatch.lora import REF
-from weightwatch.reference import values_at
-from weightwatch.snapshot import Snapshot
-from weightwatch.update import resized
+from weightwatch.update.change import Change, Streamed
+from weightwatch.update.live import resized
+from weightwatch.update.peft.lora import REF
+from weightwatch.update.reference import values_at
+from weightwatch.update.snapshot import Snapshot
 from weightwatch.vectors.construct import join
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from weightwatch.ranks import Ranks
-from weightwatch.shards import Box, Held
+from weightwatch.update.sharding.ranks import Ranks
+from weightwatch.update.sharding.shards import Box, Held
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Mapped, Opener
 

@@ -3,7 +3,7 @@
 * LoRA and trained tokens: factors, whatever the weight beneath is stored as.
 * DoRA on linear layers: factors, and by how much the rows of the weight are stretched.
 * ``target_parameters``: the product of the factors, expert by expert.
-* All others: what PEFT merges into a copy of the layer; see ``weightwatch.merging``.
+* All others: what PEFT merges into a copy of the layer; see ``weightwatch.update.peft.merging``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightwatch.change import Change, Merged, Rescaled
-from weightwatch.layers import OUT, Layer, Values
-from weightwatch.lora import REF, bias, experts, has_factors, is_stretched, known, plain, require_base, rescaled
-from weightwatch.merging import NotMergeableError, changed, difference, quantised
+from weightwatch.update.change import Change, Merged, Rescaled
+from weightwatch.update.peft.lora import (
+    REF,
+    bias,
+    experts,
+    has_factors,
+    is_stretched,
+    known,
+    plain,
+    require_base,
+    rescaled,
+)
+from weightwatch.update.peft.merging import NotMergeableError, changed, difference, quantised
+from weightwatch.update.peft.modules import OUT, Layer, Values
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank, wide
 from weightwatch.vectors.weights.peft_adapter import KEEPS_BASE

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from weightwatch.adapters import starts
-from weightwatch.base import base_name
-from weightwatch.ranks import ALONE, Ranks
-from weightwatch.reference import Reference
-from weightwatch.shards import Held
-from weightwatch.snapshot import Snapshot, remove, write
-from weightwatch.update import Parts
+from weightwatch.update.base_weights import base_name
+from weightwatch.update.live import Parts
+from weightwatch.update.peft.adapters import starts
+from weightwatch.update.reference import Reference
+from weightwatch.update.sharding.ranks import ALONE, Ranks
+from weightwatch.update.sharding.shards import Held
+from weightwatch.update.snapshot import Snapshot, remove, write
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Checkpoint, Mapped, Opener, local_folder
 from weightwatch.vectors.weights.conversion import under_names

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from weightwatch.adapters import changes
-from weightwatch.change import Change, Difference
-from weightwatch.layers import Values, layers, saved_copies
-from weightwatch.ranks import ALONE, Ranks
-from weightwatch.reference import Reference, StateDict
-from weightwatch.shards import Held, held, named
+from weightwatch.update.change import Change, Difference
+from weightwatch.update.peft.adapters import changes
+from weightwatch.update.peft.modules import Values, layers, saved_copies
+from weightwatch.update.reference import Reference, StateDict
+from weightwatch.update.sharding.ranks import ALONE, Ranks
+from weightwatch.update.sharding.shards import Held, held, named
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.names import canonical, indexed
 

@@ -1,0 +1,1 @@
+"""The update: how each trained tensor differs from the reference."""
