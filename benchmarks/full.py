@@ -17,7 +17,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.machine import alternate, fastest, peak, ratios, readers, spread
 from weightwatch import Direction, Monitor
-from weightwatch.fused import compiled_calls, failure
+from weightwatch.measure.kernel import compiled_calls, failure
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 
 QWEN_HALF_B = {

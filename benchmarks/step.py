@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import alternate, drawn, ratios, spread
 from weightwatch import Direction, Monitor
-from weightwatch.fused import compiled_calls, failure
+from weightwatch.measure.kernel import compiled_calls, failure
 from weightwatch.vectors import LowRank
 
 SHAPE = {

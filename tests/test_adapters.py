@@ -20,7 +20,7 @@ from tests import reference as slow
 from tests.adapters import EXACT, EXPERTS, FACTORS, MERGED, REFUSED, RESCALED, Case
 from tests.adapters_table import table
 from tests.models import dense, lora, low_rank, move, starts, tiny_gpt2, tiny_llama
-from weightwatch.measure import Sums, measure
+from weightwatch.measure.sums import Sums, measure
 from weightwatch.monitor import Monitor
 from weightwatch.update.change import Merged, Rescaled
 from weightwatch.update.live import Parts, Update

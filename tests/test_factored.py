@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from weightwatch import Direction
-from weightwatch.measure import measure
+from weightwatch.measure.sums import measure
 from weightwatch.vectors import LowRank
 
 OUT, INTO = 12, 9

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from weightwatch import fused
-from weightwatch.fused import compiled_calls, failure, pass_over
+from weightwatch.measure import kernel as fused
+from weightwatch.measure.kernel import compiled_calls, failure, pass_over
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 LONG = 1 << 16  # what is shorter is never worth compiled code
@@ -206,7 +206,7 @@ import logging
 import torch
 logging.basicConfig(level=logging.INFO)
 {setting}
-from weightwatch.fused import compiled_calls, failure, pass_over
+from weightwatch.measure.kernel import compiled_calls, failure, pass_over
 now = torch.linspace(1, 2, 1 << 17)
 for _ in range(2):
     square, *inner = pass_over(now, now / 2, [now.to(torch.bfloat16)] * {directions}, compiled=True).tolist()
@@ -237,7 +237,7 @@ def test_without_a_compiler_blocks_do_it_and_say_so_once(tmp_path: Path, environ
     printed, logged = measured_in_process(**nothing_cached, **environment)
     assert printed.startswith("0 ")
     assert printed != "0 None"
-    assert logged.count("INFO:weightwatch.fused:Full tensors are measured without torch.compile") == 1
+    assert logged.count("INFO:weightwatch.measure.kernel:Full tensors are measured without torch.compile") == 1
 
 
 def test_limits_that_a_training_sets_on_recompiling_do_not_reach_the_loops() -> None:

@@ -13,7 +13,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from tests import reference as slow
 from tests.models import dense, lora, low_rank, move, starts, tiny_gpt2, tiny_llama
-from weightwatch.measure import measure
+from weightwatch.measure.sums import measure
 from weightwatch.monitor import Monitor
 from weightwatch.update.live import Update
 from weightwatch.update.reference import Reference

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from weightwatch.measure import Sums
+from weightwatch.measure.sums import Sums
 from weightwatch.reading import Reading, read
 from weightwatch.vectors import Direction
 

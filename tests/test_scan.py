@@ -140,7 +140,7 @@ def test_tensors_of_many_blocks_add_up(tmp_path: Path, monkeypatch: pytest.Monke
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        monkeypatch.setattr("weightwatch.streaming._BLOCK", 100)
+        monkeypatch.setattr("weightwatch.measure.streaming._BLOCK", 100)
         parts = scan(run, evil, reference=str(reference))
     finally:
         torch.set_num_threads(before)

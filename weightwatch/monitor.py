@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from torch import nn
 
-from weightwatch.measure import Part, Sums
+from weightwatch.measure.sums import Part, Sums
 from weightwatch.reading import Reading, read
 from weightwatch.update.base_weights import Base, base_name, tied_names
 from weightwatch.update.change import Change

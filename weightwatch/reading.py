@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from weightwatch.grouping import Layer, group, split
-from weightwatch.measure import Sums
+from weightwatch.measure.sums import Sums
 from weightwatch.update.sharding.ranks import Floats
 from weightwatch.vectors.direction import Direction
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from weightwatch.alert import Alert
 from weightwatch.checkpoints import Stored, field, locate, stored
 from weightwatch.config import Config
-from weightwatch.measure import Sums, measure
+from weightwatch.measure.sums import Sums, measure
 from weightwatch.monitor import Monitor, warn_of_a_shared_start
 from weightwatch.reading import Reading, read
 from weightwatch.rules import require

@@ -13,7 +13,7 @@ from tests.distributed.conftest import Pool
 from tests.distributed.engines import CASES, Case, base, plain, trained
 from tests.models import dense, low_rank
 from weightwatch import Monitor
-from weightwatch.measure import Part
+from weightwatch.measure.sums import Part
 from weightwatch.reading import Reading
 from weightwatch.update import snapshot
 from weightwatch.update.reference import Reference

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from weightwatch.factored import Figures, Found
-from weightwatch.fused import TINY, pass_over, pass_over_tiny
+from weightwatch.measure.kernel import TINY, pass_over, pass_over_tiny
+from weightwatch.measure.low_rank import Figures, Found
 from weightwatch.update.change import Difference
 from weightwatch.update.sharding.shards import Box
 from weightwatch.vectors.low_rank import LowRank, wide

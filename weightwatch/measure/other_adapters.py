@@ -1,14 +1,14 @@
 """The figures of one tensor's change along directions, where it is not on disk and not factors alone.
 
-Factors are in ``weightwatch.factored``, fully trained tensors in ``weightwatch.full``.
+Factors are in ``weightwatch.measure.low_rank``, fully trained tensors in ``weightwatch.measure.dense``.
 """
 
 from math import prod
 
 import torch
 
-from weightwatch.factored import DEPENDENT, Figures, Found, pseudo_inverses
-from weightwatch.full import along, full
+from weightwatch.measure.dense import along, full
+from weightwatch.measure.low_rank import DEPENDENT, Figures, Found, pseudo_inverses
 from weightwatch.update.change import Change, Difference, Merged, Rescaled, Streamed
 from weightwatch.update.sharding.shards import whole
 from weightwatch.vectors.low_rank import LowRank, dot, wide

@@ -1,8 +1,8 @@
 """Measuring an update against directions: per tensor, the sums from which every figure of a reading is one division.
 
 All sums are additive over tensors and shards, so layers, module kinds and the model are sums of rows, and the parts of
-several processes are one ``all_reduce``. What one tensor contributes is worked out in ``weightwatch.figures``
-and ``weightwatch.factored``.
+several processes are one ``all_reduce``. What one tensor contributes is worked out in ``weightwatch.measure.other_adapters``
+and ``weightwatch.measure.low_rank``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightwatch.factored import Figures, Found, OnDisk, alike, factored
-from weightwatch.figures import figures, freedom, is_full
-from weightwatch.full import tiny, together
-from weightwatch.streaming import stream
+from weightwatch.measure.dense import tiny, together
+from weightwatch.measure.low_rank import Figures, Found, OnDisk, alike, factored
+from weightwatch.measure.other_adapters import figures, freedom, is_full
+from weightwatch.measure.streaming import stream
 from weightwatch.update.change import Change, Difference, Rescaled, Streamed
 from weightwatch.update.live import resized
 from weightwatch.update.sharding.ranks import ALONE, Floats, Ranks

@@ -7,8 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from weightwatch.full import along
-from weightwatch.fused import pass_over
+from weightwatch.measure.dense import along
+from weightwatch.measure.kernel import pass_over
 from weightwatch.update.change import Streamed
 from weightwatch.update.sharding.shards import Box
 from weightwatch.vectors.direction import Direction
