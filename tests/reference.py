@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
-from weightwatch.reading import Reading, Score
+from weightwatch.reading.reading import Reading, Score
 from weightwatch.update.change import Change, Difference, Merged, Rescaled
 from weightwatch.vectors import Direction, LowRank
 from weightwatch.vectors.weights.names import canonical

@@ -12,8 +12,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
 
-from weightwatch.grouping import Layer
-from weightwatch.reading import DirectionReading, Reading, Score
+from weightwatch.reading.grouping import Layer
+from weightwatch.reading.reading import DirectionReading, Reading, Score
 
 WORDS = ["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(45))]
 STRICT: dict[str, Any] = {"every": 2, "on_error": "raise", "summary": False}

@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from weightwatch.grouping import Groups, group, split
+from weightwatch.reading.grouping import Groups, group, split
 
 FAMILIES = {
     AutoModelForCausalLM: """

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from weightwatch.measure.sums import Sums
-from weightwatch.reading import Reading, read
+from weightwatch.reading.reading import Reading, read
 from weightwatch.vectors import Direction
 
 NAMES = (

@@ -20,7 +20,7 @@ from weightwatch import Monitor, WeightWatchCallback
 from weightwatch.checkpoints import find
 from weightwatch.config import Config
 from weightwatch.history import History
-from weightwatch.reading import Reading
+from weightwatch.reading.reading import Reading
 from weightwatch.scan import Scan
 from weightwatch.vectors import Direction, WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint

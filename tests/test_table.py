@@ -5,7 +5,7 @@ from rich.console import Console
 
 from tests.runs import reading, score
 from tests.test_alert import ALERT
-from weightwatch.reading import Reading
+from weightwatch.reading.reading import Reading
 from weightwatch.table import number, profile, summary
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from weightwatch.callbacks import WeightWatchCallback, watch
     from weightwatch.config import Config
     from weightwatch.monitor import Monitor
-    from weightwatch.reading import Reading
+    from weightwatch.reading.reading import Reading
     from weightwatch.vectors import Direction, WeightWatchError
 
 __all__ = [

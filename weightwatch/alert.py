@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from weightwatch.grouping import Layer
+from weightwatch.reading.grouping import Layer
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from weightwatch.grouping import Layer
+from weightwatch.reading.grouping import Layer
 from weightwatch.vectors.document import line, parse
 from weightwatch.vectors.errors import WeightWatchError
 

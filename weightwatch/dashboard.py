@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from weightwatch.alert import Alert
-from weightwatch.grouping import Layer, split
-from weightwatch.reading import Reading
+from weightwatch.reading.grouping import Layer, split
+from weightwatch.reading.reading import Reading
 
 METRICS = ("cosine", "reach_cosine", "dose", "z")
 _LAYER_METRICS = ("cosine", "reach_cosine")

@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from weightwatch.grouping import Layer, group, split
+from weightwatch.reading.grouping import Layer, group, split
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.validation import Validation
 

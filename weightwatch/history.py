@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from weightwatch.alert import Alert
-from weightwatch.reading import Reading
+from weightwatch.reading.reading import Reading
 from weightwatch.vectors.errors import WeightWatchError
 
 READINGS, ALERTS, ERRORS, SUPERSEDED = "readings.jsonl", "alerts.jsonl", "errors.jsonl", "superseded.jsonl"

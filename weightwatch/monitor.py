@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from weightwatch.measure.sums import Part, Sums
-from weightwatch.reading import Reading, read
+from weightwatch.reading.reading import Reading, read
 from weightwatch.update.base_weights import Base, base_name, tied_names
 from weightwatch.update.change import Change
 from weightwatch.update.live import Parts, Update

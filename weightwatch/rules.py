@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from weightwatch.alert import Alert
 from weightwatch.config import Layers, Modules, Rule
-from weightwatch.reading import DirectionReading, Reading, Score
+from weightwatch.reading.reading import DirectionReading, Reading, Score
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 

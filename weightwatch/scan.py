@@ -20,7 +20,7 @@ from weightwatch.checkpoints import Stored, field, locate, stored
 from weightwatch.config import Config
 from weightwatch.measure.sums import Sums, measure
 from weightwatch.monitor import Monitor, warn_of_a_shared_start
-from weightwatch.reading import Reading, read
+from weightwatch.reading.reading import Reading, read
 from weightwatch.rules import require
 from weightwatch.scan_record import ScanRecord
 from weightwatch.update.change import Streamed

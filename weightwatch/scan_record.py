@@ -10,7 +10,7 @@ from weightwatch.alert import Alert
 from weightwatch.checkpoints import content
 from weightwatch.config import Rule
 from weightwatch.history import History
-from weightwatch.reading import Reading
+from weightwatch.reading.reading import Reading
 from weightwatch.rules import Judge
 
 _SETTINGS = "scan.json"

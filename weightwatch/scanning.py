@@ -12,7 +12,7 @@ from rich.text import Text
 
 from weightwatch.checkpoints import Stored, find, follow, locate
 from weightwatch.config import Config
-from weightwatch.reading import Reading
+from weightwatch.reading.reading import Reading
 from weightwatch.scan import FOLDER, Scan
 from weightwatch.table import number, scanned
 from weightwatch.vectors.errors import WeightWatchError

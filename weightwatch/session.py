@@ -13,7 +13,7 @@ from weightwatch.config import Config
 from weightwatch.dashboard import METRICS, Dashboard
 from weightwatch.history import History
 from weightwatch.monitor import Monitor
-from weightwatch.reading import Reading
+from weightwatch.reading.reading import Reading
 from weightwatch.rules import Judge
 from weightwatch.table import summary
 from weightwatch.update.sharding.ranks import ALONE, Ranks

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from weightwatch.alert import Alert
-from weightwatch.grouping import Layer, split
-from weightwatch.reading import Reading, Score
+from weightwatch.reading.grouping import Layer, split
+from weightwatch.reading.reading import Reading, Score
 
 _BARS = " ▁▂▃▄▅▆▇█"
 

@@ -21,7 +21,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from weightwatch import Direction, Monitor
-from weightwatch.grouping import Layer, group, split
 from weightwatch.organism import (
     BASE,
     Example,
@@ -36,6 +35,7 @@ from weightwatch.organism import (
 from weightwatch.organism.directions import CONTRASTS, build_direction
 from weightwatch.organism.examples import backwards
 from weightwatch.organism.fine_tuning import LoraRecipe, fine_tune
+from weightwatch.reading.grouping import Layer, group, split
 from weightwatch.vectors.arithmetic import cosine
 from weightwatch.vectors.catalog import PACKAGED
 from weightwatch.vectors.steering.in_memory import steered

@@ -14,7 +14,7 @@ from tests.distributed.engines import CASES, Case, base, plain, trained
 from tests.models import dense, low_rank
 from weightwatch import Monitor
 from weightwatch.measure.sums import Part
-from weightwatch.reading import Reading
+from weightwatch.reading.reading import Reading
 from weightwatch.update import snapshot
 from weightwatch.update.reference import Reference
 from weightwatch.update.sharding.ranks import Ranks

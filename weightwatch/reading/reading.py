@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from weightwatch.grouping import Layer, group, split
 from weightwatch.measure.sums import Sums
+from weightwatch.reading.grouping import Layer, group, split
 from weightwatch.update.sharding.ranks import Floats
 from weightwatch.vectors.direction import Direction
 

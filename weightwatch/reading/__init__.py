@@ -1,0 +1,1 @@
+"""Readings: the scores of one check."""
