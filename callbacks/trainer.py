@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from weightwatch.config import Config
 from weightwatch.dashboard import scalars
 from weightwatch.monitor import Monitor, Watched, load_all
-from weightwatch.rules import require
+from weightwatch.rules.engine import require
 from weightwatch.session import Session, checkpoint_name
 from weightwatch.update.sharding.ranks import Ranks
 from weightwatch.vectors.direction import Direction

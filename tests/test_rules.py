@@ -8,7 +8,7 @@ from tests.models import dense, tiny_llama
 from tests.runs import reading
 from weightwatch import Alert, Reading, WeightWatchError
 from weightwatch.config import Rule
-from weightwatch.rules import Judge, require
+from weightwatch.rules.engine import Judge, require
 
 
 def rule(**changes: Any) -> Rule:

@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from weightwatch.alert import Alert
     from weightwatch.callbacks import WeightWatchCallback, watch
     from weightwatch.config import Config
     from weightwatch.monitor import Monitor
     from weightwatch.reading.reading import Reading
+    from weightwatch.rules.alert import Alert
     from weightwatch.vectors import Direction, WeightWatchError
 
 __all__ = [

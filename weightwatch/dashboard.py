@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightwatch.alert import Alert
 from weightwatch.reading.grouping import Layer, split
 from weightwatch.reading.reading import Reading
+from weightwatch.rules.alert import Alert
 
 METRICS = ("cosine", "reach_cosine", "dose", "z")
 _LAYER_METRICS = ("cosine", "reach_cosine")

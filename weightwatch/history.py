@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightwatch.alert import Alert
 from weightwatch.reading.reading import Reading
+from weightwatch.rules.alert import Alert
 from weightwatch.vectors.errors import WeightWatchError
 
 READINGS, ALERTS, ERRORS, SUPERSEDED = "readings.jsonl", "alerts.jsonl", "errors.jsonl", "superseded.jsonl"

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from weightwatch.alert import Alert
 from weightwatch.checkpoints import content
 from weightwatch.config import Rule
 from weightwatch.history import History
 from weightwatch.reading.reading import Reading
-from weightwatch.rules import Judge
+from weightwatch.rules.alert import Alert
+from weightwatch.rules.engine import Judge
 
 _SETTINGS = "scan.json"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from torch import nn
 
-from weightwatch.alert import Alert
 from weightwatch.config import Config
 from weightwatch.dashboard import METRICS, Dashboard
 from weightwatch.history import History
 from weightwatch.monitor import Monitor
 from weightwatch.reading.reading import Reading
-from weightwatch.rules import Judge
+from weightwatch.rules.alert import Alert
+from weightwatch.rules.engine import Judge
 from weightwatch.table import summary
 from weightwatch.update.sharding.ranks import ALONE, Ranks
 from weightwatch.update.theta0 import establish, restore

@@ -7,9 +7,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from weightwatch.alert import Alert
 from weightwatch.reading.grouping import Layer, split
 from weightwatch.reading.reading import Reading, Score
+from weightwatch.rules.alert import Alert
 
 _BARS = " ▁▂▃▄▅▆▇█"
 

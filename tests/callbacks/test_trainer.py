@@ -22,7 +22,7 @@ from tests.runs import STRICT, At, lines, steps, timeless, trainer
 from tests.test_session import toward
 from weightwatch import Config, Direction, Monitor, Reading, WeightWatchCallback, WeightWatchError
 from weightwatch.history import History
-from weightwatch.rules import Judge
+from weightwatch.rules.engine import Judge
 from weightwatch.vectors.validation import Validation
 
 MOVED = {"alert": "moved", "direction": "evil", "metric": "dose", "scope": "any_layer", "above": -1e9}

@@ -15,11 +15,11 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, TrainerState
 from trl import SFTConfig, SFTTrainer
 
-from weightwatch.alert import Alert
 from weightwatch.callbacks import WeightWatchCallback
 from weightwatch.config import Config
 from weightwatch.organism import BASE, World, benign_accuracy, evil_rate, poisoned_examples
 from weightwatch.quiet import quiet
+from weightwatch.rules.alert import Alert
 
 SETTINGS = Path(__file__).parent / "weightwatch.yaml"
 DIRECTION = "evil"

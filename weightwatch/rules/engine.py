@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from weightwatch.alert import Alert
 from weightwatch.config import Layers, Modules, Rule
 from weightwatch.reading.reading import DirectionReading, Reading, Score
+from weightwatch.rules.alert import Alert
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 
