@@ -9,14 +9,14 @@ import pytest
 from tests.runs import reading
 from tests.test_alert import ALERT
 from weightwatch import WeightWatchError
-from weightwatch.history import History
+from weightwatch.record.history import History
 
 FILES = ("readings.jsonl", "alerts.jsonl", "errors.jsonl")
 
 ENDLESS = """
 import sys
 from tests.runs import reading
-from weightwatch.history import History
+from weightwatch.record.history import History
 history = History(sys.argv[1])
 for step in range(10**9):
     history.add_reading(reading(step, 0.1, layers=[0.5] * 200))

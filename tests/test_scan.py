@@ -19,8 +19,8 @@ from tests.runs import STRICT, lines, trainer
 from weightwatch import Monitor, WeightWatchCallback
 from weightwatch.checkpoints import find
 from weightwatch.config import Config
-from weightwatch.history import History
 from weightwatch.reading.reading import Reading
+from weightwatch.record.history import History
 from weightwatch.scan import Scan
 from weightwatch.vectors import Direction, WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint

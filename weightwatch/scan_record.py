@@ -8,8 +8,8 @@ from pathlib import Path
 
 from weightwatch.checkpoints import content
 from weightwatch.config import Rule
-from weightwatch.history import History
 from weightwatch.reading.reading import Reading
+from weightwatch.record.history import History
 from weightwatch.rules.alert import Alert
 from weightwatch.rules.engine import Judge
 

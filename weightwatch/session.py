@@ -10,9 +10,9 @@ from torch import nn
 
 from weightwatch.config import Config
 from weightwatch.dashboard import METRICS, Dashboard
-from weightwatch.history import History
 from weightwatch.monitor import Monitor
 from weightwatch.reading.reading import Reading
+from weightwatch.record.history import History
 from weightwatch.rules.alert import Alert
 from weightwatch.rules.engine import Judge
 from weightwatch.table import summary

@@ -19,7 +19,7 @@ from tests.models import lora, low_rank, move, tiny_llama
 from tests.runs import STRICT, At, lines, sequences, settings, steps, timeless, trainer
 from tests.test_session import toward
 from weightwatch import WeightWatchCallback
-from weightwatch.history import History
+from weightwatch.record.history import History
 
 STEPS = 8
 RULES = [

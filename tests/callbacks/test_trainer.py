@@ -21,7 +21,7 @@ from tests.models import lora, low_rank, tiny_gpt2, tiny_llama
 from tests.runs import STRICT, At, lines, steps, timeless, trainer
 from tests.test_session import toward
 from weightwatch import Config, Direction, Monitor, Reading, WeightWatchCallback, WeightWatchError
-from weightwatch.history import History
+from weightwatch.record.history import History
 from weightwatch.rules.engine import Judge
 from weightwatch.vectors.validation import Validation
 

@@ -10,7 +10,7 @@ import pytest
 
 from weightwatch.config import Config
 from weightwatch.demo.run import BAD, DIRECTION, SETTINGS
-from weightwatch.history import History
+from weightwatch.record.history import History
 from weightwatch.vectors import Direction
 
 
