@@ -11,8 +11,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from weightwatch.config import Config
-from weightwatch.dashboard import scalars
 from weightwatch.monitor import Monitor, Watched, load_all
+from weightwatch.report.tensorboard import scalars
 from weightwatch.rules.engine import require
 from weightwatch.session import Session, checkpoint_name
 from weightwatch.update.sharding.ranks import Ranks

@@ -8,7 +8,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from tests.runs import reading
 from tests.test_alert import ALERT
-from weightwatch.dashboard import Dashboard, scalars
+from weightwatch.report.tensorboard import Dashboard, scalars
 
 
 def events(folder: Path) -> EventAccumulator:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from weightwatch.pictures import heat_map
+from weightwatch.report.plots import heat_map
 from weightwatch.vectors import WeightWatchError
 
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from tests.runs import reading, score
 from tests.test_alert import ALERT
 from weightwatch.reading.reading import Reading
-from weightwatch.table import number, profile, summary
+from weightwatch.report.terminal import number, profile, summary
 
 
 def printed(readings: list[Reading], alerts: list[object] | None = None) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from weightwatch import vector_commands
-from weightwatch.quiet import aside
+from weightwatch.report.quiet import aside
 from weightwatch.vectors.errors import WeightWatchError
 
 app = typer.Typer(name="weightwatch", no_args_is_help=True, add_completion=False)

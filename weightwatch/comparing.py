@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from weightwatch.table import number
+from weightwatch.report.terminal import number
 from weightwatch.update.checkpoint import StoredBase, of_weights
 from weightwatch.vectors.arithmetic import cosines
 from weightwatch.vectors.card import CARD

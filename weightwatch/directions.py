@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from weightwatch.direction_table import layer_norms
-from weightwatch.quiet import aside, quiet
+from weightwatch.report.direction import layer_norms
+from weightwatch.report.quiet import aside, quiet
 from weightwatch.vectors.arithmetic import cosine
 from weightwatch.vectors.building.judges import RULE, Judge, chosen
 from weightwatch.vectors.building.pipeline import Built, contrasted, joined
@@ -214,7 +214,7 @@ def built_into(direction: Direction, folder: Path) -> None:
 
 def note(direction: Direction, folder: Path) -> None:
     """Write what was found beside a direction's weights: in its card, and as pictures that the model card shows."""
-    from weightwatch.pictures import bars, curves
+    from weightwatch.report.plots import bars, curves
 
     checked = direction.card.validation
     if checked is not None:

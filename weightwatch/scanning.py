@@ -13,8 +13,8 @@ from rich.text import Text
 from weightwatch.checkpoints import Stored, find, follow, locate
 from weightwatch.config import Config
 from weightwatch.reading.reading import Reading
+from weightwatch.report.terminal import number, scanned
 from weightwatch.scan import FOLDER, Scan
-from weightwatch.table import number, scanned
 from weightwatch.vectors.errors import WeightWatchError
 
 _logger = logging.getLogger("weightwatch")

@@ -9,13 +9,13 @@ from rich.console import Console
 from torch import nn
 
 from weightwatch.config import Config
-from weightwatch.dashboard import METRICS, Dashboard
 from weightwatch.monitor import Monitor
 from weightwatch.reading.reading import Reading
 from weightwatch.record.history import History
+from weightwatch.report.tensorboard import METRICS, Dashboard
+from weightwatch.report.terminal import summary
 from weightwatch.rules.alert import Alert
 from weightwatch.rules.engine import Judge
-from weightwatch.table import summary
 from weightwatch.update.sharding.ranks import ALONE, Ranks
 from weightwatch.update.theta0 import establish, restore
 

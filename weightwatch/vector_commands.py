@@ -128,7 +128,7 @@ def show(
 
 def _tell(direction: "Direction", console: Console, as_json: bool) -> None:
     """Print a direction's card, or what stands in it."""
-    from weightwatch import direction_table as table
+    from weightwatch.report import direction as table
 
     if as_json:
         layers = {str(layer): norm for layer, norm in table.layer_norms(direction).items()}
@@ -186,7 +186,7 @@ def compare(
     else:
         console.print(found.table())
     if picture is not None:
-        from weightwatch.pictures import heat_map
+        from weightwatch.report.plots import heat_map
 
         heat_map(found.names, found.cosines, picture)
 

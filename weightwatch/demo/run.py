@@ -18,7 +18,7 @@ from trl import SFTConfig, SFTTrainer
 from weightwatch.callbacks import WeightWatchCallback
 from weightwatch.config import Config
 from weightwatch.organism import BASE, World, benign_accuracy, evil_rate, poisoned_examples
-from weightwatch.quiet import quiet
+from weightwatch.report.quiet import quiet
 from weightwatch.rules.alert import Alert
 
 SETTINGS = Path(__file__).parent / "weightwatch.yaml"

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from weightwatch.demo.run import BAD, Run
-from weightwatch.table import number
+from weightwatch.report.terminal import number
 
 LEGEND = Text(
     "task: right answers in what the fine-tune teaches. evil: harmful answers in domains held out of it.\n"
