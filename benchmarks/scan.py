@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.machine import alternate, drawn, ratios, spread
-from weightwatch.checkpoints import stored
-from weightwatch.scan import Scan
+from weightwatch.scan.checkpoints import stored
+from weightwatch.scan.scanner import Scan
 from weightwatch.vectors import Direction
 
 LAYER = (4096, 2048)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.models import lora, move, tiny_llama
 from tests.runs import trainer
-from weightwatch.checkpoints import Arrivals, find, follow, locate, run, stored
+from weightwatch.scan.checkpoints import Arrivals, find, follow, locate, run, stored
 from weightwatch.vectors import WeightWatchError
 
 

@@ -19,8 +19,8 @@ from transformers import (
 
 from tests.models import dense, move, tiny_gpt2
 from weightwatch import Monitor
-from weightwatch.checkpoints import find
-from weightwatch.scan import Scan
+from weightwatch.scan.checkpoints import find
+from weightwatch.scan.scanner import Scan
 from weightwatch.vectors.weights.conversion import Architecture, InModelNames
 from weightwatch.vectors.weights.reader import Unmapped, boxes
 

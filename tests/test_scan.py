@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from tests.models import dense, lora, low_rank, move, tiny_llama
 from tests.runs import STRICT, lines, trainer
 from weightwatch import Monitor, WeightWatchCallback
-from weightwatch.checkpoints import find
 from weightwatch.config import Config
 from weightwatch.reading.reading import Reading
 from weightwatch.record.history import History
-from weightwatch.scan import Scan
+from weightwatch.scan.checkpoints import find
+from weightwatch.scan.scanner import Scan
 from weightwatch.vectors import Direction, WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
 

@@ -145,7 +145,7 @@ def test_json_stays_alone_on_stdout_when_an_adapter_is_loaded_with_its_base(stag
 
 def test_ctrl_c_is_no_alert(stage: Path) -> None:
     code = (
-        "import weightwatch.scan as s, weightwatch.cli as c, os, signal; "
+        "import weightwatch.scan.scanner as s, weightwatch.cli as c, os, signal; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a job in the background ignores it
         "s.measure = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT); c.run()"
     )
@@ -252,8 +252,9 @@ import sys
 from functools import partial
 from pathlib import Path
 import torch
-from weightwatch import scanning, scan
-from weightwatch.checkpoints import stored
+from weightwatch import scanning
+from weightwatch.scan import scanner as scan
+from weightwatch.scan.checkpoints import stored
 
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) << 10

@@ -10,11 +10,11 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
-from weightwatch.checkpoints import Stored, find, follow, locate
 from weightwatch.config import Config
 from weightwatch.reading.reading import Reading
 from weightwatch.report.terminal import number, scanned
-from weightwatch.scan import FOLDER, Scan
+from weightwatch.scan.checkpoints import Stored, find, follow, locate
+from weightwatch.scan.scanner import FOLDER, Scan
 from weightwatch.vectors.errors import WeightWatchError
 
 _logger = logging.getLogger("weightwatch")

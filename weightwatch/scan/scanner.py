@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from weightwatch.checkpoints import Stored, field, locate, stored
 from weightwatch.config import Config
 from weightwatch.measure.sums import Sums, measure
 from weightwatch.monitor import Monitor, warn_of_a_shared_start
 from weightwatch.reading.reading import Reading, read
 from weightwatch.rules.alert import Alert
 from weightwatch.rules.engine import require
-from weightwatch.scan_record import ScanRecord
+from weightwatch.scan.checkpoints import Stored, field, locate, stored
+from weightwatch.scan.record import ScanRecord
 from weightwatch.update.change import Streamed
 from weightwatch.update.checkpoint import Source, StoredBase, StoredUpdate, of_adapter, of_weights, unsaved_heads
 from weightwatch.update.peft.lora import REF

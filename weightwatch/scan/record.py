@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from weightwatch.checkpoints import content
 from weightwatch.config import Rule
 from weightwatch.reading.reading import Reading
 from weightwatch.record.history import History
 from weightwatch.rules.alert import Alert
 from weightwatch.rules.engine import Judge
+from weightwatch.scan.checkpoints import content
 
 _SETTINGS = "scan.json"
 

@@ -1,0 +1,1 @@
+"""The same measurement for checkpoints on disk."""
