@@ -5,7 +5,7 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from weightwatch.cli import app
+from weightwatch.cli.main import app
 from weightwatch.vectors import WeightWatchError
 
 

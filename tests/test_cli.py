@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from weightwatch.cli import BAD_INPUT, app
+from weightwatch.cli.main import BAD_INPUT, app
 
 
 def test_help_names_the_commands() -> None:
@@ -23,7 +23,7 @@ def test_bad_arguments_exit_with_2(arguments: list[str]) -> None:
 
 def test_an_error_of_the_user_is_one_line_and_exits_with_2(tmp_path: Path) -> None:
     code = (
-        "import pathlib, sys; from weightwatch.cli import run; "
+        "import pathlib, sys; from weightwatch.cli.main import run; "
         f"import weightwatch.demo.run as demo; demo.SETTINGS = pathlib.Path({str(tmp_path / 'none.yaml')!r}); "
         f"sys.argv = ['weightwatch', 'demo', '--output', {str(tmp_path)!r}]; run()"
     )

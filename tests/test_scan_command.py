@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tests.models import dense, lora, move, tiny_llama
-from weightwatch.cli import ALERT, BAD_INPUT, FAULT, app
+from weightwatch.cli.main import ALERT, BAD_INPUT, FAULT, app
 from weightwatch.vectors import Direction
 
 RULES = "rules: [{alert: drift, direction: evil, metric: cosine, above: -1.0, for: 2}]\n"
@@ -98,7 +98,7 @@ def test_a_single_checkpoint_is_recorded_only_where_the_user_says(stage: Path) -
 def test_what_the_user_got_wrong_is_told_in_words_and_exits_with_2(
     stage: Path, change: Callable[[Path], list[str]], message: str
 ) -> None:
-    code = "import sys; from weightwatch.cli import run; run()"
+    code = "import sys; from weightwatch.cli.main import run; run()"
     done = subprocess.run([sys.executable, "-c", code, *change(stage)], capture_output=True, text=True, check=False)
     assert done.returncode == BAD_INPUT, done.stderr
     assert message in " ".join(done.stderr.split())
@@ -145,7 +145,7 @@ def test_json_stays_alone_on_stdout_when_an_adapter_is_loaded_with_its_base(stag
 
 def test_ctrl_c_is_no_alert(stage: Path) -> None:
     code = (
-        "import weightwatch.scan.scanner as s, weightwatch.cli as c, os, signal; "
+        "import weightwatch.scan.scanner as s, weightwatch.cli.main as c, os, signal; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a job in the background ignores it
         "s.measure = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT); c.run()"
     )
@@ -252,7 +252,7 @@ import sys
 from functools import partial
 from pathlib import Path
 import torch
-from weightwatch import scanning
+from weightwatch.cli import scan as scanning
 from weightwatch.scan import scanner as scan
 from weightwatch.scan.checkpoints import stored
 

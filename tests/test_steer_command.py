@@ -17,7 +17,7 @@ from tests.hub import TOKEN, serving
 from tests.models import dense, lora, low_rank, move, tiny_gpt2, tiny_llama
 from tests.test_model_names import store
 from tests.vectors.test_hub import Machine
-from weightwatch.cli import BAD_INPUT
+from weightwatch.cli.main import BAD_INPUT
 from weightwatch.vectors import Direction, Fingerprint
 
 

@@ -1,5 +1,5 @@
 """``python -m weightwatch``."""
 
-from weightwatch.cli import run
+from weightwatch.cli.main import run
 
 run()

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from weightwatch import vector_commands
+from weightwatch.cli import vector_commands
 from weightwatch.report.quiet import aside
 from weightwatch.vectors.errors import WeightWatchError
 
@@ -99,7 +99,7 @@ def scan(
     """Measure checkpoints of any trainer; the exit status is 1 if an alert fired."""
     console = Console(stderr=as_json)
     with console.status("loading torch"):
-        from weightwatch.scanning import Scanning
+        from weightwatch.cli.scan import Scanning
     scanning = Scanning(console, Console(stderr=True), direction or [], control or [], config, reference)
     try:
         found = (

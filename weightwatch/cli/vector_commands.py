@@ -56,7 +56,7 @@ def build(
     """Build a behaviour direction from a recipe, and check it; a later call goes on where an earlier one ended."""
     console = Console(stderr=as_json)
     with console.status("loading torch, transformers and trl"):
-        from weightwatch import directions
+        from weightwatch.cli import directions
         from weightwatch.vectors.building import pipeline
         from weightwatch.vectors.building.answers import Sampling
         from weightwatch.vectors.building.fine_tunes import Training
@@ -114,7 +114,7 @@ def show(
     """Show what a direction is, where in the model it lies, and what it was found to do."""
     console = Console(stderr=as_json)
     with console.status("loading torch"):
-        from weightwatch import directions
+        from weightwatch.cli import directions
         from weightwatch.vectors.direction import Direction
     found = Direction.load(direction)
     if check:
@@ -160,7 +160,7 @@ def steer(
     """Add a multiple of a direction to a model on disk, and write the result beside it."""
     console = Console(stderr=as_json)
     with console.status("loading torch"):
-        from weightwatch.steer_command import Steering
+        from weightwatch.cli.steer import Steering
     done = Steering(model, direction, by).write(out, Console(stderr=True), as_adapter=adapter, dtype=dtype)
     if as_json:
         typer.echo(json.dumps(done.to_json(), indent=1))
@@ -179,7 +179,7 @@ def compare(
     """Show the cosines between directions and what fine-tunes did to their base."""
     console = Console(stderr=as_json)
     with console.status("loading torch"):
-        from weightwatch.comparing import compared
+        from weightwatch.cli.compare import compared
     found = compared(what, base, Console(stderr=True))
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1))
