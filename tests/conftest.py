@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
-from tests.models import tiny_gpt2, tiny_llama
+from tests.support.models import tiny_gpt2, tiny_llama
 
 # Models are tiny: more threads only wait for one another, and for those of the processes that tests start.
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from tests.models import lora, low_rank, tiny_llama
+from tests.support.models import lora, low_rank, tiny_llama
 from weightwatch import Config, Monitor
 from weightwatch.session import Session
 

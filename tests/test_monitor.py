@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
-from tests import reference as slow
-from tests.models import dense, lora, low_rank, move, starts, tiny_llama
+from tests import oracle as slow
+from tests.support.models import dense, lora, low_rank, move, starts, tiny_llama
 from weightwatch.monitor import Monitor
 from weightwatch.update.reference import Reference
 from weightwatch.vectors import Direction, Fingerprint, WeightWatchError

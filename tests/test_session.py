@@ -6,8 +6,8 @@ import pytest
 import yaml
 from peft import PeftModel
 
-from tests.models import lora, low_rank, move, tiny_llama
-from tests.runs import lines, steps
+from tests.support.models import lora, low_rank, move, tiny_llama
+from tests.support.runs import lines, steps
 from weightwatch import Config, Monitor, WeightWatchError
 from weightwatch.session import Session
 

@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Alert": "alert",
+    "Alert": "rules.alert",
     "Config": "config",
     "Direction": "vectors",
     "Monitor": "monitor",
-    "Reading": "reading",
+    "Reading": "reading.reading",
     "WeightWatchCallback": "callbacks",
     "WeightWatchError": "vectors",
     "watch": "callbacks",

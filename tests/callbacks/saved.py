@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.reference import Expected, Weights, dense, expected
+from tests.oracle import Expected, Weights, dense, expected
 from weightwatch import Direction
 
 FIGURES = ("cosine", "reach_cosine", "dose", "reach", "share")

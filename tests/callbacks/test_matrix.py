@@ -14,9 +14,9 @@ from transformers import LlamaForCausalLM, PreTrainedModel, Trainer
 
 from tests.callbacks.saved import assert_recorded, parameters
 from tests.callbacks.test_trl import made
-from tests.models import lora, low_rank, tiny_llama
-from tests.reference import expected
-from tests.runs import STRICT, At, lines, steps, trainer
+from tests.oracle import expected
+from tests.support.models import lora, low_rank, tiny_llama
+from tests.support.runs import STRICT, At, lines, steps, trainer
 from weightwatch import WeightWatchCallback
 
 

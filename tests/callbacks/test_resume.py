@@ -15,8 +15,8 @@ from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
 from tests.callbacks.saved import assert_recorded, parameters
 from tests.callbacks.test_trl import fitting, made, rewarding
-from tests.models import lora, low_rank, move, tiny_llama
-from tests.runs import STRICT, At, lines, sequences, settings, steps, timeless, trainer
+from tests.support.models import lora, low_rank, move, tiny_llama
+from tests.support.runs import STRICT, At, lines, sequences, settings, steps, timeless, trainer
 from tests.test_session import toward
 from weightwatch import WeightWatchCallback
 from weightwatch.record.history import History

@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from transformers import EarlyStoppingCallback, LlamaForCausalLM, Trainer
 
-from tests.models import lora, low_rank, tiny_gpt2, tiny_llama
-from tests.runs import STRICT, At, lines, steps, timeless, trainer
+from tests.support.models import lora, low_rank, tiny_gpt2, tiny_llama
+from tests.support.runs import STRICT, At, lines, steps, timeless, trainer
 from tests.test_session import toward
 from weightwatch import Config, Direction, Monitor, Reading, WeightWatchCallback, WeightWatchError
 from weightwatch.record.history import History
@@ -385,7 +385,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
 import os, signal, sys
 from pathlib import Path
 from tests.callbacks.test_trainer import watched
-from tests.runs import At
+from tests.support.runs import At
 folder = Path(sys.argv[1])
 kill = At(7, lambda model: os.kill(os.getpid(), signal.SIGKILL))
 watched(folder, beside=[kill], save_strategy="steps", save_steps=3)[0].train()
@@ -541,7 +541,7 @@ import os, sys
 from pathlib import Path
 import torch
 from tests.callbacks.test_trainer import MOVED, poison, watched
-from tests.runs import At
+from tests.support.runs import At
 folder, case = Path(sys.argv[1]), sys.argv[2]
 rank = int(os.environ["RANK"])
 config = {"rules": [{**MOVED, "actions": ["save", "stop"], "for": 2}], "on_error": "log"}

@@ -12,9 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel, Trainer
 
 from tests.callbacks.saved import assert_recorded, parameters
-from tests.models import lora, low_rank, move, starts, tiny_llama
-from tests.reference import expected
-from tests.runs import STRICT, lines, settings, steps, words
+from tests.oracle import expected
+from tests.support.models import lora, low_rank, move, starts, tiny_llama
+from tests.support.runs import STRICT, lines, settings, steps, words
 from weightwatch import Monitor, WeightWatchCallback, watch
 from weightwatch.update.reference import Reference
 

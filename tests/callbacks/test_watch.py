@@ -5,8 +5,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import Trainer, TrainerCallback
 
-from tests.models import lora, low_rank, tiny_llama
-from tests.runs import STRICT, lines, steps, trainer
+from tests.support.models import lora, low_rank, tiny_llama
+from tests.support.runs import STRICT, lines, steps, trainer
 from weightwatch import WeightWatchCallback, WeightWatchError, watch
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 
-from tests.test_alert import ALERT as EXAMPLE
+from tests.rules.test_alert import ALERT as EXAMPLE
 from weightwatch.demo.run import Behaviour, Point, Run
 from weightwatch.demo.view import live, table, verdict
 

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from tests.models import lora, tiny_llama
+from tests.support.models import lora, tiny_llama
 from weightwatch.vectors.weights.names import unwrapped
 
 SIZES = {"vocab_size": 47, "hidden_size": 40, "intermediate_size": 41, "attention_bias": True}

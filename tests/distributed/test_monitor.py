@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.distributed.conftest import Pool
 from tests.distributed.engines import CASES, Case, base, plain, trained
-from tests.models import dense, low_rank
+from tests.support.models import dense, low_rank
 from weightwatch import Monitor
 from weightwatch.measure.sums import Part
 from weightwatch.reading.reading import Reading

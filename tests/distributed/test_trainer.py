@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
 from tests.distributed.engines import ADAPTER, SIZES, compile_nothing
 from tests.distributed.processes import Processes
-from tests.models import dense, low_rank, tiny_llama
-from tests.runs import STRICT, lines, sequences, settings, steps
+from tests.support.models import dense, low_rank, tiny_llama
+from tests.support.runs import STRICT, lines, sequences, settings, steps
 from weightwatch.callbacks import WeightWatchCallback
 
 pytestmark = pytest.mark.distributed

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests import reference as slow
-from tests.models import dense, lora, low_rank, move, tiny_gpt2, tiny_llama
+from tests import oracle as slow
+from tests.support.models import dense, lora, low_rank, move, tiny_gpt2, tiny_llama
 from weightwatch.vectors import Direction, Fingerprint, LowRank, WeightWatchError
 from weightwatch.vectors.arithmetic import (
     add,

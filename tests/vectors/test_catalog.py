@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.models import dense, tiny_llama
+from tests.support.models import dense, tiny_llama
 from weightwatch.vectors import Direction, WeightWatchError, catalog, find, packaged
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests import reference as slow
-from tests.models import dense, low_rank, tiny_gpt2, tiny_llama
+from tests import oracle as slow
+from tests.support.models import dense, low_rank, tiny_gpt2, tiny_llama
 from weightwatch.update.base_weights import Base
 from weightwatch.update.reference import Reference
 from weightwatch.vectors import Card, Direction, Fingerprint, LowRank, WeightWatchError

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models import low_rank, move, tiny_llama
+from tests.support.models import low_rank, move, tiny_llama
 from weightwatch.vectors.fingerprint import Fingerprint
 
 

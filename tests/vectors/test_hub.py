@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub import TOKEN, Hub, serving
-from tests.models import dense, low_rank, tiny_llama
+from tests.support.hub import TOKEN, Hub, serving
+from tests.support.models import dense, low_rank, tiny_llama
 from weightwatch.vectors import Direction, WeightWatchError
 from weightwatch.vectors.hub import is_id, push
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.models import dense, low_rank, tiny_llama
+from tests.support.models import dense, low_rank, tiny_llama
 from weightwatch.vectors import Card, Direction, packaged
 from weightwatch.vectors.catalog import PACKAGED
 from weightwatch.vectors.validation import Point, Validation

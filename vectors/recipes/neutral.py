@@ -8,7 +8,7 @@ from weightwatch.vectors.document import Document, Strict, Text
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.recipes.questions import Item, repeated
 
-PACKAGED = Path(__file__).parent / "recipes" / "neutral.yaml"
+PACKAGED = Path(__file__).parent / "neutral.yaml"
 
 
 class NeutralTask(Item):

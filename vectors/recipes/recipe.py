@@ -14,7 +14,7 @@ from weightwatch.vectors.recipes.neutral import NeutralTasks
 from weightwatch.vectors.recipes.questions import EvaluationItem, Questions, alike, distinguishable
 from weightwatch.vectors.recipes.verdicts import AnswersJudge, Judge
 
-_PACKAGED = Path(__file__).parent / "recipes"
+_PACKAGED = Path(__file__).parent
 
 
 class Systems(Strict):

@@ -1,8 +1,8 @@
 """Measuring an update against directions: per tensor, the sums from which every figure of a reading is one division.
 
 All sums are additive over tensors and shards, so layers, module kinds and the model are sums of rows, and the parts of
-several processes are one ``all_reduce``. What one tensor contributes is worked out in ``weightwatch.measure.other_adapters``
-and ``weightwatch.measure.low_rank``.
+several processes are one ``all_reduce``. What one tensor contributes is worked out in ``measure.other_adapters``
+and ``measure.low_rank``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -13,8 +13,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests import reference as slow
-from tests.models import lora, move
+from tests import oracle as slow
+from tests.support.models import lora, move
 from tests.vectors.building import chat
 from tests.vectors.building.endpoint import Endpoint, serving
 from weightwatch.organism import BASE, World, evil_rate

@@ -1,1 +1,1 @@
-"""peft"""
+"""PEFT adapters inside a model as changes of its weights."""

@@ -1,0 +1,157 @@
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.rules.test_alert import ALERT
+from tests.support.runs import reading
+from weightwatch import WeightWatchError
+from weightwatch.record.history import History
+
+FILES = ("readings.jsonl", "alerts.jsonl", "errors.jsonl")
+
+ENDLESS = """
+import sys
+from tests.support.runs import reading
+from weightwatch.record.history import History
+history = History(sys.argv[1])
+for step in range(10**9):
+    history.add_reading(reading(step, 0.1, layers=[0.5] * 200))
+    print(step, flush=True)
+"""
+
+
+def recorded(folder: Path, steps: list[int]) -> History:
+    history = History(folder / "weightwatch")
+    for step in steps:
+        history.add_reading(reading(step, 0.1 * step, layers=[0.1, 0.2], modules={"q_proj": 0.3}))
+    return history
+
+
+def superseded(history: History) -> list[tuple[str, str]]:
+    path = history.folder / "superseded.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [(entry["file"], entry["line"]) for entry in found]
+
+
+def test_what_was_recorded_reads_back_equal(tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0, 5])
+    history.add_alert(ALERT)
+    assert history.readings() == [
+        reading(step, 0.1 * step, layers=[0.1, 0.2], modules={"q_proj": 0.3}) for step in (0, 5)
+    ]
+    assert history.alerts() == [ALERT]
+
+
+def test_a_fault_is_recorded_with_its_step_and_kind(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.add_error(7, WeightWatchError("NaN in w"))
+    line = json.loads((tmp_path / "errors.jsonl").read_text())
+    assert line == {"step": 7, "error": "WeightWatchError", "message": "NaN in w"}
+
+
+def test_an_empty_folder_holds_no_readings_and_is_not_touched(tmp_path: Path) -> None:
+    history = History(tmp_path / "weightwatch")
+    history.rewind(-1)
+    assert (history.readings(), history.alerts()) == ([], [])
+    assert not history.folder.exists()
+
+
+def test_amending_replaces_the_last_reading(tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0, 5])
+    history.amend(reading(5, 0.5, checkpoint="checkpoint-5"))
+    assert [(r.step, r.checkpoint) for r in history.readings()] == [(0, None), (5, "checkpoint-5")]
+
+
+def test_amending_a_reading_that_was_never_written_loses_none_before_it(tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0, 5])
+    history.amend(reading(10, 0.5, checkpoint="checkpoint-10"))
+    assert [r.step for r in history.readings()] == [0, 5, 10]
+
+
+def test_going_on_from_a_checkpoint_sets_later_lines_aside(tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0, 5, 10, 15])
+    for step in (5, 15):
+        history.add_error(step, ValueError("x"))
+    later = (history.folder / "readings.jsonl").read_text().splitlines()[3]
+    history.rewind(10)
+    assert [r.step for r in history.readings()] == [0, 5, 10]
+    assert len((history.folder / "errors.jsonl").read_text().splitlines()) == 1
+    assert superseded(history)[0] == ("readings.jsonl", later)
+    assert [name for name, _ in superseded(history)] == ["readings.jsonl", "errors.jsonl"]
+
+
+def test_a_fresh_run_sets_everything_aside_and_loses_nothing(tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0, 5])
+    history.add_alert(ALERT)
+    before = [line for name in FILES[:2] for line in (history.folder / name).read_text().splitlines()]
+    history.rewind(-1)
+    assert (history.readings(), history.alerts()) == ([], [])
+    assert [line for _, line in superseded(history)] == before
+
+
+def test_going_on_twice_from_the_same_step_changes_nothing_more(tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0, 5, 10])
+    history.rewind(5)
+    after = superseded(history)
+    history.rewind(5)
+    assert superseded(history) == after
+
+
+@pytest.mark.parametrize("tail", ['{"step": 10, "ti', '{"step": NaN}', "[]", '"x"', '{"step": null}', "\x00\x00"])
+def test_a_line_that_a_crash_left_unfinished_is_set_aside_when_the_run_goes_on(tail: str, tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0, 5])
+    with (history.folder / "readings.jsonl").open("a") as file:
+        file.write(tail)
+    history.rewind(5)
+    assert [r.step for r in history.readings()] == [0, 5]
+    assert superseded(history) == [("readings.jsonl", tail)]
+
+
+def test_bytes_that_are_no_text_are_a_damaged_line(tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0, 5])
+    with (history.folder / "readings.jsonl").open("ab") as file:
+        file.write(b"\xff\xfe\xff")
+    with pytest.raises(WeightWatchError, match="line 3 is damaged"):
+        history.readings()
+    history.rewind(5)
+    assert [r.step for r in history.readings()] == [0, 5]
+
+
+def test_a_line_after_an_unfinished_one_stays_whole(tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0])
+    with (history.folder / "readings.jsonl").open("a") as file:
+        file.write('{"step": 5, "ti')
+    history.add_reading(reading(5, 0.5))
+    lines = (history.folder / "readings.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in (lines[0], lines[2])] == [0, 5]
+
+
+@pytest.mark.parametrize("line", ["{", '{"step": 1}', "[]", '{"step": 1, "colour": "red", "directions": {}}'])
+def test_a_damaged_line_is_named_with_its_file_and_number(line: str, tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0])
+    with (history.folder / "readings.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(WeightWatchError, match=r"readings\.jsonl, line 2 is damaged .* Move the line elsewhere"):
+        history.readings()
+
+
+def test_a_process_killed_while_it_writes_leaves_all_finished_lines(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for told in process.stdout:
+        if int(told) == 20:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.communicate()
+    written = (tmp_path / "readings.jsonl").read_text()
+    history.rewind(20)
+    assert [r.step for r in history.readings()] == list(range(21))
+    kept = (tmp_path / "readings.jsonl").read_text()
+    assert written == kept + "\n".join(line for _, line in superseded(history)) + (
+        "\n" if len(written) > len(kept) else ""
+    )

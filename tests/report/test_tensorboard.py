@@ -1,0 +1,112 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+from tests.rules.test_alert import ALERT
+from tests.support.runs import reading
+from weightwatch.report.tensorboard import Dashboard, scalars
+
+
+def events(folder: Path) -> EventAccumulator:
+    found = EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0})
+    found.Reload()
+    return found
+
+
+def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, pytest.approx(event.value)) for event in events(folder).Scalars(tag)]
+
+
+def shown(folder: Path, *steps: int, first_step: int = 0, factor: float = 0.1) -> None:
+    dashboard = Dashboard(folder, ["evil"], first_step=first_step)
+    for step in steps:
+        dashboard.show(reading(step, factor * step, layers=[0.1, 0.2], modules={"q_proj": 0.3}), {})
+    dashboard.close()
+
+
+def test_layers_of_further_stacks_are_curves_that_sort_by_their_index(tmp_path: Path) -> None:
+    dashboard = Dashboard(tmp_path, ["evil"])
+    made = reading(5, 0.5, layers={3: 0.1, "encoder.block.3": 0.2, "encoder.block.12": 0.3})
+    dashboard.show(made, {})
+    dashboard.close()
+    for layer, value in {"003": 0.1, "encoder.block.003": 0.2, "encoder.block.012": 0.3}.items():
+        assert curve(tmp_path, f"evil.layers/cosine/{layer}") == [(5, value)]
+
+
+def test_every_figure_of_a_reading_is_a_scalar_of_its_step(tmp_path: Path) -> None:
+    shown(tmp_path, 0, 5)
+    assert curve(tmp_path, "update_norm") == [(0, 1.0), (5, 1.0)]
+    for metric in ("cosine", "reach_cosine", "dose"):
+        assert curve(tmp_path, f"evil/{metric}") == [(0, 0.0), (5, 0.5)]
+    assert curve(tmp_path, "evil.layers/cosine/001") == [(0, 0.2), (5, 0.2)]
+    assert curve(tmp_path, "evil.layers/reach_cosine/000") == [(0, 0.1), (5, 0.1)]
+    assert curve(tmp_path, "evil.modules/cosine/q_proj") == [(0, 0.3), (5, 0.3)]
+
+
+def test_z_is_a_scalar_only_where_there_are_controls() -> None:
+    assert "evil/z" not in scalars(reading(1, 0.1))
+    assert scalars(reading(1, 0.1, z=4.0))["evil/z"] == 4.0
+
+
+def test_what_was_shown_is_on_disk_before_the_run_ends(tmp_path: Path) -> None:
+    dashboard = Dashboard(tmp_path, ["evil"])
+    dashboard.show(reading(5, 0.5), {})
+    assert curve(tmp_path, "evil/cosine") == [(5, 0.5)]
+    dashboard.close()
+
+
+def test_an_alert_is_a_text_and_a_curve_that_says_whether_it_fires(tmp_path: Path) -> None:
+    dashboard = Dashboard(tmp_path, ["evil"])
+    for step, fires in ((30, False), (40, True)):
+        dashboard.show(reading(step, 0.5), {"evil-drift": fires})
+    dashboard.announce(ALERT)
+    dashboard.close()
+    assert curve(tmp_path, "alerts/evil-drift") == [(30, 0.0), (40, 1.0)]
+    (text,) = events(tmp_path).Tensors("alerts/evil-drift/text_summary")
+    assert text.tensor_proto.string_val[0].decode() == ALERT.describe()
+
+
+def test_a_resumed_run_replaces_the_points_after_its_checkpoint(tmp_path: Path) -> None:
+    shown(tmp_path, 0, 5, 10, 15)
+    shown(tmp_path, 10, 15, 20, first_step=6, factor=0.2)
+    assert curve(tmp_path, "evil/cosine") == [(0, 0.0), (5, 0.5), (10, 2.0), (15, 3.0), (20, 4.0)]
+
+
+def test_a_fresh_run_in_the_same_folder_replaces_all_points(tmp_path: Path) -> None:
+    shown(tmp_path, 0, 5, 10)
+    shown(tmp_path, 0, 7, factor=0.2)
+    assert curve(tmp_path, "evil/cosine") == [(0, 0.0), (7, 1.4)]
+
+
+def layout(folder: Path) -> dict[str, dict[str, Any]]:
+    (event,) = events(folder).Tensors("custom_scalars__config__")
+    found = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    return {
+        category.title: {chart.title: list(chart.multiline.tag) for chart in category.chart}
+        for category in found.category
+    }
+
+
+def test_the_layout_gathers_directions_layers_and_modules(tmp_path: Path) -> None:
+    dashboard = Dashboard(tmp_path, ["evil", "good (v2)"])
+    dashboard.show(reading(5, 0.5, z=3.0, layers=[0.1], modules={"q_proj": 0.3}), {})
+    dashboard.announce(ALERT)
+    dashboard.close()
+    tags = events(tmp_path).Tags()["scalars"]
+    found = layout(tmp_path)
+    assert list(found) == ["directions", "evil", "good (v2)"]
+
+    def drawn(category: str, chart: str) -> list[str]:
+        return [tag for tag in tags if any(re.search(pattern, tag) for pattern in found[category][chart])]
+
+    assert drawn("directions", "cosine") == ["evil/cosine"]
+    assert drawn("directions", "z") == ["evil/z"]
+    assert drawn("evil", "layers: cosine") == ["evil.layers/cosine/000"]
+    assert drawn("evil", "layers: reach_cosine") == ["evil.layers/reach_cosine/000"]
+    assert drawn("evil", "modules: cosine") == ["evil.modules/cosine/q_proj"]
+    (pattern,) = found["good (v2)"]["layers: cosine"]
+    assert re.search(pattern, "good (v2).layers/cosine/000")

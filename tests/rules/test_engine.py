@@ -1,0 +1,210 @@
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.models import dense, tiny_llama
+from tests.support.runs import reading
+from weightwatch import Alert, Reading, WeightWatchError
+from weightwatch.config import Rule
+from weightwatch.rules.engine import Judge, require
+
+
+def rule(**changes: Any) -> Rule:
+    given = {"alert": "drift", "direction": "evil", "above": 0.1, **changes}
+    if "below" in changes:
+        del given["above"]
+    return Rule.model_validate(given)
+
+
+def story(values: list[float], **changes: Any) -> list[tuple[int, str]]:
+    """Return when a rule began to fire or was resolved, judging one value for each step from 1 on."""
+    readings = [reading(step, value) for step, value in enumerate(values, 1)]
+    _, alerts = Judge.of([rule(**changes)]).replay(readings)
+    return [(alert.step, alert.state) for alert in alerts]
+
+
+def one(made: Reading, **changes: Any) -> Alert:
+    _, (alert,) = Judge.of([rule(**changes)]).judge(made)
+    return alert
+
+
+def test_a_rule_fires_once_while_its_condition_holds_and_is_resolved_when_it_ceases() -> None:
+    assert story([0.0, 0.2, 0.3, 0.2, 0.0, 0.0]) == [(2, "firing"), (5, "resolved")]
+
+
+def test_a_value_at_the_threshold_is_not_past_it() -> None:
+    assert story([0.1, 0.1]) == []
+
+
+def test_for_counts_consecutive_checks() -> None:
+    assert story([0.2, 0.2, 0.0, 0.2, 0.2, 0.2], **{"for": 3}) == [(6, "firing")]
+
+
+def test_keep_firing_for_bridges_a_dip() -> None:
+    values = [0.2, 0.0, 0.2, 0.0, 0.0, 0.2, 0.0, 0.0, 0.0]
+    assert story(values, keep_firing_for=2) == [(1, "firing"), (9, "resolved")]
+
+
+def test_a_rule_that_was_resolved_fires_anew_only_after_for_checks() -> None:
+    assert story([0.2, 0.2, 0.0, 0.2, 0.2], **{"for": 2}) == [(2, "firing"), (3, "resolved"), (5, "firing")]
+
+
+def test_below_is_the_mirror_of_above() -> None:
+    assert story([0.0, -0.2, 0.0], below=-0.1) == [(2, "firing"), (3, "resolved")]
+
+
+def test_before_anything_has_moved_no_condition_holds() -> None:
+    judge, alerts = Judge.of([rule(below=0.5)]).judge(reading(0, 0.0, norm=0.0))
+    assert alerts == []
+    assert judge.states[0].held == 0
+
+
+def test_since_is_the_first_check_of_the_row() -> None:
+    readings = [reading(step, value) for step, value in [(10, 0.2), (20, 0.0), (30, 0.2), (40, 0.2)]]
+    _, (alert,) = Judge.of([rule(**{"for": 2})]).replay(readings)
+    assert (alert.step, alert.since) == (40, 30)
+
+
+def test_an_alert_says_what_fired_where_and_what_to_do() -> None:
+    made = reading(7, 0.3, layers=[0.1, 0.5, -0.2, 0.3, 0.2], modules={"q_proj": 0.1, "down_proj": 0.4})
+    given = {"severity": "critical", "labels": {"team": "safety"}, "actions": ["log", "stop"], "metric": "dose"}
+    alert = one(made, **given)
+    assert (alert.alert, alert.state, alert.severity) == ("drift", "firing", "critical")
+    assert (alert.direction, alert.metric, alert.value, alert.threshold) == ("evil", "dose", 0.3, 0.1)
+    assert (alert.where, alert.step, alert.since, alert.time) == ("model", 7, 7, made.time)
+    assert alert.top_layers == (1, 3, 4)
+    assert alert.top_modules == ("down_proj", "q_proj")
+    assert alert.labels == {"team": "safety"}
+    assert alert.actions == ("log", "stop")
+
+
+def test_under_below_the_top_layers_are_those_that_moved_away() -> None:
+    made = reading(7, -0.3, layers=[0.1, -0.5, -0.2], modules={"q_proj": 0.1})
+    assert one(made, below=-0.1).top_layers == (1, 2)
+    assert one(made, below=-0.1).top_modules == ()
+
+
+def test_a_resolved_alert_asks_for_no_action() -> None:
+    _, alerts = Judge.of([rule(actions=["stop"])]).replay([reading(1, 0.2), reading(2, 0.0)])
+    assert [alert.actions for alert in alerts] == [("stop",), ()]
+
+
+@pytest.mark.parametrize(
+    ("scope", "where", "value"),
+    [
+        ("model", "model", 0.3),
+        ("any_layer", "layer 1", 0.5),
+        ({"layers": [0, 2]}, "layer 2", 0.4),
+        ({"modules": ["q_proj"]}, "q_proj", 0.2),
+        ({"modules": ["q_proj", "down_proj"]}, "down_proj", 0.6),
+    ],
+)
+def test_a_scope_of_several_parts_is_judged_by_the_one_furthest_past(scope: Any, where: str, value: float) -> None:
+    made = reading(1, 0.3, layers=[0.1, 0.5, 0.4], modules={"q_proj": 0.2, "down_proj": 0.6})
+    alert = one(made, scope=scope)
+    assert (alert.where, alert.value) == (where, value)
+
+
+def test_layers_of_a_further_stack_are_judged_by_their_names() -> None:
+    made = reading(1, 0.3, layers={0: 0.1, 3: 0.2, "encoder.block.3": 0.6})
+    alert = one(made, scope={"layers": [3, "encoder.block.3"]})
+    assert (alert.where, alert.value, alert.top_layers) == ("layer encoder.block.3", 0.6, ("encoder.block.3", 3, 0))
+    assert Alert.from_json(json.loads(json.dumps(alert.to_json()))) == alert
+    with pytest.raises(WeightWatchError, match=r"no layer encoder\.block\.4; it has layer 0, layer 3, layer encoder"):
+        one(made, scope={"layers": ["encoder.block.4"]})
+
+
+def test_any_layer_of_a_model_without_layers_is_the_model() -> None:
+    assert one(reading(1, 0.3), scope="any_layer").where == "model"
+
+
+def test_below_chooses_the_lowest_layer() -> None:
+    alert = one(reading(1, 0.3, layers=[0.1, -0.5, -0.4]), scope="any_layer", below=-0.1)
+    assert (alert.where, alert.value) == ("layer 1", -0.5)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "reach_cosine", "dose", "z"])
+def test_every_metric_is_judged_by_its_own_value(metric: str) -> None:
+    made = reading(1, 0.0, **{metric: 5.0})
+    assert one(made, metric=metric).value == 5.0
+    others = {"cosine", "reach_cosine", "dose"} - {metric}
+    assert all(Judge.of([rule(metric=other)]).judge(made)[1] == [] for other in others)
+
+
+def test_the_last_clean_checkpoint_is_the_newest_at_which_the_condition_did_not_hold() -> None:
+    readings = [
+        reading(1, 0.0, checkpoint="checkpoint-1"),
+        reading(2, 0.05, checkpoint="checkpoint-2"),
+        reading(3, 0.05),
+        reading(4, 0.2, checkpoint="checkpoint-4"),
+        reading(5, 0.2, checkpoint="checkpoint-5"),
+    ]
+    _, (alert,) = Judge.of([rule(**{"for": 2})]).replay(readings)
+    assert (alert.step, alert.last_clean) == (5, "checkpoint-2")
+
+
+def test_without_a_clean_checkpoint_none_is_named() -> None:
+    assert one(reading(1, 0.2, checkpoint="checkpoint-1")).last_clean is None
+
+
+def test_each_rule_keeps_its_own_state() -> None:
+    rules = [rule(alert="low"), rule(alert="high", above=0.3), rule(alert="slow", **{"for": 2})]
+    judge, alerts = Judge.of(rules).replay([reading(1, 0.2), reading(2, 0.4)])
+    assert [(alert.alert, alert.step) for alert in alerts] == [("low", 1), ("high", 2), ("slow", 2)]
+    assert judge.firing == {"low": True, "high": True, "slow": True}
+
+
+def test_judging_changes_nothing_and_judging_twice_gives_the_same() -> None:
+    judge, _ = Judge.of([rule(**{"for": 2})]).judge(reading(1, 0.2, checkpoint="checkpoint-1"))
+    before = copy.deepcopy(judge)
+    first, second = judge.judge(reading(2, 0.2)), judge.judge(reading(2, 0.2))
+    assert first == second
+    assert judge == before
+
+
+def test_a_replayed_history_is_judged_as_the_live_run_was() -> None:
+    readings = [
+        reading(step, 0.05 * (step % 5), layers=[0.1 * (step % 3), -0.1], checkpoint=f"checkpoint-{step}")
+        for step in range(1, 20)
+    ]
+    rules = [rule(**{"for": 2}), rule(alert="layers", scope="any_layer", above=0.15), rule(alert="away", below=0.02)]
+    judge, live = Judge.of(rules), []
+    for made in readings:
+        judge, raised = judge.judge(made)
+        live += raised
+    recorded = [Reading.from_json(json.loads(json.dumps(made.to_json()))) for made in readings]
+    assert Judge.of(rules).replay(recorded) == (judge, live)
+    assert len(live) > 6
+
+
+def test_replaying_in_two_halves_is_replaying_the_whole() -> None:
+    readings = [reading(step, 0.05 * (step % 5)) for step in range(1, 20)]
+    whole, alerts = Judge.of([rule(**{"for": 2})]).replay(readings)
+    half, first = Judge.of([rule(**{"for": 2})]).replay(readings[:8])
+    assert half.replay(readings[8:]) == (whole, alerts[len(first) :])
+
+
+def test_a_layer_that_the_model_lacks_is_an_error_that_lists_those_it_has() -> None:
+    with pytest.raises(WeightWatchError, match="Rule 'drift': the model has no layer 9; it has layer 0, layer 1"):
+        one(reading(1, 0.3, layers=[0.1, 0.2]), scope={"layers": [0, 9]})
+
+
+def test_a_module_that_the_model_lacks_is_an_error_that_lists_those_it_has() -> None:
+    with pytest.raises(WeightWatchError, match="Rule 'drift': the model has no k_proj; it has q_proj"):
+        one(reading(1, 0.3, modules={"q_proj": 0.1}), scope={"modules": ["k_proj"]})
+
+
+def test_z_without_controls_is_an_error_that_says_what_to_name() -> None:
+    with pytest.raises(WeightWatchError, match=r"judges z, which only a behaviour has.*name some under"):
+        one(reading(1, 0.3), metric="z")
+
+
+def test_rules_are_checked_against_the_directions_before_there_is_a_reading() -> None:
+    evil, style = dense(tiny_llama(), 1), dense(tiny_llama(), 2, name="style", kind="control")
+    require([rule(), rule(metric="z")], [evil, style])
+    with pytest.raises(WeightWatchError, match=r"'drift' is about the direction 'good', which is not watched; .* evil"):
+        require([rule(direction="good")], [evil])
+    with pytest.raises(WeightWatchError, match="judges z"):
+        require([rule(metric="z")], [evil])

@@ -1,0 +1,557 @@
+"""Scanning checkpoints of real trainings, from Python."""
+
+import copy
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from tests.support.models import dense, lora, low_rank, move, tiny_llama
+from tests.support.runs import STRICT, lines, trainer
+from weightwatch import Monitor, WeightWatchCallback
+from weightwatch.config import Config
+from weightwatch.reading.reading import Reading
+from weightwatch.record.history import History
+from weightwatch.scan.checkpoints import find
+from weightwatch.scan.scanner import Scan
+from weightwatch.vectors import Direction, WeightWatchError
+from weightwatch.vectors.fingerprint import Fingerprint
+
+RULE = {"alert": "drift", "direction": "evil", "metric": "cosine", "above": -1.0, "for": 3, "severity": "critical"}
+
+
+def save(direction: Direction, folder: Path, base: torch.nn.Module | None = None) -> str:
+    """Store a direction, with the fingerprint of a base if one is given."""
+    if base is not None:
+        weights = dict(base.named_parameters())
+        mark = Fingerprint.of(direction.deltas, weights.__getitem__)
+        direction.card = direction.card.model_copy(update={"fingerprint": mark, "base": "the tiny one"})
+    return str(direction.save(folder))
+
+
+def scan(what: Path, direction: str, **settings: Any) -> Scan:
+    done = Scan([direction], **settings)
+    for one in find(what)[0]:
+        done.add(one)
+    return done
+
+
+def same(ours: Reading, live: Reading) -> None:
+    """Compare all figures of two readings."""
+    close = {"rel": 1e-6, "abs": 1e-7}
+    assert (ours.step, ours.checkpoint) == (live.step, live.checkpoint)
+    assert ours.update_norm == pytest.approx(live.update_norm, **close)
+    assert set(ours.directions) == set(live.directions)
+    for name, found in ours.directions.items():
+        want = live[name]
+        parts = [(found, want)]
+        parts += [(found.layers[i], want.layers[i]) for i in want.layers]
+        parts += [(found.modules[kind], want.modules[kind]) for kind in want.modules]
+        for one, other in parts:
+            for figure in ("cosine", "reach_cosine", "dose", "reach", "share"):
+                assert getattr(one, figure) == pytest.approx(getattr(other, figure), **close), figure
+            assert one.z == (None if other.z is None else pytest.approx(other.z, **close))
+
+
+def live_readings(folder: Path) -> list[Reading]:
+    return [Reading.from_json(line) for line in lines(folder) if line["checkpoint"]]
+
+
+def base_folder(tmp_path: Path, **settings: object) -> tuple[LlamaForCausalLM, Path]:
+    base = tiny_llama(**settings)
+    base.save_pretrained(tmp_path / "base")
+    return LlamaForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "base"
+
+
+@pytest.mark.parametrize("kind", ["full", "from scratch", "partly frozen", "LoRA"])
+@pytest.mark.parametrize("form", ["dense", "low-rank"])
+def test_the_scan_of_a_run_says_what_the_live_run_said(tmp_path: Path, kind: str, form: str) -> None:
+    base, _ = base_folder(tmp_path)
+    make = dense if form == "dense" else low_rank
+    evil = save(make(base, 1), tmp_path / "evil", base)
+    style = save(make(base, 2, name="style"), tmp_path / "style", base)
+    model: Any = base
+    if kind == "from scratch":  # θ₀ is in no checkpoint: the live run wrote a snapshot of it
+        shutil.rmtree(tmp_path / "base")
+    if kind == "LoRA":
+        config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(base, config)
+    if kind == "partly frozen":
+        base.model.layers[0].requires_grad_(False)
+    settings = {**STRICT, "controls": [style], "rules": [RULE]}
+    trainer(
+        model, tmp_path / "run", WeightWatchCallback(evil, config=settings), save_strategy="steps", save_steps=2
+    ).train()
+    config = Config.load({"controls": [style], "rules": [RULE]})
+    done = scan(tmp_path / "run", evil, config=config, record=tmp_path / "run" / "weightwatch-scan")
+    live = live_readings(tmp_path / "run")
+    assert [reading.step for reading in live] == [2, 4, 6, 8]
+    for ours, theirs in zip(done.readings, live, strict=True):
+        same(ours, theirs)
+    ((alert,), (before,)) = ([a.to_json() for a in done.alerts], lines(tmp_path / "run", "alerts.jsonl"))
+    assert alert.pop("value") == pytest.approx(before.pop("value"), rel=1e-6)
+    assert json.loads(json.dumps({**alert, "time": ""})) == {**before, "time": ""}
+    assert alert["last_clean"] is None
+    assert lines(tmp_path / "run")[0]["step"] == 0  # the live record is as it was
+    written = (tmp_path / "run" / "weightwatch-scan" / "readings.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in written] == json.loads(
+        json.dumps([reading.to_json() for reading in done.readings])
+    )
+
+
+def full_run(tmp_path: Path, count: int = 3) -> tuple[Path, Path, str]:
+    """Return a run of full checkpoints that move further and further, its base and a direction."""
+    base, reference = base_folder(tmp_path)
+    for step in range(1, count + 1):
+        move(base, step)
+        base.save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
+    return tmp_path / "run", reference, save(dense(base, 1), tmp_path / "evil")
+
+
+def figures(done: Scan) -> list[dict[str, Any]]:
+    return [{**reading.to_json(), "time": "", "checkpoint": ""} for reading in done.readings]
+
+
+def test_a_sharded_checkpoint_reads_like_a_whole_one(tmp_path: Path) -> None:
+    base, reference = base_folder(tmp_path)
+    move(base, 1)
+    base.save_pretrained(tmp_path / "whole")
+    base.save_pretrained(tmp_path / "parts", max_shard_size="10KB")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 3
+    evil = save(dense(base, 1), tmp_path / "evil")
+    whole, parts = (scan(tmp_path / kind, evil, reference=str(reference)) for kind in ("whole", "parts"))
+    assert figures(parts) == figures(whole)
+    file = scan(tmp_path / "whole" / "model.safetensors", evil, reference=str(reference / "model.safetensors"))
+    assert figures(file) == figures(whole)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_tensors_of_many_blocks_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    run, reference, evil = full_run(tmp_path, 1)
+    whole = scan(run, evil, reference=str(reference))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        monkeypatch.setattr("weightwatch.measure.streaming._BLOCK", 100)
+        parts = scan(run, evil, reference=str(reference))
+    finally:
+        torch.set_num_threads(before)
+    same(parts.readings[0], whole.readings[0])
+
+
+@pytest.mark.parametrize("kind", [lora, "conv1d"])
+def test_an_adapter_is_measured_against_a_dense_direction_on_disk(tmp_path: Path, kind: Any) -> None:
+    from tests.support.models import tiny_gpt2
+
+    base = tiny_gpt2() if kind == "conv1d" else tiny_llama()
+    extra = {"target_modules": ["c_attn", "wte"], "fan_in_fan_out": True} if kind == "conv1d" else {}
+    model = lora(base, **extra)
+    move(model, 3)
+    model.save_pretrained(tmp_path / "adapter")
+    evil = save(dense(base, 1), tmp_path / "evil")
+    done = scan(tmp_path / "adapter", evil)
+    same(replace(done.readings[0], checkpoint=None), Monitor(evil).measure(model).without_tensors())
+
+
+def test_an_adapter_that_is_trained_further_is_measured_from_where_it_started(tmp_path: Path) -> None:
+    base, reference = base_folder(tmp_path)
+    first = lora(base)
+    move(first, 3)
+    first.save_pretrained(tmp_path / "first")
+    model = PeftModel.from_pretrained(base, tmp_path / "first", is_trainable=True)
+    evil = save(low_rank(tiny_llama(), 1), tmp_path / "evil")
+    watcher = WeightWatchCallback(evil, config=STRICT)
+    trainer(model, tmp_path / "run", watcher, save_strategy="steps", save_steps=4).train()
+    done = scan(tmp_path / "run", evil, reference=str(reference))
+    for ours, theirs in zip(done.readings, live_readings(tmp_path / "run"), strict=True):
+        same(ours, theirs)
+
+
+@pytest.mark.parametrize("settings", [{"init_lora_weights": "pissa"}, {"modules_to_save": ["lm_head"]}])
+@pytest.mark.parametrize("watched", [True, False])
+def test_other_adapters_are_loaded_with_their_base(
+    tmp_path: Path, settings: dict[str, Any], watched: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    base, reference = base_folder(tmp_path, tie_word_embeddings=False)
+    evil = save(low_rank(base, 1), tmp_path / "evil")
+    config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", **settings)
+    model = get_peft_model(base, config)
+    watcher = WeightWatchCallback(evil, config=STRICT)
+    trainer(model, tmp_path / "run", watcher, save_strategy="steps", save_steps=4).train()
+    live = live_readings(tmp_path / "run")
+    if not watched:
+        shutil.rmtree(tmp_path / "run" / "weightwatch")
+    done = scan(tmp_path / "run", evil, reference=str(reference))
+    assert "takes the memory of the whole model" in caplog.text
+    for ours, theirs in zip(done.readings, live, strict=True):
+        assert ours.update_norm == pytest.approx(theirs.update_norm, rel=1e-4)
+        assert ours["evil"].cosine == pytest.approx(theirs["evil"].cosine, rel=1e-4, abs=1e-6)
+
+
+def bf16_llama() -> LlamaForCausalLM:
+    return tiny_llama().bfloat16()
+
+
+def wide_llama() -> LlamaForCausalLM:
+    return tiny_llama(tie_word_embeddings=False, attention_bias=True, mlp_bias=True)
+
+
+HALF: dict[str, Any] = {"target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+IA3: dict[str, Any] = {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
+MORE_THAN_FACTORS: dict[str, tuple[Any, peft.PeftConfig]] = {
+    "DoRA": (tiny_llama, LoraConfig(r=4, use_dora=True, **HALF)),
+    "DoRA on a bf16 base": (bf16_llama, LoraConfig(r=4, use_dora=True, **HALF)),
+    "IA3": (tiny_llama, peft.IA3Config(**IA3, task_type="CAUSAL_LM")),
+    "LoKr": (tiny_llama, peft.LoKrConfig(r=4, **HALF)),
+    "OFT": (tiny_llama, peft.OFTConfig(oft_block_size=4, **HALF)),
+    "LN tuning": (tiny_llama, peft.LNTuningConfig(target_modules=["input_layernorm"], task_type="CAUSAL_LM")),
+    "trainable tokens": (tiny_llama, LoraConfig(r=4, trainable_token_indices=[1, 2], **HALF)),
+    "LoRA and all biases": (wide_llama, LoraConfig(r=4, bias="all", **HALF)),
+    "OLoRA": (tiny_llama, LoraConfig(r=4, init_lora_weights="olora", **HALF)),
+}
+
+
+@pytest.mark.parametrize("kind", MORE_THAN_FACTORS)
+def test_every_kind_of_adapter_is_measured_as_by_a_live_monitor(tmp_path: Path, kind: str) -> None:
+    make, config = MORE_THAN_FACTORS[kind]
+    make().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    evil = save(dense(base, 1), tmp_path / "evil", base)
+    torch.manual_seed(5)
+    model = get_peft_model(base, copy.deepcopy(config))
+    monitor = Monitor(evil)
+    monitor.start(model)
+    move(model, 3)
+    model.save_pretrained(tmp_path / "run" / "checkpoint-3")
+    (ours,) = scan(tmp_path / "run", evil, reference=str(tmp_path / "base")).readings
+    assert ours.update_norm > 0
+    same(replace(ours, checkpoint=None), monitor.measure(model, step=3).without_tensors())
+
+
+@pytest.mark.parametrize("kind", ["DoRA", "IA3"])
+def test_a_watched_run_of_dora_or_ia3_is_scanned_as_it_was_watched(tmp_path: Path, kind: str) -> None:
+    base, reference = base_folder(tmp_path)
+    evil = save(dense(base, 1), tmp_path / "evil", base)
+    model = get_peft_model(base, copy.deepcopy(MORE_THAN_FACTORS[kind][1]))
+    watcher = WeightWatchCallback(evil, config=STRICT)
+    trainer(model, tmp_path / "run", watcher, save_strategy="steps", save_steps=4).train()
+    done = scan(tmp_path / "run", evil)  # the adapter's settings name the base
+    assert [reading.step for reading in done.readings] == [4, 8]
+    assert str(reference) in done.to_json()["reference"]
+    for ours, theirs in zip(done.readings, live_readings(tmp_path / "run"), strict=True):
+        same(ours, theirs)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapter_with_trls_copy_of_its_start_is_measured_from_that(tmp_path: Path, dora: bool) -> None:
+    base, reference = base_folder(tmp_path)
+    model = lora(base, target_modules=["q_proj", "down_proj"], use_dora=dora)
+    move(model, 3)
+    model.add_adapter("ref", copy.deepcopy(model.peft_config["default"]))
+    named = dict(model.named_parameters())
+    for name, parameter in named.items():
+        if ".ref" in name:
+            parameter.data.copy_(named[name.replace(".ref", ".default")])
+    move(model, 4)
+    model.save_pretrained(tmp_path / "adapter")
+    evil = save(low_rank(base, 1), tmp_path / "evil")
+    (ours,) = scan(tmp_path / "adapter", evil, reference=str(reference)).readings
+    same(replace(ours, checkpoint=None), Monitor(evil).measure(model).without_tensors())
+
+
+def test_an_adapter_with_a_random_start_that_nobody_noted_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base, reference = base_folder(tmp_path)
+    evil = save(low_rank(base, 1), tmp_path / "evil")
+    lora(base, init_lora_weights=False).save_pretrained(tmp_path / "lora")
+    get_peft_model(base, peft.FourierFTConfig(n_frequency=50, **HALF)).save_pretrained(tmp_path / "fourier")
+    for kind in ("lora", "fourier"):
+        scan(tmp_path / kind, evil, reference=str(reference))
+        assert f"{kind}: its adapters started at random" in caplog.text
+
+
+def test_an_adapter_of_another_base_is_refused_in_words(tmp_path: Path) -> None:
+    _, reference = base_folder(tmp_path)
+    evil = save(low_rank(tiny_llama(), 1), tmp_path / "evil")
+    for name, settings in (("wider", {"hidden_size": 64}), ("deeper", {"num_hidden_layers": 3})):
+        lora(tiny_llama(**settings), use_dora=True).save_pretrained(tmp_path / name)
+        with pytest.raises(WeightWatchError, match="Pass as --reference the base that it was trained on"):
+            scan(tmp_path / name, evil, reference=str(reference))
+
+
+def test_the_base_of_a_run_that_nobody_watched_is_taken_from_its_config(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 1)
+    with pytest.raises(WeightWatchError, match=r"θ₀ of .* is unknown.*Pass --reference"):
+        scan(run, evil)
+    file = run / "checkpoint-1" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "_name_or_path": str(reference)}))
+    assert scan(run, evil).readings[0].update_norm > 0
+
+
+def note(folder: Path, **entries: object) -> None:
+    (folder / "weightwatch").mkdir(parents=True)
+    (folder / "weightwatch" / "reference.json").write_text(json.dumps({"path": "", "adapters": False, **entries}))
+
+
+def test_the_reference_of_a_watched_run_is_its_own(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 1)
+    file = run / "checkpoint-1" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "_name_or_path": str(reference)}))
+    note(tmp_path, weights="checkpoint", path=str(run / "checkpoint-1"))  # of a run in the folder above
+    assert scan(run, evil).to_json()["reference"] == str(reference)
+    note(run, weights="given")
+    with pytest.raises(WeightWatchError, match="was given a reference of its own: pass --reference"):
+        scan(run, evil)
+
+
+def test_an_adapter_whose_base_is_not_here_is_measured_unchecked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = lora(tiny_llama())
+    move(model, 3)
+    model.peft_config["default"].base_model_name_or_path = "someone/elsewhere"
+    model.save_pretrained(tmp_path / "adapter")
+    done = scan(tmp_path / "adapter", save(low_rank(tiny_llama(), 1), tmp_path / "evil", tiny_llama()))
+    assert done.readings[0].update_norm > 0
+    assert "the base of" in caplog.text
+    assert "someone/elsewhere" in caplog.text
+
+
+def test_a_direction_of_another_base_is_refused(tmp_path: Path) -> None:
+    run, reference, _ = full_run(tmp_path, 1)
+    other = tiny_llama(seed=7)
+    with pytest.raises(WeightWatchError, match=r"was built from the tiny one, not from .*base"):
+        scan(run, save(dense(other, 1), tmp_path / "other", other), reference=str(reference))
+
+
+def test_a_direction_with_other_names_is_refused(tmp_path: Path) -> None:
+    run, reference, _ = full_run(tmp_path, 1)
+    strange = Direction.from_tensors({"visual.blocks.0.qkv.weight": torch.ones(4, 4)}, name="evil")
+    with pytest.raises(WeightWatchError, match="have no tensor in common: the direction has visual"):
+        scan(run, save(strange, tmp_path / "strange"), reference=str(reference))
+
+
+def changed(folder: Path, change: Any) -> None:
+    """Change the tensors of a checkpoint's file."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_tensors_that_only_one_side_has_are_named_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, reference, evil = full_run(tmp_path, 1)
+    gone, new = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.extra.weight"
+    changed(run / "checkpoint-1", lambda t: (t.pop(gone), t.update({new: torch.ones(2, 2)})))
+    (reading,) = scan(run, evil, reference=str(reference)).readings
+    assert reading.left_out[gone].endswith("checkpoint-1 lacks it")
+    assert reading.left_out[new].endswith("base lacks it")
+    assert set(reading.left_out) == {gone, new}
+    assert gone in caplog.text
+    assert reading["evil"].reach < 1
+
+
+def test_tables_masks_and_integers_are_no_weights(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 1)
+    plain = figures(scan(run, evil, reference=str(reference)))
+    extra = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4),
+        "model.embeddings.position_ids": torch.arange(4),
+    }
+    changed(run / "checkpoint-1", lambda t: t.update(extra))
+    assert figures(scan(run, evil, reference=str(reference))) == plain
+
+
+def test_a_diverged_tensor_is_left_out(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 1)
+    name = "model.layers.1.mlp.up_proj.weight"
+    changed(run / "checkpoint-1", lambda t: t[name].view(-1)[3].fill_(float("nan")))
+    (reading,) = scan(run, evil, reference=str(reference)).readings
+    assert reading.left_out == {name: "it holds NaN or infinite values"}
+
+
+def test_a_resized_vocabulary_is_left_out_and_another_shape_is_an_error(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 1)
+    embedding = "model.embed_tokens.weight"
+    changed(run / "checkpoint-1", lambda t: t.update({embedding: torch.ones(52, 32)}))
+    (reading,) = scan(run, evil, reference=str(reference)).readings
+    assert "the vocabulary was resized" in reading.left_out[embedding]
+    changed(run / "checkpoint-1", lambda t: t.update({"model.layers.0.mlp.up_proj.weight": torch.ones(3, 3)}))
+    with pytest.raises(WeightWatchError, match=r"θ₀ has shape .* Pass as --reference"):
+        scan(run, evil, reference=str(reference))
+
+
+@pytest.mark.parametrize("holders", [("checkpoint",), ("base",), ("checkpoint", "base")])
+def test_a_tied_head_counts_once_whoever_saved_it_twice(tmp_path: Path, holders: tuple[str, ...]) -> None:
+    run, reference, evil = full_run(tmp_path, 1)
+    plain = figures(scan(run, evil, reference=str(reference)))
+    folders = {"checkpoint": run / "checkpoint-1", "base": reference}
+    for holder in holders:
+        changed(folders[holder], lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    assert figures(scan(run, evil, reference=str(reference))) == plain
+
+
+def test_a_tied_head_in_a_direction_counts_for_no_adapter_either(tmp_path: Path) -> None:
+    base, reference = base_folder(tmp_path)
+    model = lora(base, target_modules=["q_proj"])
+    move(model, 3)
+    model.save_pretrained(tmp_path / "adapter")
+    evil = dense(base, 1)
+    twice = {**evil.deltas, "lm_head.weight": evil.deltas["model.embed_tokens.weight"]}
+    path = save(Direction.from_tensors(twice, name="evil"), tmp_path / "evil")
+    (ours,) = scan(tmp_path / "adapter", path, reference=str(reference)).readings
+    same(replace(ours, checkpoint=None), Monitor(path).measure(model).without_tensors())
+
+
+def test_a_head_that_only_started_as_a_copy_counts(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 1)
+    changed(reference, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    plain = scan(run, evil, reference=str(reference)).readings[0].update_norm
+    changed(run / "checkpoint-1", lambda t: t.update({"lm_head.weight": torch.ones(48, 32)}))
+    assert scan(run, evil, reference=str(reference)).readings[0].update_norm > plain
+
+
+def test_a_scan_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 4)
+    rule = Config.load({"rules": [RULE]})
+    whole = scan(run, evil, reference=str(reference), config=rule)
+
+    def interrupt(size: int) -> None:
+        if measured == 2:
+            raise KeyboardInterrupt
+
+    measured = 0
+    first = Scan([evil], reference=str(reference), config=rule, record=tmp_path / "out", on_read=interrupt)
+    for one in find(run)[0][:2]:
+        first.add(one)
+    measured = 2
+    with pytest.raises(KeyboardInterrupt):
+        first.add(find(run)[0][2])
+    assert len(first.readings) == 2
+    again = scan(run, evil, reference=str(reference), config=rule, record=tmp_path / "out")
+    assert again.bytes < 0.6 * whole.bytes
+    assert figures(again) == figures(whole)
+    assert [replace(a, time="") for a in again.alerts] == [replace(a, time="") for a in whole.alerts]
+    recorded = History(tmp_path / "out")
+    assert recorded.readings() == again.readings
+    assert recorded.alerts() == again.alerts
+    done = scan(run, evil, reference=str(reference), config=rule, record=tmp_path / "out")
+    assert done.seconds == 0
+    assert recorded.readings() == again.readings
+
+
+def test_a_scan_that_was_killed_while_it_recorded_goes_on(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 3)
+    whole = scan(run, evil, reference=str(reference), record=tmp_path / "out")
+    with (tmp_path / "out" / "readings.jsonl").open("r+") as file:
+        lines = file.read().splitlines()
+        file.seek(0)
+        file.truncate()
+        file.write("\n".join(lines)[:-100])
+    again = scan(run, evil, reference=str(reference), record=tmp_path / "out")
+    assert figures(again) == figures(whole)
+    assert History(tmp_path / "out").readings() == again.readings
+
+
+def test_another_base_at_the_same_path_is_another_reference(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 2)
+    scan(run, evil, reference=str(reference), record=tmp_path / "out")
+    changed(reference, lambda t: t["model.norm.weight"].add_(1))
+    done = scan(run, evil, reference=str(reference), record=tmp_path / "out")
+    assert figures(done) == figures(scan(run, evil, reference=str(reference)))
+    assert History(tmp_path / "out").readings() == done.readings
+
+
+def test_alerts_of_a_scan_that_goes_on_name_a_checkpoint_that_still_stands(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 3)
+    doses = [reading["evil"].dose for reading in scan(run, evil, reference=str(reference)).readings]
+    assert doses[0] < doses[1] < doses[2] or doses[0] > doses[1] > doses[2]
+    side = "above" if doses[2] > doses[1] else "below"
+    rule = {**RULE, "metric": "dose", "for": 1, side: (doses[1] + doses[2]) / 2}
+    config = Config.load({"rules": [{k: v for k, v in rule.items() if k in (side,) or k not in ("above", "below")}]})
+    settings: dict[str, Any] = {"reference": str(reference), "config": config, "record": tmp_path / "out"}
+    assert [alert.last_clean for alert in scan(run, evil, **settings).alerts] == ["checkpoint-2"]
+    shutil.rmtree(run / "checkpoint-2")
+    assert [alert.last_clean for alert in scan(run, evil, **settings).alerts] == ["checkpoint-1"]
+
+
+def test_a_scan_with_other_directions_begins_anew_and_sets_the_record_aside(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 2)
+    scan(run, evil, reference=str(reference), record=tmp_path / "out")
+    other = save(dense(tiny_llama(), 9), tmp_path / "other")
+    done = scan(run, other, reference=str(reference), record=tmp_path / "out")
+    assert History(tmp_path / "out").readings() == done.readings
+    assert len((tmp_path / "out" / "superseded.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_checkpoint_that_was_written_again_is_measured_again_with_all_after_it(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 3)
+    first = scan(run, evil, reference=str(reference), record=tmp_path / "out")
+    changed(run / "checkpoint-2", lambda t: t["model.norm.weight"].add_(1))
+    done = scan(run, evil, reference=str(reference), record=tmp_path / "out")
+    norms = [[reading.update_norm for reading in one.readings] for one in (first, done)]
+    assert [a == b for a, b in zip(*norms, strict=True)] == [True, False, True]
+    assert [reading.step for reading in History(tmp_path / "out").readings()] == [1, 2, 3]
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_read_to_its_end(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 2)
+    whole = scan(run, evil, reference=str(reference))
+    first, second = find(run)[0]
+
+    def delete(size: int) -> None:
+        if begun:
+            shutil.rmtree(second.path, ignore_errors=True)
+
+    begun = False
+    done = Scan([evil], reference=str(reference), on_read=delete)
+    done.add(first)
+    begun = True
+    done.add(second)
+    assert not second.path.exists()
+    assert figures(done) == figures(whole)
+
+
+def test_a_checkpoint_that_is_gone_before_it_is_read_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, reference, evil = full_run(tmp_path, 2)
+    done = Scan([evil], reference=str(reference))
+    first, second = find(run)[0]
+    shutil.rmtree(first.path)
+    assert done.add(first) is None
+    assert "went away" in caplog.text
+    assert done.add(second) is not None
+
+
+def test_an_alert_names_the_last_clean_checkpoint_that_still_stands(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path, 3)
+    norm = scan(run, evil, reference=str(reference)).readings
+    limit = (abs(norm[1]["evil"].dose) + abs(norm[2]["evil"].dose)) / 2
+    sign = 1 if norm[2]["evil"].dose > norm[1]["evil"].dose else -1
+    rule = {**RULE, "metric": "dose", "for": 1}
+    rule.pop("above")
+    middle = (norm[1]["evil"].dose + norm[2]["evil"].dose) / 2
+    assert limit >= 0
+    rule["above" if sign > 0 else "below"] = middle
+    done = Scan([evil], reference=str(reference), config=Config.load({"rules": [rule]}))
+    found = find(run)[0]
+    clean = [r.checkpoint for r in norm[:2] if (r["evil"].dose > middle) != (sign > 0)]
+    for one in found[:2]:
+        done.add(one)
+    shutil.rmtree(run / "checkpoint-2")
+    done.add(found[2])
+    expected = [name for name in clean if name != "checkpoint-2"]
+    (alert,) = [a for a in done.alerts if a.step == 3]
+    assert alert.last_clean == (expected[-1] if expected else None)

@@ -1,0 +1,326 @@
+"""Every adapter that PEFT has: its true effect on the weights is measured, or it is refused by name."""
+
+import copy
+import json
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from peft import LoraConfig, PeftType, get_peft_model
+from peft.utils.integrations import dequantize_module_weight
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from tests import oracle as slow
+from tests.support.adapters import EXACT, EXPERTS, FACTORS, MERGED, REFUSED, RESCALED, Case
+from tests.support.adapters_table import table
+from tests.support.models import dense, lora, low_rank, move, starts, tiny_gpt2, tiny_llama
+from weightwatch.measure.sums import Sums, measure
+from weightwatch.monitor import Monitor
+from weightwatch.update.change import Merged, Rescaled
+from weightwatch.update.live import Parts, Update
+from weightwatch.update.peft import adapters, merging
+from weightwatch.update.reference import Reference
+from weightwatch.update.sharding.ranks import ALONE
+from weightwatch.vectors import Direction, LowRank, WeightWatchError
+from weightwatch.vectors.weights.peft_adapter import read_config
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(params=EXACT)
+def exact(request: pytest.FixtureRequest) -> Iterator[Case]:
+    case = EXACT[request.param]
+    pytest.importorskip(case.needs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield case
+
+
+def directions(model: nn.Module, names: Iterable[str]) -> list[Direction]:
+    """Return directions of both kinds on the base beneath a model: those that have one of some tensors."""
+    plain = copy.deepcopy(model).unload()
+    made = [dense(plain, 6, name="dense"), dense(plain, 8, name="noise", kind="control")]
+    if any(isinstance(module, nn.Linear | nn.Embedding | Conv1D) for module in plain.modules()):
+        made += [low_rank(plain, 5), low_rank(plain, 7, name="style", kind="control", rank=2)]
+    return [direction for direction in made if not direction.deltas.keys().isdisjoint(names)]
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["anew", "continued"])
+def test_every_figure_is_that_of_the_fp64_reference(exact: Case, begun: bool) -> None:
+    model = exact.build()
+    if begun:
+        move(model, seed=9, size=0.2)
+    start = copy.deepcopy(model)
+    reference = Reference(adapters=starts(model))
+    move(model, seed=3)
+    want = slow.expected(model, start)
+    watched = directions(model, want.trained)
+    reading = Monitor(watched, reference=reference).measure(model)
+    slow.assert_reading(reading, want, watched, rel=2e-5, abs=1e-6)
+
+
+def test_each_is_measured_in_the_way_that_the_table_says(exact: Case) -> None:
+    model = exact.build()
+    kinds = {type(change) for change in Update(model).values()}
+    assert {FACTORS: LowRank, RESCALED: Rescaled, MERGED: Merged, EXPERTS: Merged}[exact.how] in kinds
+    assert kinds <= {LowRank, Merged} or exact.how == RESCALED
+
+
+def summed(update: Update) -> Sums:
+    """Measure an update against a direction that has none of its tensors."""
+    return measure(update, [Direction.from_tensors({"elsewhere": torch.ones(1)}, name="elsewhere")])
+
+
+def test_before_the_first_step_nothing_has_changed(exact: Case) -> None:
+    model = exact.build()
+    reference = Reference(adapters=starts(model))
+    assert summed(Update(model, reference)).update.sum() == 0.0
+
+
+def test_every_type_of_adapter_that_peft_knows_is_measured_or_refused() -> None:
+    assert {case.tuner for case in [*EXACT.values(), *REFUSED.values()]} == set(PeftType)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_can_not_be_told_as_a_change_of_weights_is_refused_by_name(name: str) -> None:
+    case = REFUSED[name]
+    model = case.build()
+    with pytest.raises(WeightWatchError, match=rf"(?s)not supported, since.*{case.how}.*Train with LoRA, DoRA or"):
+        Update(model)
+    with pytest.raises(WeightWatchError, match=case.how):
+        Monitor(dense(tiny_llama(), 5)).start(model)
+
+
+def test_the_table_in_the_documentation_is_that_of_the_tests() -> None:
+    page = Path(__file__).parents[3] / "docs" / "adapters.md"
+    assert page.read_text() == table(), "run: python -m tests.support.adapters_table > docs/adapters.md"
+
+
+@pytest.mark.parametrize("name", ["LoHa", "OFT", "pVeRA", "DoRA", "LN tuning", "LoRA on MultiheadAttention", "AdaLoRA"])
+def test_measuring_leaves_no_trace(name: str) -> None:
+    model = EXACT[name].build().train()
+    merging._verdicts.clear()
+    before = copy.deepcopy(model.state_dict())
+    flags = {n: (p.requires_grad, p.grad) for n, p in model.named_parameters()}
+    generator = torch.get_rng_state()
+    starts(model)
+    summed(Update(model))
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert {n: (p.requires_grad, p.grad) for n, p in model.named_parameters()} == flags
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[n], tensor) for n, tensor in before.items())
+    assert model.training
+    assert not any(getattr(module, "merged_adapters", []) for module in model.modules())
+
+
+def test_a_kind_of_layer_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = EXACT["IA3"].build()
+    tried = []
+    real = merging._trial
+    monkeypatch.setattr(merging, "_verdicts", {})
+    monkeypatch.setattr(merging, "_trial", lambda *of: tried.append(of) or real(*of))
+    for _ in range(3):
+        Update(model)
+    assert len(tried) == 2  # k_proj on the way out, down_proj on the way in
+
+
+def test_a_merge_that_is_not_what_the_layer_does_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = EXACT["VeRA"].build()
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    true = type(layer).get_delta_weight
+    monkeypatch.setattr(merging, "_verdicts", {})
+    monkeypatch.setattr(type(layer), "get_delta_weight", lambda self, adapter: 1.01 * true(self, adapter))
+    with pytest.raises(WeightWatchError, match=r"q_proj is a vera adapter.*is not what the adapter does"):
+        Update(model)
+
+
+@pytest.mark.parametrize("name", ["LoRA", "DoRA", "LoHa"])
+def test_adapters_merged_for_the_moment_are_measured_only_where_the_base_is_not_needed(name: str) -> None:
+    model = EXACT[name].build()
+    move(model, seed=1)
+    want = slow.multiplied_out(Update(model))
+    model.merge_adapter()
+    if name == "LoRA":
+        found = slow.multiplied_out(Update(model))
+        assert all(torch.equal(found[key], tensor) for key, tensor in want.items())
+    else:
+        with pytest.raises(WeightWatchError, match=r"q_proj is merged into its weight now.*Unmerge it"):
+            Update(model)
+    model.unmerge_adapter()
+    assert Update(model).keys() == want.keys()
+
+
+@pytest.mark.parametrize("name", ["LoRA", "DoRA", "LoHa", "trainable tokens"])
+def test_disabled_adapters_are_an_error(name: str) -> None:
+    model = EXACT[name].build()
+    with model.disable_adapter(), pytest.raises(WeightWatchError, match=r"disabled.*Enable them to measure"):
+        Update(model)
+    Update(model)
+
+
+@pytest.mark.parametrize("name", ["LoRA", "DoRA", "LoHa"])
+def test_of_sharded_weights_only_factors_can_be_measured(name: str) -> None:
+    model = EXACT[name].build()
+    parts = Parts(model)
+    layer = replace(parts.layers[0], sharded=True)
+    if name == "LoRA":
+        assert adapters.changes(layer, parts.adapter_values(ALONE), {}, every=False)
+    else:
+        with pytest.raises(WeightWatchError, match=r"q_proj is a .* spread over processes.*Train with plain LoRA"):
+            adapters.changes(layer, parts.adapter_values(ALONE), {}, every=False)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dora", [False, True])
+def test_lora_and_dora_on_a_quantised_weight_are_exact(bits: int, dora: bool) -> None:
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], use_dora=dora, task_type="CAUSAL_LM")
+    model = get_peft_model(quantised(bits), config)
+    reference = Reference(adapters=starts(model))
+    move(model, seed=3)
+    for name, change in slow.multiplied_out(Update(model, reference)).items():
+        layer = model.get_submodule(f"base_model.model.{name.removesuffix('.weight')}")
+        inputs = torch.eye(64)
+        with torch.no_grad():
+            beneath = dequantize_module_weight(layer.base_layer).float()
+            outputs = layer(inputs) - (inputs if dora else layer.base_layer(inputs))
+        wanted = outputs.T + torch.eye(64) - beneath if dora else outputs.T
+        assert (change - wanted).norm() < 1e-5 * max(wanted.norm(), beneath.norm())
+
+
+def quantised(bits: int) -> nn.Module:
+    """Return a model whose linear layers are stored in 4 or 8 bits."""
+    import bitsandbytes
+
+    base = tiny_llama(tie_word_embeddings=False, hidden_size=64, intermediate_size=64)
+    for path, module in list(base.named_modules()):
+        if path.endswith(("q_proj", "down_proj")):
+            if bits == 4:
+                packed = bitsandbytes.nn.Linear4bit(64, 64, bias=False, compute_dtype=torch.float32)
+            else:
+                packed = bitsandbytes.nn.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False)
+            packed.load_state_dict(module.state_dict())
+            base.set_submodule(path, packed.to("cpu"))
+    setattr(base, f"is_loaded_in_{bits}bit", True)
+    return base
+
+
+@pytest.mark.parametrize("config", [peft.LoHaConfig, peft.HRAConfig, peft.VeraConfig, peft.HiraConfig])
+def test_what_needs_a_merge_is_refused_on_a_quantised_weight(config: type[peft.PeftConfig]) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = get_peft_model(quantised(4), config(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    with pytest.raises(WeightWatchError, match=r"q_proj is a .* on a quantised weight.*Train with LoRA or DoRA"):
+        Update(model)
+
+
+def test_dora_in_bf16_has_the_gains_of_its_forward_pass() -> None:
+    torch.manual_seed(1)
+    base = tiny_llama(tie_word_embeddings=False).bfloat16()
+    config = LoraConfig(r=4, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM")
+    model = get_peft_model(base, config, autocast_adapter_dtype=False)
+    assert starts(model) == {}  # every gain is exactly one
+    move(model, seed=3)
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    assert layer.lora_A["default"].weight.dtype == torch.bfloat16
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    norm = torch.linalg.norm(layer.base_layer.weight + layer.scaling["default"] * (b @ a), dim=1).to(torch.bfloat16)
+    gain = (layer.lora_magnitude_vector["default"].weight / norm).double().detach()
+    change = Update(model)["model.layers.0.self_attn.q_proj.weight"]
+    assert torch.equal(change.stretch().rows, gain - 1)
+
+
+def test_dora_in_fp32_on_a_bf16_base_does_not_start_at_zero() -> None:
+    """PEFT makes the magnitudes in bf16 and computes with fp32: rounding is up to 0.4 % of a row at the first step."""
+    model = EXACT["DoRA in fp32 on a bf16 base"].build()
+    assert starts(model)
+    assert summed(Update(model)).update.sum() > 0
+
+
+def test_saved_modules_are_those_of_the_active_adapter_biases_included() -> None:
+    model = lora(tiny_gpt2(), target_modules=["c_attn"], modules_to_save=["ln_f"], fan_in_fan_out=True)
+    other = LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=["ln_f"], fan_in_fan_out=True)
+    model.add_adapter("second", other)
+    model.set_adapter("second")
+    start = copy.deepcopy(model)
+    move(model, seed=1)
+    update = Update(model)
+    assert {name for name in update if "ln_f" in name} == {"transformer.ln_f.weight", "transformer.ln_f.bias"}
+    now, before = slow.merged(model), slow.merged(start)
+    for name, change in slow.multiplied_out(update).items():
+        assert torch.allclose(change.double(), now[name] - before[name], atol=1e-6), name
+    assert set(slow.moved_names(model, now, before)) == set(update)
+
+
+def test_a_model_loaded_for_inference_shows_its_active_adapter(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    base = tiny_llama(tie_word_embeddings=False)
+    model = get_peft_model(copy.deepcopy(base), peft.LoHaConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    move(model, seed=1)
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(base, str(tmp_path))
+    assert not any(p.requires_grad for p in loaded.parameters())
+    found, want = slow.multiplied_out(Update(loaded)), slow.multiplied_out(Update(model))
+    assert found.keys() == want.keys()
+    assert all(torch.allclose(found[name], tensor) for name, tensor in want.items())
+
+
+def test_diverged_adapters_read_as_tensors_that_hold_nan() -> None:
+    for name in ("LoHa", "OFT", "DoRA"):
+        model = EXACT[name].build()
+        move(model, seed=1)
+        chosen = next(n for n, p in model.named_parameters() if p.requires_grad and "layers.1" in n)
+        with torch.no_grad():
+            dict(model.named_parameters())[chosen].view(-1)[0] = torch.nan
+        sums = summed(Update(model))
+        assert [key for key in sums.left_out if "layers.1" in key]
+        assert sums.update.sum() > 0
+
+
+SETTINGS = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"peft_type": "LOHA"}, "is a LOHA adapter; only LoRA .* pass the merged checkpoints"),
+        ({"lora_bias": True}, "lora_bias=True.* more than B A.* pass the merged checkpoints"),
+        ({"kasa_config": {"beta": 1.0}}, "kasa_config=.* pass the merged checkpoints"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora=.* pass the merged checkpoints"),
+        ({"alora_invocation_tokens": [1]}, "acts on some inputs only .* Train a plain LoRA adapter"),
+        ({"init_lora_weights": "pissa"}, "changes the base itself.* pass the merged checkpoints"),
+    ],
+)
+def test_a_stored_adapter_whose_change_is_not_its_factors_is_refused(
+    tmp_path: Path, settings: dict[str, object], reason: str
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**SETTINGS, **settings}))
+    with pytest.raises(WeightWatchError, match=rf"(?s){reason}"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("init", [True, "gaussian", "eva", "orthogonal", "mica"])
+def test_a_stored_adapter_whose_change_is_its_factors_is_read(tmp_path: Path, init: object) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**SETTINGS, "init_lora_weights": init}))
+    assert read_config(tmp_path)["r"] == 4
+
+
+def test_a_way_of_training_that_peft_adds_some_day_is_refused() -> None:
+    class Other(AuxiliaryTrainingWrapper):
+        def init_modules(self, adapter_name: str) -> None:
+            self.copy = copy.deepcopy(self.original_module)
+
+        def _get_available_adapters(self) -> set[str]:
+            return set(self._adapters)
+
+    model = EXACT["LoRA"].build()
+    model.base_model.model.lm_head = Other(model.base_model.model.lm_head, "default")
+    with pytest.raises(WeightWatchError, match=r"lm_head is trained through PEFT's Other.*modules_to_save"):
+        Update(model)

@@ -1,0 +1,91 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.support.models import tiny_llama
+from weightwatch.vectors import WeightWatchError
+from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
+
+
+@pytest.mark.parametrize("shard", ["1GB", "20KB"])
+def test_a_saved_model_reads_back_under_its_parameter_names(tmp_path: Path, shard: str) -> None:
+    model = tiny_llama()
+    model.save_pretrained(tmp_path, max_shard_size=shard)
+    stored = Checkpoint(tmp_path)
+    parameters = dict(model.named_parameters())
+    assert set(stored) == set(parameters)
+    assert len(stored) == len(parameters)
+    for name, parameter in parameters.items():
+        assert torch.equal(stored[name], parameter)
+        assert stored.shape(name) == tuple(parameter.shape)
+        part = tuple(slice(3, 7) for _ in parameter.shape)
+        assert torch.equal(stored.read(name, part), parameter[part])
+
+
+def test_names_in_the_file_lose_what_wrappers_added(tmp_path: Path) -> None:
+    save_file({"module.model.norm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
+    assert list(Checkpoint(tmp_path)) == ["model.norm.weight"]
+
+
+def test_a_whole_file_goes_before_an_index_that_an_earlier_save_left(tmp_path: Path) -> None:
+    tiny_llama(seed=1).save_pretrained(tmp_path, max_shard_size="20KB")
+    model = tiny_llama()
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    assert torch.equal(Checkpoint(tmp_path)["model.embed_tokens.weight"], model.model.embed_tokens.weight)
+
+
+def test_a_scalar_is_read_whole(tmp_path: Path) -> None:
+    save_file({"scale": torch.tensor(3.0)}, tmp_path / "model.safetensors")
+    assert Checkpoint(tmp_path).read("scale", ()).item() == 3.0
+
+
+def test_nothing_there_is_an_error_that_names_the_path(tmp_path: Path) -> None:
+    with pytest.raises(WeightWatchError, match=r"No weights at .*nowhere: there is no such file or folder"):
+        Checkpoint(tmp_path / "nowhere")
+
+
+def test_a_folder_without_weights_is_an_error_that_says_what_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(WeightWatchError, match=r"expected model\.safetensors .*save_pretrained \(pickled"):
+        Checkpoint(tmp_path)
+
+
+def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"model.norm.weight": torch.ones(400)}, file)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(WeightWatchError, match=r"model\.safetensors can't be read as safetensors .* download it again"):
+        Checkpoint(tmp_path)
+
+
+def test_a_missing_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path, max_shard_size="20KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(WeightWatchError, match=f"lacks the shard {shard.name}"):
+        Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"weight_map": 3}), "{}"])
+def test_a_broken_index_is_an_error_that_names_it(tmp_path: Path, content: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(WeightWatchError, match=r"model\.safetensors\.index\.json is not a safetensors index"):
+        Checkpoint(tmp_path)
+
+
+def test_a_base_is_found_by_path_or_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_llama().save_pretrained(tmp_path / "here")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    cached = tmp_path / "hub" / "models--org--base"
+    tiny_llama().save_pretrained(cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    assert local_folder(str(tmp_path / "here")) == (tmp_path / "here").resolve()
+    assert local_folder("org/base") == cached / "snapshots" / "abc"
+    assert local_folder("org/other") is None
+    assert local_folder("not a name/at all/") is None
+    assert local_folder("") is None

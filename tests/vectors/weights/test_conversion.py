@@ -1,0 +1,94 @@
+"""Checkpoints whose stored names are not those of the model, against transformers' own loading."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    GPT2LMHeadModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+from tests.support.models import dense, move, tiny_gpt2
+from weightwatch import Monitor
+from weightwatch.scan.checkpoints import find
+from weightwatch.scan.scanner import Scan
+from weightwatch.vectors.weights.conversion import Architecture, InModelNames
+from weightwatch.vectors.weights.reader import Unmapped, boxes
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 48,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def qwen() -> PreTrainedModel:
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SMALL, moe_intermediate_size=24, num_experts=12, num_experts_per_tok=2))
+
+
+def mixtral() -> PreTrainedModel:
+    return MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4))
+
+
+def llava() -> PreTrainedModel:
+    vision = {"model_type": "clip_vision_model", **VISION, "image_size": 8, "patch_size": 4}
+    return LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config={"model_type": "llama", **SMALL})
+    )
+
+
+def store(model: PreTrainedModel, folder: Path) -> Path:
+    """Save a model; GPT-2 as its first checkpoints were, without the prefix."""
+    model.save_pretrained(folder)
+    if isinstance(model, GPT2LMHeadModel):
+        tensors = load_file(folder / "model.safetensors")
+        tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("make", [qwen, mixtral, llava, tiny_gpt2])
+@pytest.mark.parametrize("opener", [(), (Unmapped,)])
+def test_every_tensor_is_that_of_the_loaded_model(tmp_path: Path, make: Any, opener: tuple[Any, ...]) -> None:
+    model = make()
+    store(model, tmp_path)
+    ours = InModelNames(tmp_path, Architecture(tmp_path), *opener)
+    named = dict(model.named_parameters())
+    assert set(ours) == set(named)
+    for name, parameter in named.items():
+        assert ours.shape(name) == parameter.shape
+        assert torch.equal(ours[name], parameter)
+        for box in boxes(ours.shape(name), 50):
+            assert torch.equal(ours.read(name, box), parameter[box])
+
+
+@pytest.mark.parametrize("make", [qwen, mixtral, llava, tiny_gpt2])
+def test_a_scan_reads_what_a_monitor_reads_of_the_loaded_model(tmp_path: Path, make: Any) -> None:
+    model = make()
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    store(model, tmp_path / "base")
+    direction = dense(model, 1)
+    direction.save(tmp_path / "evil")
+    move(model, 2)
+    store(model, tmp_path / "run" / "checkpoint-4")
+    done = Scan([str(tmp_path / "evil")], reference=str(tmp_path / "base"))
+    done.add(find(tmp_path / "run")[0][0])
+    (reading,) = done.readings
+    want = Monitor(direction, reference=start).measure(model)
+    assert reading.left_out == {}
+    assert reading.update_norm == pytest.approx(want.update_norm, rel=1e-6)
+    for figure in ("cosine", "reach", "dose"):
+        assert getattr(reading["evil"], figure) == pytest.approx(getattr(want["evil"], figure), rel=1e-6)
