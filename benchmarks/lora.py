@@ -17,6 +17,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from benchmarks.machine import MULTIPLYING, alternate, drawn, multiplying, peak, ratios, spread
 from weightwatch import Direction, Monitor
 from weightwatch.update.live import Update
+from weightwatch.update.model_view import ModelView
 from weightwatch.vectors import LowRank
 
 QWEN_7B = {
@@ -53,7 +54,7 @@ class Case:
     @property
     def factors(self) -> Mapping[str, LowRank]:
         """The adapter's factors."""
-        return {name: change for name, change in Update(self.model).items() if isinstance(change, LowRank)}
+        return {name: change for name, change in Update(ModelView(self.model)).items() if isinstance(change, LowRank)}
 
 
 def case(count: int, rank: int = 32, direction_rank: int = 64, **shape: int) -> Case:
@@ -74,7 +75,7 @@ def case(count: int, rank: int = 32, direction_rank: int = 64, **shape: int) -> 
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.requires_grad:
                 setattr(module, name, nn.Parameter(drawn(tuple(parameter.shape), torch.float32, generator)))
-    shapes = {name: change.shape for name, change in Update(model).items()}
+    shapes = {name: change.shape for name, change in Update(ModelView(model)).items()}
     directions = [
         Direction.from_tensors(
             {

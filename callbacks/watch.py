@@ -40,7 +40,7 @@ def watch(
     log = trainer.log
 
     def log_with_readings(logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
-        figures = callback.take_scalars()
+        figures = callback.scalars.take()
         logs.update(figures)
         try:
             return log(logs, *args, **kwargs)

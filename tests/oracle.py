@@ -183,7 +183,7 @@ def multiplied_out(update: Mapping[str, Change]) -> dict[str, Tensor]:
                 product = parts.rows[:, None] * parts.weight.double() + parts.left @ change.factors.right.double()
                 found[name] = (product.T if change.transposed else product).float()
             case Difference():
-                (piece,) = change.held.pieces
+                (piece,) = change.local.pieces
                 found[name] = piece.values.float() - change.start(piece.box).float()
     return found
 

@@ -80,14 +80,17 @@ def test_a_full_check_holds_blocks_and_not_a_copy_of_the_model() -> None:
 
 def test_a_run_keeps_no_tensor_of_its_checks(tmp_path: Path) -> None:
     model = lora(tiny_llama())
-    session = Session(Monitor([low_rank(tiny_llama(), 5)]), Config(), tmp_path / "weightwatch", tmp_path / "runs")
+    session = Session(
+        Monitor([low_rank(tiny_llama(), 5)]), Config(every=1), tmp_path / "weightwatch", tmp_path / "runs"
+    )
     session.begin(model, 0)
-    session.check(model, 1)
+    session.step_end(model, 1, saves=False, stops=False)
     before = living()
     for step in range(2, 8):
-        session.record(session.check(model, step))
+        session.step_end(model, step, saves=False, stops=False)
     assert living() == before
-    assert len(session.readings) == 8
+    assert session.last is not None
+    assert session.last.step == 7
 
 
 def living() -> int:

@@ -213,7 +213,7 @@ def test_an_adapter_that_shares_its_start_with_a_direction_is_told_of(
     evil = Direction.from_contrast(tmp_path / "positive", tmp_path / "negative", name="evil")
     for seed, told in ((8, False), (7, True)):
         caplog.clear()
-        Monitor([evil]).check(lora(tiny_llama(), seed=seed, r=2))
+        Monitor([evil]).measure(lora(tiny_llama(), seed=seed, r=2))
         assert any("share their random start" in record.message for record in caplog.records) == told
 
 

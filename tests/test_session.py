@@ -1,23 +1,29 @@
+import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from peft import PeftModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support.models import lora, low_rank, move, tiny_llama
+from tests.support.models import lora, low_rank, tiny_llama
 from tests.support.runs import lines, steps
-from weightwatch import Config, Monitor, WeightWatchError
-from weightwatch.session import Session
+from weightwatch import Alert, Config, Monitor, Reading, WeightWatchError
+from weightwatch import monitor as monitor_module
+from weightwatch.record.history import History
+from weightwatch.report.base import Reporter, Run
+from weightwatch.session import Session, Wishes
 
 DRIFT = {"alert": "drift", "direction": "evil", "metric": "cosine", "above": 0.01}
 
 
-def session(folder: Path, **settings: Any) -> Session:
-    config = Config.load({"summary": False, "rules": [DRIFT], **settings})
+def session(folder: Path, *, beside: Sequence[Reporter] = (), **settings: Any) -> Session:
+    config = Config.load({"every": 10, "summary": False, "rules": [DRIFT], **settings})
     monitor = Monitor([low_rank(tiny_llama(), 5)])
-    return Session(monitor, config, folder / "weightwatch", folder / "runs" / "weightwatch")
+    return Session(monitor, config, folder / "weightwatch", folder / "runs" / "weightwatch", beside=beside)
 
 
 def toward(model: PeftModel, dose: float) -> None:
@@ -30,22 +36,29 @@ def toward(model: PeftModel, dose: float) -> None:
             module.lora_B["default"].weight.data = dose * delta.dense() @ a.pinverse() / module.scaling["default"]
 
 
-def checked(watched: Session, model: PeftModel, step: int, dose: float, checkpoint: str | None = None) -> list[Any]:
+def checked(watched: Session, model: PeftModel, step: int, dose: float, checkpoint: str | None = None) -> list[Alert]:
+    """Let the model move, and tell the session of the step, and of the checkpoint after it."""
     toward(model, dose)
-    raised = watched.check(model, step)
-    watched.record(raised)
+    before = len(watched.alerts)
+    watched.step_end(model, step, saves=checkpoint is not None, stops=False)
     if checkpoint:
         (watched.history.folder.parent / checkpoint).mkdir()
-        watched.mark(checkpoint)
-    return raised
+        watched.saved(model, step, checkpoint)
+    return watched.alerts[before:]
+
+
+def at(watched: Session) -> int:
+    """Return the step of the newest reading."""
+    assert watched.last is not None
+    return watched.last.step
 
 
 def test_a_new_run_begins_with_a_reading_of_nothing_moved(tmp_path: Path) -> None:
     watched = session(tmp_path)
     watched.begin(lora(tiny_llama()), 0)
     assert steps(tmp_path) == [0]
-    assert watched.readings[0].update_norm == 0.0
-    assert (watched.checked, watched.firing) == (0, ())
+    assert watched.last is not None
+    assert (watched.last.step, watched.last.update_norm, watched.firing) == (0, 0.0, ())
 
 
 def test_the_settings_as_resolved_lie_beside_the_run(tmp_path: Path) -> None:
@@ -123,8 +136,8 @@ def test_a_resumed_run_knows_what_fired_and_does_not_repeat_it(tmp_path: Path) -
     checked(first, model, 20, -1.0)
     toward(model, 1.0)
     again = session(tmp_path)
-    again.begin(model, 10)
-    assert (again.checked, again.firing, steps(tmp_path)) == (10, ("drift",), [0, 10])
+    again.begin(model, 10, checkpoint="checkpoint-10")
+    assert (at(again), again.firing, steps(tmp_path)) == (10, ("drift",), [0, 10])
     assert checked(again, model, 20, 1.0) == []
     assert [line["step"] for line in lines(tmp_path, "alerts.jsonl")] == [10]
     assert len(lines(tmp_path, "superseded.jsonl")) == 2
@@ -145,18 +158,93 @@ def test_a_rule_on_a_layer_that_is_not_there_is_an_error_at_the_beginning(tmp_pa
         session(tmp_path, rules=[rule]).begin(lora(tiny_llama()), 0)
 
 
-def test_an_alert_is_returned_even_if_nothing_can_be_written(tmp_path: Path) -> None:
-    model, watched = lora(tiny_llama()), session(tmp_path)
+def test_an_alert_acts_even_if_nothing_can_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rule = {**DRIFT, "actions": ["save", "stop"]}
+    model, watched = lora(tiny_llama()), session(tmp_path, rules=[rule])
     watched.begin(model, 0)
-    move(model, seed=3)
-    toward(model, 1.0)
     path = tmp_path / "weightwatch" / "readings.jsonl"
     path.unlink()
     path.mkdir()
-    raised = watched.check(model, 10)
-    assert [alert.alert for alert in raised] == ["drift"]
+    toward(model, 1.0)
+    assert watched.step_end(model, 10, saves=False, stops=False) == Wishes(save=True, stop=True)
+    assert "could not report step 10" in caplog.text
+    assert [line["error"] for line in lines(tmp_path, "errors.jsonl")] == ["IsADirectoryError"]
+
+
+def test_under_raise_a_fault_of_a_reporter_is_raised_once_the_others_were_called(tmp_path: Path) -> None:
+    model, watched = lora(tiny_llama()), session(tmp_path, on_error="raise")
+    watched.begin(model, 0)
+    path = tmp_path / "weightwatch" / "readings.jsonl"
+    path.unlink()
+    path.mkdir()
     with pytest.raises(IsADirectoryError):
-        watched.record(raised)
+        watched.step_end(model, 10, saves=False, stops=False)
+    found = EventAccumulator(str(tmp_path / "runs" / "weightwatch"))
+    found.Reload()
+    assert [event.step for event in found.Scalars("evil/cosine")] == [0, 10]
+
+
+class Broken(Reporter):
+    """Fails in one of its methods, and counts the calls of the others."""
+
+    def __init__(self, fails_in: str) -> None:
+        self.fails_in, self.calls = fails_in, 0
+
+    def begin(self, run: Run) -> None:
+        if self.fails_in == "begin":
+            raise RuntimeError("no screen")
+
+    def check(self, reading: Reading, raised: Sequence[Alert], firing: Mapping[str, bool]) -> None:
+        self.calls += 1
+        if self.fails_in == "check":
+            raise RuntimeError("no screen")
+
+
+@pytest.mark.parametrize(("fails_in", "calls"), [("begin", 0), ("check", 3), ("nothing", 3)])
+def test_a_reporter_that_fails_keeps_no_other_from_reporting(
+    fails_in: str, calls: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = Broken(fails_in)
+    model, watched = lora(tiny_llama()), session(tmp_path, beside=[broken])
+    watched.begin(model, 0)
+    checked(watched, model, 10, 1.0)
+    checked(watched, model, 20, -1.0)
+    assert broken.calls == calls
+    assert steps(tmp_path) == [0, 10, 20]
+    assert [line["state"] for line in lines(tmp_path, "alerts.jsonl")] == ["firing", "resolved"]
+    assert caplog.text.count("no screen. The training goes on; this is said once.") == (fails_in != "nothing")
+
+
+def test_a_check_is_due_every_n_steps_before_a_checkpoint_and_at_the_end(tmp_path: Path) -> None:
+    model, watched = lora(tiny_llama()), session(tmp_path, every=3, rules=[])
+    watched.begin(model, 0)
+    for step in range(1, 8):
+        watched.step_end(model, step, saves=step == 4, stops=step == 7)
+    assert steps(tmp_path) == [0, 3, 4, 6, 7]
+
+
+def test_a_save_that_was_not_made_is_asked_for_again(tmp_path: Path) -> None:
+    rule = {**DRIFT, "actions": ["save"]}
+    model, watched = lora(tiny_llama()), session(tmp_path, every=1, rules=[rule])
+    watched.begin(model, 0)
+    toward(model, 1.0)
+    assert watched.step_end(model, 1, saves=False, stops=False) == Wishes(save=True)
+    assert watched.step_end(model, 2, saves=False, stops=False) == Wishes(save=True)
+    assert watched.saved(model, 2, "checkpoint-2") == Wishes()
+    assert watched.step_end(model, 3, saves=False, stops=False) == Wishes()
+
+
+def test_a_model_is_viewed_once_at_the_beginning_and_once_a_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewed: list[int] = []
+    of = monitor_module.ModelView
+    monkeypatch.setattr(monitor_module, "ModelView", lambda *given: (viewed.append(0), of(*given))[1])
+    model, watched = lora(tiny_llama()), session(tmp_path, rules=[])
+    watched.begin(model, 0)
+    assert len(viewed) == 1
+    watched.step_end(model, 10, saves=False, stops=False)
+    assert len(viewed) == 2
 
 
 def test_the_summary_is_printed_once_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +252,7 @@ def test_the_summary_is_printed_once_at_the_end(tmp_path: Path, capsys: pytest.C
     watched.begin(model, 0)
     checked(watched, model, 10, 1.0)
     assert capsys.readouterr().out == ""
-    watched.end()
+    watched.end(10)
     assert "step 10" in capsys.readouterr().out
 
 
@@ -172,9 +260,42 @@ def test_a_rule_that_is_new_at_the_resume_is_judged_on_the_history_recorded_and_
     model, first = lora(tiny_llama()), session(tmp_path, rules=[])
     first.begin(model, 0)
     checked(first, model, 10, 1.0)
-    first.end()
+    first.end(10)
     again = session(tmp_path, rules=[{**DRIFT, "actions": ["log", "stop"]}])
-    (alert,) = again.begin(model, 10)
-    assert (alert.alert, alert.step, alert.actions) == ("drift", 10, ("log", "stop"))
+    assert again.begin(model, 10) == Wishes(stop=True)
+    assert [(alert.alert, alert.step) for alert in again.alerts] == [("drift", 10)]
     assert [line["alert"] for line in lines(tmp_path, "alerts.jsonl")] == ["drift"]
-    assert session(tmp_path, rules=[DRIFT]).begin(model, 10) == []
+    assert session(tmp_path, rules=[DRIFT]).begin(model, 10) == Wishes()
+    assert [line["alert"] for line in lines(tmp_path, "alerts.jsonl")] == ["drift"]
+
+
+@pytest.mark.parametrize("states", ["noted", "removed", "of other rules"])
+def test_a_resumed_run_goes_on_alike_from_noted_states_and_from_its_history(states: str, tmp_path: Path) -> None:
+    rules = [{**DRIFT, "for": 2, "keep_firing_for": 1}]
+    model, first = lora(tiny_llama()), session(tmp_path, rules=rules)
+    first.begin(model, 0)
+    for step, dose in ((10, -1.0), (20, 1.0), (30, 1.0)):
+        checked(first, model, step, dose, f"checkpoint-{step}")
+    file = tmp_path / "weightwatch" / "states.jsonl"
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [10, 20, 30]
+    if states == "removed":
+        file.unlink()
+    elif states == "of other rules":
+        file.write_text(file.read_text().replace('"key": "', '"key": "x'))
+    again = session(tmp_path, rules=rules)
+    again.begin(model, 30, checkpoint="checkpoint-30")
+    assert (again.firing, again.last, again.alerts) == (first.firing, first.last, first.alerts)
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [10, 20, 30]
+    assert checked(again, model, 40, -1.0) == []
+    (resolved,) = checked(again, model, 50, -1.0)
+    assert (resolved.state, resolved.last_clean) == ("resolved", "checkpoint-10")
+
+
+def test_noted_states_spare_the_history_from_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, first = lora(tiny_llama()), session(tmp_path)
+    first.begin(model, 0)
+    checked(first, model, 10, 1.0, "checkpoint-10")
+    monkeypatch.setattr(History, "readings", None)
+    again = session(tmp_path)
+    again.begin(model, 10, checkpoint="checkpoint-10")
+    assert (at(again), again.firing) == (10, ("drift",))

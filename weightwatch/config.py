@@ -79,7 +79,7 @@ class Rule(_Strict):
             raise ValueError("give exactly one of `above` and `below`")
         return self
 
-    def holds(self, value: float) -> bool:
+    def is_true(self, value: float) -> bool:
         """Whether a value of the metric meets the condition."""
         return value > self.above if self.above is not None else value < (self.below or 0.0)
 

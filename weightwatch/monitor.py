@@ -14,12 +14,13 @@ from torch import nn
 
 from weightwatch.measure.sums import Part, Sums
 from weightwatch.reading.reading import Reading, read
-from weightwatch.update.base_weights import Base, base_name, tied_names
+from weightwatch.update.base_weights import BaseWeights
 from weightwatch.update.change import Change
-from weightwatch.update.live import Parts, Update
-from weightwatch.update.peft.adapters import changes_base, starts
+from weightwatch.update.live import Update
+from weightwatch.update.model_view import ModelView
+from weightwatch.update.peft.adapters import starts
 from weightwatch.update.reference import Reference, Source, Weights
-from weightwatch.update.sharding.ranks import ALONE, Ranks
+from weightwatch.update.sharding.ranks import Ranks
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank
@@ -33,7 +34,7 @@ _SUSPICIOUS = 4.0
 _SUSPICIOUS_AT_LEAST = 0.2
 
 Watched: TypeAlias = Direction | str | Path
-"""A direction, or the name or path of a stored one."""
+"""A direction, or the name or path of a saved one."""
 
 
 def load_all(watched: Watched | Sequence[Watched] | None) -> list[Direction]:
@@ -61,8 +62,17 @@ class Monitor:
         WeightWatchError: No direction, two of one name, an unknown one, or no checkpoint at ``reference``.
 
     Example:
-        >>> monitor = Monitor(["evil"])                                # doctest: +SKIP
-        >>> monitor.measure(model, step=40)["evil"].layers[3].cosine   # doctest: +SKIP
+        >>> import torch
+        >>> from weightwatch import Direction, Monitor
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> start = {"weight": model.weight.detach().clone()}
+        >>> up = Direction.from_tensors({"weight": torch.tensor([[1.0, 0.0]])}, name="up")
+        >>> monitor = Monitor([up], reference=start)
+        >>> with torch.no_grad():
+        ...     _ = model.weight.add_(torch.tensor([[3.0, 4.0]]))
+        >>> reading = monitor.measure(model, step=1)
+        >>> round(reading["up"].cosine, 3), round(reading["up"].dose, 3), round(reading.update_norm, 3)
+        (0.6, 3.0, 5.0)
     """
 
     def __init__(
@@ -85,8 +95,7 @@ class Monitor:
         self._ranks = ranks
         self._watched = self.directions
         self._found: Weights | None = None
-        self._checked: weakref.ref[nn.Module] | None = None
-        self._together = ALONE
+        self._validated: weakref.ref[nn.Module] | None = None
         self._table: tuple[int, ...] = ()
         self._trained: frozenset[str] = frozenset()
         self._told: set[str] = set()
@@ -99,12 +108,11 @@ class Monitor:
         Args:
             model: The model before its first step.
         """
-        parts = Parts(model)
-        begun = starts(parts.layers, parts.adapter_values(self.ranks(parts)))
-        self.reference = Reference(self.reference.weights, begun)
+        view = ModelView(model, self._ranks)
+        self.reference = Reference(self.reference.weights, starts(view.adapters, view.values))
 
     def measure(self, model: nn.Module, *, step: int = 0) -> Reading:
-        """Measure a model now.
+        """Measure a model now, down to single tensors.
 
         Where the model is sharded over processes (FSDP, ZeRO, tensor parallel), all of them have to call this.
 
@@ -113,42 +121,52 @@ class Monitor:
             step: Optimizer steps so far, for the reading.
 
         Raises:
-            WeightWatchError: What ``check`` raises; all trained weights are NaN; processes disagree about a weight.
+            WeightWatchError: What ``validate`` raises; all trained weights are NaN; processes disagree about a weight.
         """
-        if self._checked is None or self._checked() is not model:
-            self.check(model)
-        sums = self._sums(model)
-        self._warn_of_left_out(sums)
-        return read(sums, self.directions, step=step, time=datetime.now(UTC).isoformat(timespec="milliseconds"))
+        return self.read(self.view(model), step, tensors=True)
 
-    def check(self, model: nn.Module) -> None:
+    def view(self, model: nn.Module) -> ModelView:
+        """Return the view of a model that the other methods take; it holds for one check."""
+        return ModelView(model, self._ranks, self._trained if self._knows(model) else ())
+
+    def read(self, view: ModelView, step: int, *, tensors: bool = False) -> Reading:
+        """Measure a model, validating it first if it is a new one; see ``measure``.
+
+        Args:
+            view: The model now.
+            step: Optimizer steps so far.
+            tensors: Whether the reading has the scores of single tensors, too.
+        """
+        sums = self._sums(view) if self._knows(view.model) else self.validate(view)
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return read(sums, self.directions, step=step, time=now, tensors=tensors)
+
+    def validate(self, view: ModelView) -> Sums:
         """Make sure that every direction belongs to a model and can be seen in what it trains.
+
+        Returns:
+            The sums of a first measurement.
 
         Raises:
             WeightWatchError: A direction was built from another base or has other shapes; the trained parameters and
                 a direction have nothing in common; θ₀ is unknown; the model's adapters are not supported; the
                 processes hold different models.
         """
-        if self._checked is None or self._checked() is not model:  # what was found out about another one is void
-            self._trained = frozenset()
-            if self._found is not None and self.reference.weights is self._found:
-                self.reference = Reference(None, self.reference.adapters)
-        self._checked = None
-        parts = Parts(model)
-        self._together = ranks = self.ranks(parts)
-        kind = changes_base(model)
-        if kind is not None and not self.reference.adapters:
+        if not self._knows(view.model) and self._found is not None and self.reference.weights is self._found:
+            self.reference = Reference(None, self.reference.adapters)  # what was found for another model is void
+        self._validated = None
+        if view.changed_by is not None and not self.reference.adapters:
             raise WeightWatchError(
-                f"An adapter was made with init_lora_weights={kind!r}, which changed the base, and its start is "
-                "unknown. Call Monitor.start(model) before the first step, or use the callback, which does."
+                f"An adapter was made with init_lora_weights={view.changed_by!r}, which changed the base, and its "
+                "start is unknown. Call Monitor.start(model) before the first step, or use the callback, which does."
             )
         # A tied weight counts once, under the name that the model gives it first.
-        tied = tied_names(model)
+        tied = view.tied()
         self.directions = [direction.without(tied) for direction in self._watched]
-        update = self._agreed_update(model, parts)
-        base = Base(model, self.reference, ranks)
+        update = self._agreed_update(view)
+        base = BaseWeights(view, self.reference)
         for direction in self.directions:
-            ranks.agreed(partial(direction.require, base, base_name(model) or "this model"))
+            view.ranks.agreed(partial(direction.require, base, view.base_name or "this model"))
             if update.keys().isdisjoint(direction.deltas):
                 raise WeightWatchError(
                     f"Direction {direction.name!r} and the trained parameters have no tensor in common: the direction "
@@ -156,43 +174,46 @@ class Monitor:
                     f"it was built on ({', '.join(direction.card.target_modules)}), or build one on those you train."
                 )
         self._table = Part.shape(len(update), len(self.directions))
-        sums = self._sums(model)
+        sums = self._sums(view, update)
         warn_of_a_shared_start(self.directions, update, sums)
-        self._warn_of_left_out(sums)
-        self._checked = weakref.ref(model)
+        self._validated = weakref.ref(view.model)
+        return sums
 
-    def ranks(self, parts: Parts) -> Ranks:
-        """Return the processes that measure together: those that were named, else all where the model is sharded."""
-        if self._ranks is not None:
-            return self._ranks
-        return Ranks.world() if parts.sharded else ALONE
+    def _knows(self, model: nn.Module) -> bool:
+        return self._validated is not None and self._validated() is model
 
-    def _sums(self, model: nn.Module) -> Sums:
+    def _sums(self, view: ModelView, update: Update | None = None) -> Sums:
         """Measure this process's part and join it with the others'; a fault on one is a fault on all."""
         try:
-            update = Update(model, self.reference, self._together, self._trained)
-            part = Part.of(update, self.directions, update.left_out, self._together)
+            update = update or Update(view, self.reference)
+            part = Part.of(update, self.directions, update.left_out, view.ranks)
         except Exception as fault:
-            self._together.add(np.zeros(self._table), fault)
+            view.ranks.add(np.zeros(self._table), fault)
             raise
-        self._trained, self._table = update.trained, part.table.shape
-        return part.joined(self._together.add(part.table), self._together)
+        self._trained, self._table = view.trained, part.table.shape
+        sums = part.joined(view.ranks.add(part.table), view.ranks)
+        for name in sums.left_out.keys() - self._told:
+            _logger.warning("weightwatch: %s is left out of the measurement: %s.", name, sums.left_out[name])
+        self._told = set(sums.left_out)
+        return sums
 
-    def _agreed_update(self, model: nn.Module, parts: Parts) -> Update:
+    def _agreed_update(self, view: ModelView) -> Update:
         """Read the update for the first time, and make sure that all processes can, and train the same tensors."""
 
         def first() -> Update:
-            if self.reference.weights is None and any(key not in parts.copies for key in parts.full()):
-                self._found = _checkpoint(model).weights
+            if self.reference.weights is None and any(key not in view.copies for key in view.full):
+                self._found = _named_checkpoint(view.base_name)
                 self.reference = Reference(self._found, self.reference.adapters)
             if isinstance(self.reference.weights, Checkpoint):
-                weights = under_names(self.reference.weights, [canonical(key) for key in parts.full()])
+                found = self.reference.weights is self._found
+                weights = under_names(self.reference.weights, [canonical(key) for key in view.full])
+                self._found = weights if found else self._found
                 self.reference = Reference(weights, self.reference.adapters)
-            return Update(model, self.reference, self._together)
+            return Update(view, self.reference)
 
-        update = self._together.agreed(first)
+        update = view.ranks.agreed(first)
         tensors = tuple((name, tuple(change.shape)) for name, change in update.items())
-        for theirs in self._together.each(tensors):
+        for theirs in view.ranks.each(tensors):
             if theirs != tensors:
                 raise WeightWatchError(
                     "The processes train different tensors (pipeline parallelism?), which is not supported. Train with "
@@ -200,27 +221,22 @@ class Monitor:
                 )
         return update
 
-    def _warn_of_left_out(self, sums: Sums) -> None:
-        for name in sums.left_out.keys() - self._told:
-            _logger.warning("weightwatch: %s is left out of the measurement: %s.", name, sums.left_out[name])
-        self._told = set(sums.left_out)
 
-
-def _checkpoint(model: nn.Module) -> Reference:
-    """Return the reference that a model's config names: the checkpoint it was loaded from, if it is on this machine."""
-    path = local_folder(base_name(model))
+def _named_checkpoint(name: str) -> Checkpoint:
+    """Return the checkpoint that a model's config names, if it is on this machine."""
+    path = local_folder(name)
     if path is None:
         raise WeightWatchError(
-            "θ₀ of the fully trained tensors is unknown: the model's config names "
-            f"{base_name(model) or 'nothing'}, and no checkpoint of that name is on this machine. Pass reference=, a "
-            "state dict or the path of the base checkpoint."
+            f"θ₀ of the fully trained tensors is unknown: the model's config names {name or 'nothing'}, and no "
+            "checkpoint of that name is on this machine. Pass reference=, a state dict or the path of the base "
+            "checkpoint."
         )
     _logger.warning("weightwatch: θ₀ is read from %s, as the model's config says. Pass reference= for another.", path)
-    return Reference.of(path)
+    return Checkpoint(path)
 
 
 def warn_of_a_shared_start(directions: Sequence[Direction], update: Mapping[str, Change], sums: Sums) -> None:
-    """Say so when an adapter seems to have started from the same random numbers as a direction.
+    """Warn when an adapter seems to have started from the same random numbers as a direction.
 
     Of a direction of other adapters, one of rank r on inputs of width d reaches ‖P(w)‖² / ‖w‖² of about r / d. Much
     more means that A is one of those that the direction was built with: every figure is then too large.

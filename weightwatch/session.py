@@ -1,191 +1,329 @@
-"""One watched run: checks are measured, recorded, drawn and judged here, whatever trainer drives them."""
+"""One watched run, whatever trainer drives it: when a check is due, what follows from it, and what a fault may do."""
 
+import json
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
+import numpy as np
 from torch import nn
 
 from weightwatch.config import Config
 from weightwatch.monitor import Monitor
 from weightwatch.reading.reading import Reading
 from weightwatch.record.history import History
-from weightwatch.report.tensorboard import METRICS, Dashboard
-from weightwatch.report.terminal import summary
+from weightwatch.record.recorder import Recorder
+from weightwatch.report.base import Outcome, Reporter, Run
+from weightwatch.report.log import Log
+from weightwatch.report.tensorboard import TensorBoard
+from weightwatch.report.terminal import Summary
 from weightwatch.rules.alert import Alert
-from weightwatch.rules.engine import Judge
+from weightwatch.rules.manager import RuleManager
 from weightwatch.update.sharding.ranks import ALONE, Ranks
 from weightwatch.update.theta0 import establish, restore
+from weightwatch.vectors.errors import WeightWatchError
 
 _logger = logging.getLogger("weightwatch")
-_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "critical": logging.CRITICAL}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the alerts of a check ask of the trainer."""
+
+    save: bool = False
+    """Write a checkpoint."""
+    stop: bool = False
+    """End the training."""
+
+    @classmethod
+    def of(cls, raised: Iterable[Alert]) -> "Wishes":
+        """Return what alerts ask for."""
+        actions = {action for alert in raised for action in alert.actions}
+        return cls("save" in actions, "stop" in actions)
 
 
 class Session:
     """The monitoring of one run.
 
+    A trainer's callback hands its events on: ``begin``, ``step_end``, ``saved``, ``end``. Where several processes train
+    together all of them call each method; what one of them wishes is done by all.
+
     Args:
         monitor: What measures.
-        config: Rules and outputs.
+        config: The settings.
         folder: ``<output_dir>/weightwatch``.
         events: TensorBoard run folder.
-        ranks: The processes of the run. The main one records; all measure and judge, so that they act alike.
+        ranks: The processes of the run. All measure and apply the rules, so that they act alike; the main one reports.
+        beside: Further reporters, which every process calls.
 
     Attributes:
-        readings: All readings of the run so far, those before a resume included.
-        alerts: All alerts so far.
+        last: The newest reading; None before the first.
+        under_way: Training has begun and has not ended.
     """
 
-    def __init__(self, monitor: Monitor, config: Config, folder: Path, events: Path, *, ranks: Ranks = ALONE) -> None:
-        self.monitor = monitor
-        self.config = config
-        self.history = History(folder)
-        self.readings: list[Reading] = []
-        self.alerts: list[Alert] = []
-        self._judge = Judge.of(config.rules)
-        self._events = events
-        self._dashboard: Dashboard | None = None
+    def __init__(
+        self,
+        monitor: Monitor,
+        config: Config,
+        folder: Path,
+        events: Path,
+        *,
+        ranks: Ranks = ALONE,
+        beside: Sequence[Reporter] = (),
+    ) -> None:
+        self.monitor, self.config, self.history = monitor, config, History(folder)
+        self.last: Reading | None = None
+        self.under_way = False
+        self._rules = RuleManager(config.rules, self._exists)
+        self._peaks: dict[str, tuple[float, int]] = {}
         self._ranks = ranks
-
-    def begin(self, model: nn.Module, step: int, *, again: bool = False) -> list[Alert]:
-        """Fix θ₀, or find it again, and make sure that everything can be measured and judged.
-
-        Args:
-            model: The model that will be trained.
-            step: 0 for a new run, else the step of the checkpoint that training resumes from.
-            again: The trainer begins once more, with the weights that a first attempt has left: θ₀ stays what it was.
-
-        Returns:
-            Alerts of a resumed run that fire and were not recorded before: of rules that are new, or stricter now.
-
-        Raises:
-            WeightWatchError: See ``Monitor.check``, ``Judge.judge`` and ``baseline.restore``.
-        """
-        folder = self.history.folder
-        if step or again:
-            self.monitor.reference = restore(model, folder, self.monitor.reference, self._ranks)
-        else:
-            self.monitor.reference = establish(model, folder, self.monitor.reference, self._ranks)
-        self.monitor.check(model)
-        self.readings = self._ranks.from_main(lambda: self._opened(step))
-        stands = self._ranks.from_main(lambda: self._stands(checkpoint_name(step)))
-        if self.checked == step and stands:
-            self.mark(checkpoint_name(step))  # a run that was killed between a checkpoint and its note
-        self._judge, self.alerts = self._replay(self.readings)
-        if not step:
-            self.record(self.check(model, 0))
-            return []
-        known = {(alert.alert, alert.step) for alert in self._ranks.from_main(self.history.alerts)}
-        news = [alert for alert in self.alerts if alert.alert in self.firing and (alert.alert, alert.step) not in known]
-        if self._ranks.main:
-            self._log(news)
-            self._announce(news)
-        return news
-
-    def check(self, model: nn.Module, step: int) -> list[Alert]:
-        """Measure and judge. What comes of it is on disk only after ``record``: a full disk keeps no alert from acting.
-
-        Args:
-            model: The model now.
-            step: Optimizer steps so far.
-
-        Returns:
-            The alerts that this check raised or resolved.
-
-        Raises:
-            WeightWatchError: See ``Monitor.measure``.
-        """
-        reading = self.monitor.measure(model, step=step).without_tensors()
-        self._judge, raised = self._judge.judge(reading)
-        self.readings.append(reading)
-        raised = [self._with_standing_checkpoint(alert) for alert in raised]
-        self.alerts.extend(raised)
-        return raised
-
-    def record(self, raised: list[Alert]) -> None:
-        """Write down the last check: its reading, and the alerts that it raised or resolved."""
-        if not self._ranks.main:
-            return
-        self._log(raised)
-        self.history.add_reading(self.readings[-1])
-        if self._dashboard is not None:
-            self._dashboard.show(self.readings[-1], self._judge.firing)
-        self._announce(raised)
-
-    def mark(self, checkpoint: str) -> None:
-        """Note that a checkpoint holds the weights of the last reading, once it has been written."""
-        self.readings[-1] = replace(self.readings[-1], checkpoint=checkpoint)
-        self._judge, _ = self._replay(self.readings)
-        if self._ranks.main:
-            self.history.amend(self.readings[-1])
+        self._reporters: list[Reporter] = [*beside]
+        if ranks.main:
+            of_config = [TensorBoard(events)] * config.tensorboard + [Summary()] * config.summary
+            self._reporters += [Log(), Recorder(self.history), *of_config]
+        self._watching, self._tried, self._save_owed = True, -1, False
+        self._told: set[str] = set()
 
     @property
-    def checked(self) -> int:
-        """Step of the last reading; -1 before the first."""
-        return self.readings[-1].step if self.readings else -1
+    def alerts(self) -> list[Alert]:
+        """All alerts so far, those before a resume included."""
+        return self._rules.alerts
 
     @property
     def firing(self) -> tuple[str, ...]:
         """Names of the rules that fire now."""
-        return tuple(name for name, fires in self._judge.firing.items() if fires)
+        return tuple(self._rules.firing)
 
-    def fault(self, step: int, error: Exception) -> None:
-        """Record a fault of the monitoring."""
+    # What the trainer tells.
+
+    def begin(self, model: nn.Module, step: int, *, checkpoint: str | None = None, again: bool = False) -> Wishes:
+        """Fix θ₀, or find it again, and make sure that everything can be measured and every rule applied.
+
+        Args:
+            model: The model that will be trained.
+            step: 0 for a new run, else the step that training resumes from.
+            checkpoint: Name of the checkpoint that training resumes from.
+            again: The trainer begins once more, with the weights that a first attempt has left: θ₀ stays what it was.
+
+        Returns:
+            What alerts of a resumed run ask for that were not recorded before: of rules that are new, or stricter now.
+
+        Raises:
+            WeightWatchError: See ``Monitor.validate``, ``Engine.apply`` and ``theta0.restore``. Any other fault leaves
+                the run unwatched, unless ``on_error: raise`` is set.
+        """
+        self._tried = step
+        try:
+            wishes = Wishes.of(self._begin(model, step, checkpoint, again))
+        except WeightWatchError:
+            raise
+        except Exception as error:
+            self._watching = False
+            self._fault(step, error, "The training goes on unwatched.")
+            return Wishes()
+        self.under_way, self._save_owed = True, wishes.save
+        return wishes
+
+    def step_end(self, model: nn.Module, step: int, *, saves: bool, stops: bool) -> Wishes:
+        """Check if it is due, if a checkpoint follows, or if the training ends; at most once a step.
+
+        Args:
+            model: The model now.
+            step: Optimizer steps so far.
+            saves: A checkpoint will be written at this step.
+            stops: The training ends at this step.
+        """
+        if step % self.config.every == 0 or saves or self._save_owed or stops:
+            stops |= self._check(model, step)
+        return Wishes(self._save_owed, stops)
+
+    def saved(self, model: nn.Module, step: int, checkpoint: str) -> Wishes:
+        """Note that a checkpoint was written; check first if nothing has announced it (best model).
+
+        Args:
+            model: The model now.
+            step: Optimizer steps so far.
+            checkpoint: Name of the checkpoint's folder.
+        """
+        stop = self._check(model, step)
+        self._save_owed = False
+        if self._watching and self.last is not None and self.last.step == step:
+            self._guarded(step, lambda: self._mark(checkpoint))
+        return Wishes(stop=stop)
+
+    def end(self, step: int) -> None:
+        """Close the record and print the summary."""
+        self.under_way = False
+        if self.last is not None and self._watching:
+            outcome = Outcome(self.last, self._peaks, self.alerts)
+            self._tell(step, lambda reporter: reporter.end(outcome))
+
+    # A check.
+
+    def _check(self, model: nn.Module, step: int) -> bool:
+        """Measure, apply the rules, report. Return whether some process wants the training to stop."""
+        if self._tried == step:
+            return False
+        self._tried = step
+        raised: list[Alert] = []
+        if self._watching:
+            self._guarded(step, lambda: raised.extend(self._measured(model, step)))
+            if self.last is not None and self.last.step == step:  # what was measured acts, whatever can be reported
+                self._report(self.last, raised)
+        wishes = Wishes.of(raised)
+        # If one process alone saved or stopped, the others would wait for ever.
+        save, stop = self._ranks.add(np.array([float(wishes.save), float(wishes.stop)])) > 0
+        # Under `save_strategy="best"` an evaluation in this step takes the save back: then it is made up for.
+        self._save_owed |= bool(save)
+        return bool(stop)
+
+    def _measured(self, model: nn.Module, step: int) -> list[Alert]:
+        return self._take(self.monitor.read(self.monitor.view(model), step))
+
+    def _take(self, reading: Reading) -> list[Alert]:
+        """Apply the rules to a reading, and take it as the newest."""
+        raised = self._rules.apply(reading)
+        self.last = reading
+        self._note_peaks(reading)
+        return raised
+
+    def _note_peaks(self, reading: Reading) -> None:
+        for name, found in reading.directions.items():
+            if name not in self._peaks or found.reach_cosine > self._peaks[name][0]:
+                self._peaks[name] = found.reach_cosine, reading.step
+
+    def _report(self, reading: Reading, raised: Sequence[Alert]) -> None:
+        firing = self._rules.engine.firing
+        self._tell(reading.step, lambda reporter: reporter.check(reading, raised, firing))
+
+    def _mark(self, checkpoint: str) -> None:
+        """Note that a checkpoint holds the weights of the newest reading."""
+        assert self.last is not None
+        self.last = replace(self.last, checkpoint=checkpoint)
+        self._rules.mark(checkpoint)
         if self._ranks.main:
-            self.history.add_error(step, error)
+            self.history.amend(self.last)
+            self._note_state(self.last.step, checkpoint)
 
-    def end(self) -> None:
-        """Close the files and print the summary."""
-        if self._dashboard is not None:
-            self._dashboard.close()
-        if self._ranks.main and self.config.summary and self.readings:
-            Console().print(summary(self.readings, self.alerts))
+    # The beginning.
 
-    def _log(self, raised: list[Alert]) -> None:
-        for alert in raised:
-            if "log" in alert.actions or alert.state == "resolved":
-                level = _LEVELS[alert.severity] if alert.state == "firing" else logging.INFO
-                _logger.log(level, "weightwatch: %s", alert.describe())
+    def _begin(self, model: nn.Module, step: int, checkpoint: str | None, again: bool) -> list[Alert]:
+        view = self._ranks.agreed(lambda: self.monitor.view(model))
+        fix = restore if step or again else establish
+        self.monitor.reference = fix(view, self.history.folder, self.monitor.reference)
+        if step:
+            self.monitor.validate(view)
+            return self._resume(step, checkpoint)
+        reading = self.monitor.read(view, 0)
+        self._open(0)
+        self._report(reading, self._take(reading))
+        return []
 
-    def _announce(self, raised: list[Alert]) -> None:
-        for alert in raised:
-            self.history.add_alert(alert)
-            if self._dashboard is not None:
-                self._dashboard.announce(alert)
+    def _open(self, step: int) -> None:
+        """Open the files, and set aside what they hold of later steps."""
+        self._ranks.from_main(lambda: self._prepare(step))
+        run = Run(self.monitor.directions, self.config, step)
+        unopened = self._tell(step, lambda reporter: reporter.begin(run))
+        self._reporters = [reporter for reporter in self._reporters if reporter not in unopened]
 
-    def _opened(self, step: int) -> list[Reading]:
-        """Open the files, and return the readings that the run goes on from."""
+    def _prepare(self, step: int) -> None:
         self.history.rewind(step if step else -1)
         self.history.folder.mkdir(parents=True, exist_ok=True)
         (self.history.folder / "config.yaml").write_text(self.config.to_yaml())
-        if self.config.tensorboard:
-            names = [direction.name for direction in self.monitor.directions]
-            controlled = any(direction.card.kind == "control" for direction in self.monitor.directions)
-            metrics = [metric for metric in METRICS if metric != "z" or controlled]
-            first = step + 1 if step else 0
-            self._dashboard = Dashboard(self._events, names, metrics=metrics, first_step=first)
-        return [reading for reading in self.history.readings() if reading.step <= step] if step else []
 
-    def _replay(self, readings: Sequence[Reading]) -> tuple[Judge, list[Alert]]:
-        """Judge a history, from where on it holds all directions: a resumed run may watch more than it did before."""
-        watched = {direction.name for direction in self.monitor.directions}
-        return Judge.of(self.config.rules).replay(r for r in readings if watched <= r.directions.keys())
+    def _resume(self, step: int, checkpoint: str | None) -> list[Alert]:
+        """Go on from the record, and return the alerts that fire now and were not recorded."""
+        self._open(step)
+        recorded = self._ranks.from_main(lambda: self._recalled(step, checkpoint))
+        self.last, self._rules.engine, self._rules.alerts, self._peaks, known = recorded
+        told = {(alert.alert, alert.step) for alert in known}
+        news = [alert for alert in self.alerts if alert.alert in self.firing and (alert.alert, alert.step) not in told]
+        self._tell(step, lambda reporter: reporter.alerts(news))
+        return news
 
-    def _with_standing_checkpoint(self, alert: Alert) -> Alert:
-        """Name no checkpoint that the trainer has deleted since (``save_total_limit``), but the newest that is left."""
-        if alert.last_clean is None or self._stands(alert.last_clean):
-            return alert
-        left = [r if self._stands(r.checkpoint) else replace(r, checkpoint=None) for r in self.readings]
-        _, alerts = self._replay(left)
-        same = (other for other in alerts if replace(other, last_clean=alert.last_clean) == alert)
-        return next(same, replace(alert, last_clean=None))
+    def _recalled(self, step: int, checkpoint: str | None) -> tuple[Any, ...]:
+        """Read where the run was at a step: from the states noted at its checkpoint, else from its whole history."""
+        last, known, states = self.history.last_reading(), self.history.alerts(), self.history.states()
+        if last is not None and last.step == step and checkpoint is not None and self._exists(checkpoint):
+            last = replace(last, checkpoint=checkpoint)
+            self.history.amend(last)  # a run that was killed between a checkpoint and its note
+        if last is not None and states and states[-1]["step"] == step and {s["key"] for s in states} == {self._key()}:
+            self._rules.resume(states, known)
+            self._peaks = {name: (value, at) for name, (value, at) in states[-1]["peaks"].items()}
+        else:
+            last = self._replay()
+        return last, self._rules.engine, self._rules.alerts, self._peaks, known
 
-    def _stands(self, checkpoint: str | None) -> bool:
-        return checkpoint is not None and (self.history.folder.parent / checkpoint).is_dir()
+    def _replay(self) -> Reading | None:
+        """Apply the rules to the history from where on it holds all directions, and note their states anew."""
+        watched, last = {direction.name for direction in self.monitor.directions}, None
+        self.history.forget_states()
+        for last in self.history.readings():
+            self._note_peaks(last)
+            if watched <= last.directions.keys():
+                self._rules.apply(last)
+                if last.checkpoint is not None:
+                    self._note_state(last.step, last.checkpoint)
+        return last
 
+    def _key(self) -> str:
+        """Return what the recorded states depend on: the rules, and the directions that are watched."""
+        names = sorted(direction.name for direction in self.monitor.directions)
+        return sha256(json.dumps([names, [r.model_dump() for r in self.config.rules]]).encode()).hexdigest()[:16]
 
-def checkpoint_name(step: int) -> str:
-    """Return the folder name that Hugging Face's Trainer gives to the checkpoint of a step."""
-    return f"checkpoint-{step}"
+    def _note_state(self, step: int, checkpoint: str) -> None:
+        state = {"checkpoint": checkpoint, "key": self._key(), **self._rules.state(), "peaks": self._peaks}
+        self.history.add_state(step, state)
+
+    def _exists(self, checkpoint: str) -> bool:
+        return (self.history.folder.parent / checkpoint).is_dir()
+
+    # Faults.
+
+    def _tell(self, step: int, act: Callable[[Reporter], None]) -> list[Reporter]:
+        """Call every reporter, whatever the others do, and return those that failed."""
+        failed: dict[Reporter, Exception] = {}
+        for reporter in self._reporters:
+            try:
+                act(reporter)
+            except Exception as error:
+                failed[reporter] = error
+        for fault in failed.values():
+            self._fault(step, fault, what="report")
+        return list(failed)
+
+    def _guarded(self, step: int, act: Callable[[], None]) -> None:
+        """Run a part of the monitoring; a fault in it ends the training only if the user asked for that."""
+        try:
+            act()
+        except Exception as error:
+            self._fault(step, error)
+
+    def _fault(
+        self,
+        step: int,
+        error: Exception,
+        outcome: str = "The training goes on; this is said once.",
+        what: str = "check",
+    ) -> None:
+        """Log a fault once, and record it each time.
+
+        Raises:
+            Exception: The fault itself under ``on_error: raise``.
+        """
+        if self.config.on_error == "raise":
+            raise error
+        told = str(error) in self._told
+        self._told.add(str(error))
+        if not told:
+            trace = not isinstance(error, WeightWatchError)
+            _logger.error("weightwatch could not %s step %d: %s. %s", what, step, error, outcome, exc_info=trace)
+        try:
+            if self._ranks.main:
+                self.history.add_error(step, error)
+        except OSError as unwritten:
+            if not told:
+                _logger.error("weightwatch could not record that either: %s.", unwritten)

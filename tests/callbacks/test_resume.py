@@ -165,7 +165,7 @@ def test_a_checkpoint_that_a_crash_kept_from_its_reading_is_given_to_it(
     shutil.copytree(done, tmp_path / "run")
     history = History(tmp_path / "run" / "weightwatch")
     history.rewind(4)
-    history.amend(replace(history.readings()[-1], checkpoint=None))
+    history.amend(replace(list(history.readings())[-1], checkpoint=None))
     run("LoRA", base, tmp_path / "run", 4)
     assert_same_record(tmp_path / "run", done)
 

@@ -16,6 +16,7 @@ from weightwatch import Monitor
 from weightwatch.measure.sums import Part
 from weightwatch.reading.reading import Reading
 from weightwatch.update import snapshot
+from weightwatch.update.model_view import ModelView
 from weightwatch.update.reference import Reference
 from weightwatch.update.sharding.ranks import Ranks
 from weightwatch.update.theta0 import establish
@@ -103,8 +104,8 @@ def beginning(folder: str, broken: str, kind: type[Exception]) -> tuple[str, str
 
 def _begin(monitor: Monitor, model: torch.nn.Module, folder: Path | None) -> None:
     if folder is not None:
-        establish(model, folder, Reference(), Ranks.world())
-    monitor.check(model)
+        establish(ModelView(model, Ranks.world()), folder, Reference())
+    monitor.validate(monitor.view(model))
 
 
 @pytest.mark.parametrize("kind", [OSError, WeightWatchError])

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tests.distributed.conftest import Pool
 from tests.distributed.engines import CASES, Case, plain, trained
-from weightwatch.update.sharding.shards import Box, held
+from weightwatch.update.model_view import ModelView
 from weightwatch.vectors import WeightWatchError
+from weightwatch.vectors.weights.reader import Box
 
 pytestmark = pytest.mark.distributed
 
@@ -22,9 +23,11 @@ def parts(case: Case, folder: str) -> tuple[dict[str, Part], dict[str, Tensor]]:
     running = trained(case, folder)
     found = {
         name: ((part.shape, part.dtype, part.trained, part.sharded), [(p.box, p.values.clone()) for p in part.pieces])
-        for name, part in held(running.model).items()
+        for name, part in ModelView(running.model).parameters.items()
     }
-    assert not any(piece.values.requires_grad for part in held(running.model).values() for piece in part.pieces)
+    assert not any(
+        piece.values.requires_grad for part in ModelView(running.model).parameters.values() for piece in part.pieces
+    )
     return found, dict(running.full())
 
 
@@ -61,7 +64,7 @@ def refusal(name: str, folder: str) -> str:
 
     model = getattr(strange, name)()
     try:
-        held(model)
+        ModelView(model)
     except WeightWatchError as error:
         return str(error)
     return "it was read"

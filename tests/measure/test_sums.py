@@ -16,6 +16,7 @@ from tests.support.models import dense, lora, low_rank, move, starts, tiny_gpt2,
 from weightwatch.measure.sums import measure
 from weightwatch.monitor import Monitor
 from weightwatch.update.live import Update
+from weightwatch.update.model_view import ModelView
 from weightwatch.update.reference import Reference
 from weightwatch.vectors import Direction, LowRank, WeightWatchError
 
@@ -166,7 +167,7 @@ def test_an_encoder_and_its_decoder_are_read_apart() -> None:
     assert {"SelfAttention.q", "EncDecAttention.q", "encoder.block.q", "wi", "encoder.block.wi"} <= set(found.modules)
     assert sum(score.share for score in found.layers.values()) == pytest.approx(found.cosine)
     weights = base.state_dict()
-    sums = measure(Update(model), [evil])
+    sums = measure(Update(ModelView(model)), [evil])
     assert sums.sizes == tuple(weights[name].numel() for name in sums.names)
 
 
@@ -185,7 +186,7 @@ def test_a_small_move_of_an_adapter_that_did_not_start_at_zero_keeps_its_norm(in
 
 def measured_from_zero(model: nn.Module) -> float:
     """Return the norm of what the adapters hold now."""
-    return float(measure(Update(model), [low_rank(tiny_llama(), 5)]).update.sum() ** 0.5)
+    return float(measure(Update(ModelView(model)), [low_rank(tiny_llama(), 5)]).update.sum() ** 0.5)
 
 
 @pytest.mark.parametrize("case", ["LoRA on all linear modules", "LoRA on embeddings", "Conv1D of GPT-2", "full"])
@@ -214,7 +215,7 @@ def test_what_is_left_of_a_direction_after_projection_is_fully_in_reach(case: st
     assert reading["evil"].reach < 0.9
     assert reading["seen"].reach == pytest.approx(1.0, abs=1e-5)
     assert reading["seen"].cosine == pytest.approx(reading["evil"].reach_cosine, abs=1e-6)
-    sums = measure(Update(run.model, run.reference), [w, projected])
+    sums = measure(Update(ModelView(run.model), run.reference), [w, projected])
     assert sums.inner[:, 0] == pytest.approx(sums.inner[:, 1], rel=1e-4, abs=1e-6)  # ⟨τ,w⟩ = ⟨τ,P(w)⟩
 
 
@@ -364,7 +365,7 @@ def test_a_direction_of_another_shape_is_an_error_even_past_the_check() -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
     wide = Direction.from_tensors({name: LowRank(torch.ones(64, 1), torch.ones(1, 32))}, name="wide")
     with pytest.raises(WeightWatchError, match=r"'wide' has shape \(64, 32\) for .*q_proj.* model has \(32, 32\)"):
-        measure(Update(run.model), [wide])
+        measure(Update(ModelView(run.model)), [wide])
 
 
 def test_a_checkpoint_folder_whole_or_sharded_serves_as_reference(tmp_path: Path) -> None:

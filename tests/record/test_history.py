@@ -40,7 +40,7 @@ def superseded(history: History) -> list[tuple[str, str]]:
 def test_what_was_recorded_reads_back_equal(tmp_path: Path) -> None:
     history = recorded(tmp_path, [0, 5])
     history.add_alert(ALERT)
-    assert history.readings() == [
+    assert list(history.readings()) == [
         reading(step, 0.1 * step, layers=[0.1, 0.2], modules={"q_proj": 0.3}) for step in (0, 5)
     ]
     assert history.alerts() == [ALERT]
@@ -56,7 +56,7 @@ def test_a_fault_is_recorded_with_its_step_and_kind(tmp_path: Path) -> None:
 def test_an_empty_folder_holds_no_readings_and_is_not_touched(tmp_path: Path) -> None:
     history = History(tmp_path / "weightwatch")
     history.rewind(-1)
-    assert (history.readings(), history.alerts()) == ([], [])
+    assert (list(history.readings()), history.alerts()) == ([], [])
     assert not history.folder.exists()
 
 
@@ -89,7 +89,7 @@ def test_a_fresh_run_sets_everything_aside_and_loses_nothing(tmp_path: Path) -> 
     history.add_alert(ALERT)
     before = [line for name in FILES[:2] for line in (history.folder / name).read_text().splitlines()]
     history.rewind(-1)
-    assert (history.readings(), history.alerts()) == ([], [])
+    assert (list(history.readings()), history.alerts()) == ([], [])
     assert [line for _, line in superseded(history)] == before
 
 
@@ -116,7 +116,7 @@ def test_bytes_that_are_no_text_are_a_damaged_line(tmp_path: Path) -> None:
     with (history.folder / "readings.jsonl").open("ab") as file:
         file.write(b"\xff\xfe\xff")
     with pytest.raises(WeightWatchError, match="line 3 is damaged"):
-        history.readings()
+        list(history.readings())
     history.rewind(5)
     assert [r.step for r in history.readings()] == [0, 5]
 
@@ -136,7 +136,7 @@ def test_a_damaged_line_is_named_with_its_file_and_number(line: str, tmp_path: P
     with (history.folder / "readings.jsonl").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(WeightWatchError, match=r"readings\.jsonl, line 2 is damaged .* Move the line elsewhere"):
-        history.readings()
+        list(history.readings())
 
 
 def test_a_process_killed_while_it_writes_leaves_all_finished_lines(tmp_path: Path) -> None:
@@ -155,3 +155,41 @@ def test_a_process_killed_while_it_writes_leaves_all_finished_lines(tmp_path: Pa
     assert written == kept + "\n".join(line for _, line in superseded(history)) + (
         "\n" if len(written) > len(kept) else ""
     )
+
+
+def test_the_last_reading_is_the_newest_that_is_whole(tmp_path: Path) -> None:
+    assert History(tmp_path / "weightwatch").last_reading() is None
+    history = recorded(tmp_path, [0, 5])
+    assert history.last_reading() == reading(5, 0.5, layers=[0.1, 0.2], modules={"q_proj": 0.3})
+
+
+@pytest.mark.parametrize("length", [3, 1 << 16, 200_000])
+def test_lines_longer_than_what_is_read_at_a_time_are_found_from_the_end(length: int, tmp_path: Path) -> None:
+    history = History(tmp_path)
+    for step in range(4):
+        history.add_error(step, ValueError("x" * length))
+    history.rewind(1)
+    lines = (tmp_path / "errors.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1]
+    assert [json.loads(line)["step"] for _, line in superseded(history)] == [2, 3]
+
+
+def test_amending_leaves_the_bytes_before_it_alone_and_may_shorten(tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0, 5])
+    path = history.folder / "readings.jsonl"
+    before = path.read_bytes()
+    history.amend(reading(5, 0.5, layers=[0.1, 0.2], modules={"q_proj": 0.3}, checkpoint="checkpoint-5"))
+    assert path.read_bytes().startswith(before[: before.rindex(b'null, "left_out')])
+    history.amend(reading(5, 0.5, layers=[0.1, 0.2], modules={"q_proj": 0.3}))
+    assert path.read_bytes() == before
+
+
+def test_states_go_with_the_readings_when_the_run_goes_back(tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0, 5, 10])
+    for step in (5, 10):
+        history.add_state(step, {"checkpoint": f"checkpoint-{step}"})
+    history.rewind(5)
+    assert history.states() == [{"step": 5, "checkpoint": "checkpoint-5"}]
+    assert [name for name, _ in superseded(history)] == ["readings.jsonl"]  # states follow from the readings
+    history.forget_states()
+    assert history.states() == []

@@ -7,8 +7,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from tests.rules.test_alert import ALERT
+from tests.support.models import low_rank, tiny_llama
 from tests.support.runs import reading
-from weightwatch.report.tensorboard import Dashboard, scalars
+from weightwatch.config import Config
+from weightwatch.report.base import Outcome, Run
+from weightwatch.report.tensorboard import TensorBoard, event_folder
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -21,18 +24,31 @@ def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, pytest.approx(event.value)) for event in events(folder).Scalars(tag)]
 
 
-def shown(folder: Path, *steps: int, first_step: int = 0, factor: float = 0.1) -> None:
-    dashboard = Dashboard(folder, ["evil"], first_step=first_step)
+def opened(folder: Path, *names: str, step: int = 0, controls: int = 0) -> TensorBoard:
+    board = TensorBoard(folder)
+    kinds = ["behaviour"] * len(names or ("evil",)) + ["control"] * controls
+    titles = [*(names or ("evil",)), *(f"control-{number}" for number in range(controls))]
+    directions = [low_rank(tiny_llama(), 1, name=name, kind=kind) for name, kind in zip(titles, kinds, strict=True)]
+    board.begin(Run(directions, Config(), step))
+    return board
+
+
+def closed(board: TensorBoard) -> None:
+    board.end(Outcome(reading(0, 0.0), {}, []))
+
+
+def shown(folder: Path, *steps: int, resumed: int = 0, factor: float = 0.1) -> None:
+    dashboard = opened(folder, step=resumed)
     for step in steps:
-        dashboard.show(reading(step, factor * step, layers=[0.1, 0.2], modules={"q_proj": 0.3}), {})
-    dashboard.close()
+        dashboard.check(reading(step, factor * step, layers=[0.1, 0.2], modules={"q_proj": 0.3}), [], {})
+    closed(dashboard)
 
 
 def test_layers_of_further_stacks_are_curves_that_sort_by_their_index(tmp_path: Path) -> None:
-    dashboard = Dashboard(tmp_path, ["evil"])
+    dashboard = opened(tmp_path)
     made = reading(5, 0.5, layers={3: 0.1, "encoder.block.3": 0.2, "encoder.block.12": 0.3})
-    dashboard.show(made, {})
-    dashboard.close()
+    dashboard.check(made, [], {})
+    closed(dashboard)
     for layer, value in {"003": 0.1, "encoder.block.003": 0.2, "encoder.block.012": 0.3}.items():
         assert curve(tmp_path, f"evil.layers/cosine/{layer}") == [(5, value)]
 
@@ -47,24 +63,19 @@ def test_every_figure_of_a_reading_is_a_scalar_of_its_step(tmp_path: Path) -> No
     assert curve(tmp_path, "evil.modules/cosine/q_proj") == [(0, 0.3), (5, 0.3)]
 
 
-def test_z_is_a_scalar_only_where_there_are_controls() -> None:
-    assert "evil/z" not in scalars(reading(1, 0.1))
-    assert scalars(reading(1, 0.1, z=4.0))["evil/z"] == 4.0
-
-
 def test_what_was_shown_is_on_disk_before_the_run_ends(tmp_path: Path) -> None:
-    dashboard = Dashboard(tmp_path, ["evil"])
-    dashboard.show(reading(5, 0.5), {})
+    dashboard = opened(tmp_path)
+    dashboard.check(reading(5, 0.5), [], {})
     assert curve(tmp_path, "evil/cosine") == [(5, 0.5)]
-    dashboard.close()
+    closed(dashboard)
 
 
 def test_an_alert_is_a_text_and_a_curve_that_says_whether_it_fires(tmp_path: Path) -> None:
-    dashboard = Dashboard(tmp_path, ["evil"])
+    dashboard = opened(tmp_path)
     for step, fires in ((30, False), (40, True)):
-        dashboard.show(reading(step, 0.5), {"evil-drift": fires})
-    dashboard.announce(ALERT)
-    dashboard.close()
+        dashboard.check(reading(step, 0.5), [], {"evil-drift": fires})
+    dashboard.alerts([ALERT])
+    closed(dashboard)
     assert curve(tmp_path, "alerts/evil-drift") == [(30, 0.0), (40, 1.0)]
     (text,) = events(tmp_path).Tensors("alerts/evil-drift/text_summary")
     assert text.tensor_proto.string_val[0].decode() == ALERT.describe()
@@ -72,7 +83,7 @@ def test_an_alert_is_a_text_and_a_curve_that_says_whether_it_fires(tmp_path: Pat
 
 def test_a_resumed_run_replaces_the_points_after_its_checkpoint(tmp_path: Path) -> None:
     shown(tmp_path, 0, 5, 10, 15)
-    shown(tmp_path, 10, 15, 20, first_step=6, factor=0.2)
+    shown(tmp_path, 10, 15, 20, resumed=5, factor=0.2)
     assert curve(tmp_path, "evil/cosine") == [(0, 0.0), (5, 0.5), (10, 2.0), (15, 3.0), (20, 4.0)]
 
 
@@ -92,13 +103,13 @@ def layout(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_the_layout_gathers_directions_layers_and_modules(tmp_path: Path) -> None:
-    dashboard = Dashboard(tmp_path, ["evil", "good (v2)"])
-    dashboard.show(reading(5, 0.5, z=3.0, layers=[0.1], modules={"q_proj": 0.3}), {})
-    dashboard.announce(ALERT)
-    dashboard.close()
+    dashboard = opened(tmp_path, "evil", "good (v2)", controls=1)
+    dashboard.check(reading(5, 0.5, z=3.0, layers=[0.1], modules={"q_proj": 0.3}), [], {})
+    dashboard.alerts([ALERT])
+    closed(dashboard)
     tags = events(tmp_path).Tags()["scalars"]
     found = layout(tmp_path)
-    assert list(found) == ["directions", "evil", "good (v2)"]
+    assert list(found) == ["directions", "evil", "good (v2)", "control-0"]
 
     def drawn(category: str, chart: str) -> list[str]:
         return [tag for tag in tags if any(re.search(pattern, tag) for pattern in found[category][chart])]
@@ -110,3 +121,17 @@ def test_the_layout_gathers_directions_layers_and_modules(tmp_path: Path) -> Non
     assert drawn("evil", "modules: cosine") == ["evil.modules/cosine/q_proj"]
     (pattern,) = found["good (v2)"]["layers: cosine"]
     assert re.search(pattern, "good (v2).layers/cosine/000")
+
+
+def test_there_is_a_chart_of_z_only_where_there_are_controls(tmp_path: Path) -> None:
+    closed(opened(tmp_path))
+    assert list(layout(tmp_path)["directions"]) == ["cosine", "reach_cosine", "dose"]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_events_have_a_folder_of_their_own(shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    if shared:
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    wanted = tmp_path / "logs" / "run-weightwatch" if shared else tmp_path / "run" / "runs" / "weightwatch"
+    assert event_folder(tmp_path / "run") == wanted

@@ -6,13 +6,16 @@ from rich.console import Console
 from tests.rules.test_alert import ALERT
 from tests.support.runs import reading, score
 from weightwatch.reading.reading import Reading
+from weightwatch.report.base import Outcome
 from weightwatch.report.terminal import number, profile, summary
+from weightwatch.rules.alert import Alert
 
 
-def printed(readings: list[Reading], alerts: list[object] | None = None) -> str:
+def printed(readings: list[Reading], alerts: list[Alert] | None = None) -> str:
+    peaks = {"evil": max((r["evil"].reach_cosine, r.step) for r in readings)}
     console = Console(width=140, force_terminal=False)
     with console.capture() as capture:
-        console.print(summary(readings, alerts or []))  # type: ignore[arg-type]
+        console.print(summary(Outcome(readings[-1], peaks, alerts or [])))
     return capture.get()
 
 
@@ -43,9 +46,3 @@ def test_the_table_says_where_each_direction_ended_and_peaked() -> None:
 def test_the_table_names_the_first_alert_of_a_direction() -> None:
     text = printed([reading(40, 0.4)], [replace(ALERT, state="resolved", step=30), ALERT, replace(ALERT, step=60)])
     assert "evil-drift at 40" in text
-
-
-def test_a_direction_that_was_added_later_is_judged_by_its_own_readings() -> None:
-    without = replace(reading(0, 0.9), directions={})
-    row = next(line for line in printed([without, reading(10, 0.2)]).splitlines() if "evil" in line)
-    assert "+0.200 at 10" in row

@@ -8,7 +8,8 @@ from tests.support.models import dense, tiny_llama
 from tests.support.runs import reading
 from weightwatch import Alert, Reading, WeightWatchError
 from weightwatch.config import Rule
-from weightwatch.rules.engine import Judge, require
+from weightwatch.rules.engine import Engine, require
+from weightwatch.rules.manager import RuleManager
 
 
 def rule(**changes: Any) -> Rule:
@@ -18,15 +19,21 @@ def rule(**changes: Any) -> Rule:
     return Rule.model_validate(given)
 
 
+def applied(rules: list[Rule], readings: list[Reading]) -> RuleManager:
+    manager = RuleManager(rules, lambda _: True)
+    manager.replay(readings)
+    return manager
+
+
 def story(values: list[float], **changes: Any) -> list[tuple[int, str]]:
     """Return when a rule began to fire or was resolved, judging one value for each step from 1 on."""
     readings = [reading(step, value) for step, value in enumerate(values, 1)]
-    _, alerts = Judge.of([rule(**changes)]).replay(readings)
+    alerts = applied([rule(**changes)], readings).alerts
     return [(alert.step, alert.state) for alert in alerts]
 
 
 def one(made: Reading, **changes: Any) -> Alert:
-    _, (alert,) = Judge.of([rule(**changes)]).judge(made)
+    (alert,) = applied([rule(**changes)], [made]).alerts
     return alert
 
 
@@ -56,14 +63,14 @@ def test_below_is_the_mirror_of_above() -> None:
 
 
 def test_before_anything_has_moved_no_condition_holds() -> None:
-    judge, alerts = Judge.of([rule(below=0.5)]).judge(reading(0, 0.0, norm=0.0))
+    engine, alerts = Engine.of([rule(below=0.5)]).apply(reading(0, 0.0, norm=0.0))
     assert alerts == []
-    assert judge.states[0].held == 0
+    assert engine.states[0].true_for == 0
 
 
 def test_since_is_the_first_check_of_the_row() -> None:
     readings = [reading(step, value) for step, value in [(10, 0.2), (20, 0.0), (30, 0.2), (40, 0.2)]]
-    _, (alert,) = Judge.of([rule(**{"for": 2})]).replay(readings)
+    (alert,) = applied([rule(**{"for": 2})], readings).alerts
     assert (alert.step, alert.since) == (40, 30)
 
 
@@ -87,7 +94,7 @@ def test_under_below_the_top_layers_are_those_that_moved_away() -> None:
 
 
 def test_a_resolved_alert_asks_for_no_action() -> None:
-    _, alerts = Judge.of([rule(actions=["stop"])]).replay([reading(1, 0.2), reading(2, 0.0)])
+    alerts = applied([rule(actions=["stop"])], [reading(1, 0.2), reading(2, 0.0)]).alerts
     assert [alert.actions for alert in alerts] == [("stop",), ()]
 
 
@@ -130,7 +137,7 @@ def test_every_metric_is_judged_by_its_own_value(metric: str) -> None:
     made = reading(1, 0.0, **{metric: 5.0})
     assert one(made, metric=metric).value == 5.0
     others = {"cosine", "reach_cosine", "dose"} - {metric}
-    assert all(Judge.of([rule(metric=other)]).judge(made)[1] == [] for other in others)
+    assert all(applied([rule(metric=other)], [made]).alerts == [] for other in others)
 
 
 def test_the_last_clean_checkpoint_is_the_newest_at_which_the_condition_did_not_hold() -> None:
@@ -141,7 +148,7 @@ def test_the_last_clean_checkpoint_is_the_newest_at_which_the_condition_did_not_
         reading(4, 0.2, checkpoint="checkpoint-4"),
         reading(5, 0.2, checkpoint="checkpoint-5"),
     ]
-    _, (alert,) = Judge.of([rule(**{"for": 2})]).replay(readings)
+    (alert,) = applied([rule(**{"for": 2})], readings).alerts
     assert (alert.step, alert.last_clean) == (5, "checkpoint-2")
 
 
@@ -151,39 +158,32 @@ def test_without_a_clean_checkpoint_none_is_named() -> None:
 
 def test_each_rule_keeps_its_own_state() -> None:
     rules = [rule(alert="low"), rule(alert="high", above=0.3), rule(alert="slow", **{"for": 2})]
-    judge, alerts = Judge.of(rules).replay([reading(1, 0.2), reading(2, 0.4)])
-    assert [(alert.alert, alert.step) for alert in alerts] == [("low", 1), ("high", 2), ("slow", 2)]
-    assert judge.firing == {"low": True, "high": True, "slow": True}
+    manager = applied(rules, [reading(1, 0.2), reading(2, 0.4)])
+    assert [(alert.alert, alert.step) for alert in manager.alerts] == [("low", 1), ("high", 2), ("slow", 2)]
+    assert manager.firing == ["low", "high", "slow"]
 
 
-def test_judging_changes_nothing_and_judging_twice_gives_the_same() -> None:
-    judge, _ = Judge.of([rule(**{"for": 2})]).judge(reading(1, 0.2, checkpoint="checkpoint-1"))
-    before = copy.deepcopy(judge)
-    first, second = judge.judge(reading(2, 0.2)), judge.judge(reading(2, 0.2))
+def test_applying_changes_nothing_and_applying_twice_gives_the_same() -> None:
+    engine, _ = Engine.of([rule(**{"for": 2})]).apply(reading(1, 0.2, checkpoint="checkpoint-1"))
+    before = copy.deepcopy(engine)
+    first, second = engine.apply(reading(2, 0.2)), engine.apply(reading(2, 0.2))
     assert first == second
-    assert judge == before
+    assert engine == before
 
 
-def test_a_replayed_history_is_judged_as_the_live_run_was() -> None:
+def test_a_replayed_history_raises_the_alerts_of_the_live_run() -> None:
     readings = [
         reading(step, 0.05 * (step % 5), layers=[0.1 * (step % 3), -0.1], checkpoint=f"checkpoint-{step}")
         for step in range(1, 20)
     ]
     rules = [rule(**{"for": 2}), rule(alert="layers", scope="any_layer", above=0.15), rule(alert="away", below=0.02)]
-    judge, live = Judge.of(rules), []
+    live, raised = RuleManager(rules, lambda _: True), []
     for made in readings:
-        judge, raised = judge.judge(made)
-        live += raised
+        raised += live.apply(made)
     recorded = [Reading.from_json(json.loads(json.dumps(made.to_json()))) for made in readings]
-    assert Judge.of(rules).replay(recorded) == (judge, live)
-    assert len(live) > 6
-
-
-def test_replaying_in_two_halves_is_replaying_the_whole() -> None:
-    readings = [reading(step, 0.05 * (step % 5)) for step in range(1, 20)]
-    whole, alerts = Judge.of([rule(**{"for": 2})]).replay(readings)
-    half, first = Judge.of([rule(**{"for": 2})]).replay(readings[:8])
-    assert half.replay(readings[8:]) == (whole, alerts[len(first) :])
+    replayed = applied(rules, recorded)
+    assert (replayed.engine, replayed.alerts) == (live.engine, raised)
+    assert len(raised) > 6
 
 
 def test_a_layer_that_the_model_lacks_is_an_error_that_lists_those_it_has() -> None:

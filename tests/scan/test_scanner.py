@@ -158,7 +158,7 @@ def test_an_adapter_is_measured_against_a_dense_direction_on_disk(tmp_path: Path
     model.save_pretrained(tmp_path / "adapter")
     evil = save(dense(base, 1), tmp_path / "evil")
     done = scan(tmp_path / "adapter", evil)
-    same(replace(done.readings[0], checkpoint=None), Monitor(evil).measure(model).without_tensors())
+    same(replace(done.readings[0], checkpoint=None), Monitor(evil).measure(model))
 
 
 def test_an_adapter_that_is_trained_further_is_measured_from_where_it_started(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_every_kind_of_adapter_is_measured_as_by_a_live_monitor(tmp_path: Path, 
     model.save_pretrained(tmp_path / "run" / "checkpoint-3")
     (ours,) = scan(tmp_path / "run", evil, reference=str(tmp_path / "base")).readings
     assert ours.update_norm > 0
-    same(replace(ours, checkpoint=None), monitor.measure(model, step=3).without_tensors())
+    same(replace(ours, checkpoint=None), monitor.measure(model, step=3))
 
 
 @pytest.mark.parametrize("kind", ["DoRA", "IA3"])
@@ -264,7 +264,7 @@ def test_an_adapter_with_trls_copy_of_its_start_is_measured_from_that(tmp_path: 
     model.save_pretrained(tmp_path / "adapter")
     evil = save(low_rank(base, 1), tmp_path / "evil")
     (ours,) = scan(tmp_path / "adapter", evil, reference=str(reference)).readings
-    same(replace(ours, checkpoint=None), Monitor(evil).measure(model).without_tensors())
+    same(replace(ours, checkpoint=None), Monitor(evil).measure(model))
 
 
 def test_an_adapter_with_a_random_start_that_nobody_noted_is_told_of(
@@ -411,7 +411,7 @@ def test_a_tied_head_in_a_direction_counts_for_no_adapter_either(tmp_path: Path)
     twice = {**evil.deltas, "lm_head.weight": evil.deltas["model.embed_tokens.weight"]}
     path = save(Direction.from_tensors(twice, name="evil"), tmp_path / "evil")
     (ours,) = scan(tmp_path / "adapter", path, reference=str(reference)).readings
-    same(replace(ours, checkpoint=None), Monitor(path).measure(model).without_tensors())
+    same(replace(ours, checkpoint=None), Monitor(path).measure(model))
 
 
 def test_a_head_that_only_started_as_a_copy_counts(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ _HEAD = """# Adapters
 
 weightwatch measures the change of the *weights*, whatever trains them. Of an adapter that is the change which its
 merged weights show, and which its layer's outputs show. Each line of this table is a test against an fp64 reference
-that reads the weights off the layers' outputs (`tests/update/peft/test_adapters.py`, PEFT {version}); the table is printed from
-these tests by `python -m tests.support.adapters_table`.
+that reads the weights off the layers' outputs (`tests/update/peft/test_adapters.py`, PEFT {version}); the table is
+printed from these tests by `python -m tests.support.adapters_table`.
 
 * **Factors** are never multiplied out, and need no look at the weight beneath: it may be quantised or sharded.
 * **Rescaled factors** are DoRA's on linear layers. The weight beneath may be quantised (bitsandbytes), but not sharded.

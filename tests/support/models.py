@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from weightwatch.update.live import Parts
+from weightwatch.update.model_view import ModelView
 from weightwatch.update.peft import adapters
-from weightwatch.update.sharding.ranks import ALONE
 from weightwatch.vectors import Direction, LowRank
 
 
@@ -53,8 +52,8 @@ def move(model: nn.Module, seed: int, size: float = 0.05) -> None:
 
 def starts(model: nn.Module) -> dict[str, Tensor]:
     """Return what has to be kept of a model's adapters to measure from here."""
-    parts = Parts(model)
-    return adapters.starts(parts.layers, parts.adapter_values(ALONE))
+    view = ModelView(model)
+    return adapters.starts(view.adapters, view.values)
 
 
 def low_rank(base: nn.Module, seed: int, *, name: str = "evil", rank: int = 3, kind: str = "behaviour") -> Direction:

@@ -10,9 +10,10 @@ from torch import nn
 
 from tests import oracle as slow
 from tests.support.models import lora, move, starts, tiny_gpt2, tiny_llama
-from weightwatch.update.base_weights import Base
+from weightwatch.update.base_weights import BaseWeights
 from weightwatch.update.change import Difference
 from weightwatch.update.live import Update
+from weightwatch.update.model_view import ModelView
 from weightwatch.update.reference import Reference
 from weightwatch.update.theta0 import to_fix
 from weightwatch.vectors import LowRank, WeightWatchError
@@ -25,7 +26,7 @@ def test_lora_is_kept_in_factors_and_multiplies_out_to_what_merging_adds() -> No
     model = lora(tiny_llama(), use_rslora=True, rank_pattern={"q_proj": 2}, alpha_pattern={"v_proj": 3})
     before = slow.merged(model)
     move(model, seed=1)
-    update = Update(model)
+    update = Update(ModelView(model))
     assert set(update) == LINEAR
     assert {type(change) for change in update.values()} == {LowRank}
     after = slow.merged(model)
@@ -36,7 +37,7 @@ def test_lora_is_kept_in_factors_and_multiplies_out_to_what_merging_adds() -> No
 def test_wrapped_models_have_the_names_of_the_plain_one() -> None:
     model = lora(tiny_llama())
     for wrapped in (nn.ModuleDict({"module": model}), torch.compile(model), nn.ModuleDict({"pretrained_model": model})):
-        assert set(Update(wrapped)) == LINEAR
+        assert set(Update(ModelView(wrapped))) == LINEAR
 
 
 def test_a_model_loaded_for_inference_shows_its_active_adapter(tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_a_model_loaded_for_inference_shows_its_active_adapter(tmp_path: Path) -
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(tiny_llama(), str(tmp_path))
     assert not any(p.requires_grad for p in loaded.parameters())
-    found, wanted = slow.multiplied_out(Update(loaded)), slow.multiplied_out(Update(model))
+    found, wanted = slow.multiplied_out(Update(ModelView(loaded))), slow.multiplied_out(Update(ModelView(model)))
     assert set(found) == set(wanted) == LINEAR | {"lm_head.weight"}
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
@@ -55,13 +56,13 @@ def test_a_frozen_model_without_adapters_shows_all_its_tensors() -> None:
     start = copy.deepcopy(model.state_dict())
     move(model, seed=1)
     model.requires_grad_(False)
-    assert set(Update(model, Reference.of(start))) == {name for name, _ in model.named_parameters()}
+    assert set(Update(ModelView(model), Reference.of(start))) == {name for name, _ in model.named_parameters()}
 
 
 def test_tied_weights_count_once() -> None:
     model = tiny_llama()
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    update = Update(model, Reference.of(copy.deepcopy(model.state_dict())))
+    update = Update(ModelView(model), Reference.of(copy.deepcopy(model.state_dict())))
     assert "model.embed_tokens.weight" in update
     assert "lm_head.weight" not in update
 
@@ -70,10 +71,10 @@ def test_modules_to_save_are_measured_from_the_original_that_peft_keeps() -> Non
     model = lora(tiny_llama(tie_word_embeddings=False), modules_to_save=["lm_head"])
     start = slow.merged(model)["lm_head.weight"]
     move(model, seed=1)
-    change = Update(model)["lm_head.weight"]
+    change = Update(ModelView(model))["lm_head.weight"]
     assert isinstance(change, Difference)
     wanted = slow.merged(model)["lm_head.weight"] - start
-    assert torch.allclose(slow.multiplied_out(Update(model))["lm_head.weight"].double(), wanted, atol=1e-6)
+    assert torch.allclose(slow.multiplied_out(Update(ModelView(model)))["lm_head.weight"].double(), wanted, atol=1e-6)
 
 
 def test_biases_that_train_beside_lora_are_part_of_the_update() -> None:
@@ -82,10 +83,10 @@ def test_biases_that_train_beside_lora_are_part_of_the_update() -> None:
     reference = Reference.of(copy.deepcopy(base.state_dict()))
     move(model, seed=1)
     biases = {name for name, _ in base.named_parameters() if name.endswith(".bias")}
-    assert {name for name in Update(model, reference) if name.endswith(".bias")} == biases
-    assert set(to_fix(model)) == biases
+    assert {name for name in Update(ModelView(model), reference) if name.endswith(".bias")} == biases
+    assert set(to_fix(ModelView(model))) == biases
     with pytest.raises(WeightWatchError, match=r"θ₀ of .*\.bias is unknown"):
-        Update(model)
+        Update(ModelView(model))
 
 
 def test_a_base_weight_that_trains_beneath_its_adapter_is_refused() -> None:
@@ -93,7 +94,7 @@ def test_a_base_weight_that_trains_beneath_its_adapter_is_refused() -> None:
     model = lora(base, target_modules=["q_proj"])
     model.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight.requires_grad_(True)
     with pytest.raises(WeightWatchError, match=r"model\.layers\.0\.self_attn\.q_proj\.weight"):
-        Update(model, Reference.of(base.state_dict()))
+        Update(ModelView(model), Reference.of(base.state_dict()))
 
 
 def test_start_factors_are_those_of_trained_adapters_that_did_not_start_at_zero() -> None:
@@ -114,47 +115,49 @@ def test_an_adapter_added_after_the_start_was_taken_counts_from_zero() -> None:
     model.base_model.set_adapter(["default", "second"])
     move(model, seed=1)
     after = slow.merged(model)
-    for name, change in slow.multiplied_out(Update(model, Reference(adapters=kept))).items():
+    for name, change in slow.multiplied_out(Update(ModelView(model), Reference(adapters=kept))).items():
         assert torch.allclose(change.double(), after[name] - start[name], atol=1e-5), name
 
 
 def test_full_parameters_are_those_whose_start_the_model_does_not_hold() -> None:
     model = lora(tiny_llama(tie_word_embeddings=False), modules_to_save=["lm_head"])
-    assert set(to_fix(model)) == {"lm_head.weight"}  # its original may be initialised anew at a resume
+    assert set(to_fix(ModelView(model))) == {"lm_head.weight"}  # its original may be initialised anew at a resume
     model.base_model.model.model.norm.weight.requires_grad_(True)
-    assert set(to_fix(model)) == {"lm_head.weight", "model.norm.weight"}
-    assert set(to_fix(tiny_llama())) == {name for name, _ in tiny_llama().named_parameters()}
+    assert set(to_fix(ModelView(model))) == {"lm_head.weight", "model.norm.weight"}
+    assert set(to_fix(ModelView(tiny_llama()))) == {name for name, _ in tiny_llama().named_parameters()}
 
 
 def test_a_scalar_parameter_can_be_trained() -> None:
     model = nn.ParameterDict({"scale": nn.Parameter(torch.tensor(2.0))})
-    assert slow.multiplied_out(Update(model, Reference.of({"scale": torch.tensor(0.5)})))["scale"].item() == 1.5
+    assert (
+        slow.multiplied_out(Update(ModelView(model), Reference.of({"scale": torch.tensor(0.5)})))["scale"].item() == 1.5
+    )
 
 
 def test_nothing_to_measure_is_an_error() -> None:
     with pytest.raises(WeightWatchError, match="no trained parameters"):
-        Update(nn.ReLU())
+        Update(ModelView(nn.ReLU()))
 
 
 def test_a_missing_start_is_an_error_that_says_what_to_pass() -> None:
     model = tiny_llama()
     with pytest.raises(WeightWatchError, match=r"θ₀ of .* is unknown: pass reference=, a state dict or the path"):
-        Update(model)
+        Update(ModelView(model))
     start = {name: tensor for name, tensor in model.state_dict().items() if name != "model.norm.weight"}
     with pytest.raises(WeightWatchError, match=r"θ₀ of model\.norm\.weight is unknown"):
-        Update(model, Reference.of(copy.deepcopy(start)))
+        Update(ModelView(model), Reference.of(copy.deepcopy(start)))
 
 
 def test_a_start_of_another_shape_is_an_error_that_gives_both() -> None:
     with pytest.raises(WeightWatchError, match=r"θ₀ has shape \(48, 64\) for .* the model has \(48, 32\)"):
-        Update(tiny_llama(), Reference.of(tiny_llama(hidden_size=64).state_dict()))
+        Update(ModelView(tiny_llama()), Reference.of(tiny_llama(hidden_size=64).state_dict()))
 
 
 def test_a_reference_that_shares_memory_with_the_model_is_an_error() -> None:
     """A state dict is not a copy: training moves it along, and every figure would stay zero."""
     model = tiny_llama()
     with pytest.raises(WeightWatchError, match=r"reference .* the model's own memory.*clone"):
-        Update(model, Reference.of(model.state_dict()))
+        Update(ModelView(model), Reference.of(model.state_dict()))
 
 
 def test_a_reference_of_parts_is_an_error() -> None:
@@ -176,7 +179,7 @@ def test_base_weight_reads_the_start_and_not_what_training_made_of_it(source: st
         model = lora(base, modules_to_save=["lm_head"], init_lora_weights="pissa")
         reference = Reference(adapters=starts(model))
     move(model, seed=1)
-    read = Base(model, reference)
+    read = BaseWeights(ModelView(model), reference)
     for name in ("model.layers.0.self_attn.q_proj.weight", "lm_head.weight", "model.norm.weight"):
         assert read.shape(name) == tuple(start[name].shape)
         where = torch.tensor([0, 7, start[name].numel() - 1])

@@ -8,9 +8,10 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from tests.support.models import dense, lora, low_rank, move, tiny_llama
 from weightwatch import Monitor, Reading, WeightWatchError
 from weightwatch.update.live import Update
+from weightwatch.update.model_view import ModelView
 from weightwatch.update.reference import Reference
+from weightwatch.update.sharding.local import LocalTensor, Piece, whole
 from weightwatch.update.sharding.ranks import Ranks
-from weightwatch.update.sharding.shards import Held, Piece, whole
 from weightwatch.update.snapshot import Snapshot, write
 from weightwatch.update.theta0 import establish, restore
 from weightwatch.vectors import LowRank
@@ -31,11 +32,11 @@ def note(folder: Path) -> dict[str, object]:
 
 def test_adapters_that_start_at_zero_need_no_copy(tmp_path: Path) -> None:
     model = lora(tiny_llama())
-    begun = establish(model, tmp_path, Reference())
+    begun = establish(ModelView(model), tmp_path, Reference())
     move(model, seed=3)
     assert note(tmp_path) == {"weights": "none", "adapters": False}
     assert [path.name for path in tmp_path.iterdir()] == ["reference.json"]
-    assert same(measured(model, begun), measured(model, restore(model, tmp_path, Reference())))
+    assert same(measured(model, begun), measured(model, restore(ModelView(model), tmp_path, Reference())))
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora", "continued"])
@@ -43,33 +44,33 @@ def test_adapters_that_do_not_are_copied_and_found_again(init: str, tmp_path: Pa
     model = lora(tiny_llama(), init_lora_weights=True if init == "continued" else init)
     if init == "continued":
         move(model, seed=9)
-    begun = establish(model, tmp_path, Reference())
+    begun = establish(ModelView(model), tmp_path, Reference())
     assert measured(model, begun).update_norm == 0.0
     move(model, seed=3)
     now = measured(model, begun)
     assert now.update_norm > 0.1
-    assert same(now, measured(model, restore(model, tmp_path, Reference())))
+    assert same(now, measured(model, restore(ModelView(model), tmp_path, Reference())))
 
 
 def test_a_copied_start_keeps_the_form_of_embedding_adapters(tmp_path: Path) -> None:
     model = lora(tiny_llama(tie_word_embeddings=False), target_modules=["embed_tokens"])
     move(model, seed=9)
-    begun = establish(model, tmp_path, Reference())
-    (kept,) = Update(model, begun).values()
+    begun = establish(ModelView(model), tmp_path, Reference())
+    (kept,) = Update(ModelView(model), begun).values()
     assert isinstance(kept, LowRank)
     assert (kept.transposed, kept.limited) == (True, "left")
     move(model, seed=3)
-    assert same(measured(model, begun), measured(model, restore(model, tmp_path, Reference())))
+    assert same(measured(model, begun), measured(model, restore(ModelView(model), tmp_path, Reference())))
 
 
 def test_a_base_checkpoint_that_equals_the_model_is_not_copied(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path / "base")
     model = type(tiny_llama()).from_pretrained(tmp_path / "base")
-    begun = establish(model, tmp_path / "run", Reference())
+    begun = establish(ModelView(model), tmp_path / "run", Reference())
     assert note(tmp_path / "run")["weights"] == "checkpoint"
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["reference.json"]
     move(model, seed=3)
-    assert same(measured(model, begun), measured(model, restore(model, tmp_path / "run", Reference())))
+    assert same(measured(model, begun), measured(model, restore(ModelView(model), tmp_path / "run", Reference())))
 
 
 def test_a_base_whose_experts_lie_on_disk_one_by_one_is_not_copied(tmp_path: Path) -> None:
@@ -83,13 +84,13 @@ def test_a_base_whose_experts_lie_on_disk_one_by_one_is_not_copied(tmp_path: Pat
     assert fused in dict(model.named_parameters())
     assert fused not in Checkpoint(tmp_path / "base")
     w = dense(model, 5)
-    begun = establish(model, tmp_path / "run", Reference())
+    begun = establish(ModelView(model), tmp_path / "run", Reference())
     assert note(tmp_path / "run")["weights"] == "checkpoint"
     monitor = Monitor([w], reference=begun)
     assert monitor.measure(model).update_norm == 0.0
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     move(model, seed=3)
-    for reference in (begun, restore(model, tmp_path / "run", Reference()), tmp_path / "base"):
+    for reference in (begun, restore(ModelView(model), tmp_path / "run", Reference()), tmp_path / "base"):
         reading = Monitor([w], reference=reference).measure(model)
         assert same(reading, Monitor([w], reference=before).measure(model))
         assert reading["evil"].tensors[fused].cosine != 0.0
@@ -99,9 +100,9 @@ def test_the_base_is_found_again_from_another_working_folder(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     tiny_llama().save_pretrained("base")
     model = type(tiny_llama()).from_pretrained("base")
-    establish(model, tmp_path / "run", Reference())
+    establish(ModelView(model), tmp_path / "run", Reference())
     monkeypatch.chdir("/")
-    assert measured(model, restore(model, tmp_path / "run", Reference())).update_norm == 0.0
+    assert measured(model, restore(ModelView(model), tmp_path / "run", Reference())).update_norm == 0.0
 
 
 def test_a_model_that_was_changed_after_loading_is_copied(tmp_path: Path) -> None:
@@ -110,16 +111,16 @@ def test_a_model_that_was_changed_after_loading_is_copied(tmp_path: Path) -> Non
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[3, 4] += 1e-3
     start = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    begun = establish(model, tmp_path / "run", Reference())
+    begun = establish(ModelView(model), tmp_path / "run", Reference())
     assert note(tmp_path / "run")["weights"] == "snapshot"
     kept = Snapshot(tmp_path / "run")
     assert all(torch.equal(kept.read(name, whole(tuple(tensor.shape))), tensor) for name, tensor in start.items())
     move(model, seed=3)
-    assert same(measured(model, begun), measured(model, restore(model, tmp_path / "run", Reference())))
+    assert same(measured(model, begun), measured(model, restore(ModelView(model), tmp_path / "run", Reference())))
 
 
 def test_a_model_of_no_checkpoint_is_copied(tmp_path: Path) -> None:
-    establish(tiny_llama(), tmp_path, Reference())
+    establish(ModelView(tiny_llama()), tmp_path, Reference())
     assert note(tmp_path)["weights"] == "snapshot"
 
 
@@ -127,7 +128,7 @@ def test_a_copy_takes_no_part_from_a_run_on_other_processes(tmp_path: Path) -> N
     """Where machines share no disk, the main process can't clear those of the others."""
     for value, ranks in ((0.0, [Ranks(2, 4), Ranks(3, 4)]), (1.0, [Ranks(rank, 8) for rank in (4, 5, 6, 7)])):
         values = torch.full((8, 2), value)
-        held = Held((8, 2), values.dtype, True, False, (Piece(whole((8, 2)), values),))
+        held = LocalTensor((8, 2), values.dtype, True, False, (Piece(whole((8, 2)), values),))
         for one in ranks:
             write(tmp_path, {"weight": held}, one)
     assert bool((Snapshot(tmp_path).read("weight", (slice(4, 8), slice(0, 2))) == 1.0).all())
@@ -137,7 +138,7 @@ def test_only_what_is_trained_is_copied(tmp_path: Path) -> None:
     model = tiny_llama()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("layers.1.mlp" in name)
-    establish(model, tmp_path, Reference())
+    establish(ModelView(model), tmp_path, Reference())
     kept = Snapshot(tmp_path)
     names = [name for name, _ in model.named_parameters()]
     assert [name for name in names if name in kept] == [name for name in names if "layers.1.mlp" in name]
@@ -146,11 +147,11 @@ def test_only_what_is_trained_is_copied(tmp_path: Path) -> None:
 def test_a_named_reference_is_taken_at_its_word_and_asked_for_again(tmp_path: Path) -> None:
     model = tiny_llama()
     given = Reference.of({name: tensor.clone() for name, tensor in model.state_dict().items()})
-    assert establish(model, tmp_path, given).weights is given.weights
+    assert establish(ModelView(model), tmp_path, given).weights is given.weights
     assert note(tmp_path)["weights"] == "given"
-    assert restore(model, tmp_path, given).weights is given.weights
+    assert restore(ModelView(model), tmp_path, given).weights is given.weights
     with pytest.raises(WeightWatchError, match="started with a reference of its own; pass the same reference="):
-        restore(model, tmp_path, Reference())
+        restore(ModelView(model), tmp_path, Reference())
 
 
 def test_a_run_that_began_unwatched_is_measured_from_its_base_with_a_warning(
@@ -158,7 +159,7 @@ def test_a_run_that_began_unwatched_is_measured_from_its_base_with_a_warning(
 ) -> None:
     model = lora(tiny_llama())
     move(model, seed=3)
-    found = restore(model, tmp_path, Reference())
+    found = restore(ModelView(model), tmp_path, Reference())
     assert found == Reference()
     assert "has no reference.json, since the run was started without weightwatch" in caplog.text
 
@@ -167,39 +168,39 @@ def test_a_run_that_began_unwatched_is_measured_from_its_base_with_a_warning(
 def test_a_damaged_note_is_named_with_the_way_out(text: str, tmp_path: Path) -> None:
     (tmp_path / "reference.json").write_text(text)
     with pytest.raises(WeightWatchError, match=r"reference\.json is damaged .* Pass reference= to go on"):
-        restore(lora(tiny_llama()), tmp_path, Reference())
+        restore(ModelView(lora(tiny_llama())), tmp_path, Reference())
 
 
 def test_a_base_that_is_gone_is_named(tmp_path: Path) -> None:
     (tmp_path / "reference.json").write_text('{"weights": "checkpoint", "path": "/nowhere/base", "adapters": false}')
     with pytest.raises(WeightWatchError, match="read from /nowhere/base, which is gone"):
-        restore(tiny_llama(), tmp_path, Reference())
+        restore(ModelView(tiny_llama()), tmp_path, Reference())
 
 
 def test_a_copy_that_is_gone_or_cut_short_is_named(tmp_path: Path) -> None:
     model = tiny_llama()
-    establish(model, tmp_path, Reference())
+    establish(ModelView(model), tmp_path, Reference())
     (copy,) = tmp_path.glob("*.safetensors")
     copy.write_bytes(copy.read_bytes()[:1000])
     with pytest.raises(WeightWatchError, match=r"reference-00000-of-00001\.safetensors can't be read"):
-        restore(model, tmp_path, Reference())
+        restore(ModelView(model), tmp_path, Reference())
     copy.unlink()
     with pytest.raises(WeightWatchError, match=r"was written to .*, and is gone"):
-        restore(model, tmp_path, Reference())
+        restore(ModelView(model), tmp_path, Reference())
 
 
 def test_fixing_the_start_changes_no_weight_and_draws_no_random_number(tmp_path: Path) -> None:
     model = lora(tiny_llama(), init_lora_weights="pissa")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
-    establish(model, tmp_path, Reference())
+    establish(ModelView(model), tmp_path, Reference())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_moving_on_does_not_move_the_start(tmp_path: Path) -> None:
     model = lora(tiny_llama(), init_lora_weights="pissa")
-    begun = establish(model, tmp_path, Reference())
+    begun = establish(ModelView(model), tmp_path, Reference())
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -211,9 +212,14 @@ def test_moving_on_does_not_move_the_start(tmp_path: Path) -> None:
 def test_saved_copies_that_are_trained_further_are_measured_from_where_they_were(tmp_path: Path) -> None:
     model = lora(tiny_llama(tie_word_embeddings=False), modules_to_save=["lm_head"])
     move(model, seed=1)
-    reference = establish(model, tmp_path, Reference())
+    reference = establish(ModelView(model), tmp_path, Reference())
     monitor = Monitor([low_rank(tiny_llama(), 5)], reference=reference)
     assert monitor.measure(model).update_norm == 0
-    assert Monitor(monitor.directions, reference=restore(model, tmp_path, Reference())).measure(model).update_norm == 0
+    assert (
+        Monitor(monitor.directions, reference=restore(ModelView(model), tmp_path, Reference()))
+        .measure(model)
+        .update_norm
+        == 0
+    )
     move(model, seed=2)
     assert monitor.measure(model).update_norm > 0

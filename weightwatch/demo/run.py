@@ -171,9 +171,10 @@ class _Witness(TrainerCallback):
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         session, loss = self._monitor.session, kwargs["logs"].get("loss")
-        if session is None or loss is None or session.checked != state.global_step:
+        last = session.last if session is not None else None
+        if session is None or loss is None or last is None or last.step != state.global_step:
             return
-        found = session.readings[-1][DIRECTION]
+        found = last[DIRECTION]
         self._run.points.append(
             Point(
                 step=state.global_step,

@@ -11,27 +11,27 @@ from torch import Tensor
 from weightwatch.measure.kernel import TINY, pass_over, pass_over_tiny
 from weightwatch.measure.low_rank import Figures, Found
 from weightwatch.update.change import Difference
-from weightwatch.update.sharding.shards import Box
 from weightwatch.vectors.low_rank import LowRank, wide
+from weightwatch.vectors.weights.reader import Box
 
 _PART = 1 << 24  # elements of θ₀ that are brought to another device at a time
 _BLOCK = 1 << 19  # elements whose change is multiplied with a direction's factors at a time
 
 
 def full(change: Difference, found: Found) -> Figures:
-    """Measure what is held of a fully trained tensor."""
-    held = change.held
-    device = held.pieces[0].values.device if held.pieces else torch.device("cpu")
+    """Measure what is local of a fully trained tensor."""
+    local = change.local
+    device = local.pieces[0].values.device if local.pieces else torch.device("cpu")
     low = {k: w.to(device) for k, w in found if isinstance(w, LowRank)}
     dense = {k: w for k, w in found if isinstance(w, Tensor)}
     inner = {k: [wide(torch.zeros((), device=device))] for k in low}
     sums: list[Tensor] = []
     for box, now in _parts(change, _BLOCK if low else _PART if device.type != "cpu" else None):
         before = change.start(box).to(device).reshape(now.shape)
-        parts = [w.reshape(held.shape)[box].to(device).reshape(-1) for w in dense.values()]
-        sums.append(wide(pass_over(now.reshape(-1), before.reshape(-1), parts, held.dtype)))
+        parts = [w.reshape(local.shape)[box].to(device).reshape(-1) for w in dense.values()]
+        sums.append(wide(pass_over(now.reshape(-1), before.reshape(-1), parts, local.dtype)))
         if low:
-            block = now.float() - before.to(held.dtype).float()
+            block = now.float() - before.to(local.dtype).float()
             for k, w in low.items():
                 inner[k].append(along(w, block, box))
     sums = sums or [wide(torch.zeros(1 + len(dense), device=device))]
@@ -44,11 +44,11 @@ def tiny(changes: Mapping[str, Difference], found: Mapping[str, Found]) -> Itera
     """Yield the names of fully trained tensors that are so small that they are best measured together."""
     groups: dict[object, list[str]] = {}
     for name, change in changes.items():
-        (piece,) = change.held.pieces if len(change.held.pieces) == 1 else (None,)
+        (piece,) = change.local.pieces if len(change.local.pieces) == 1 else (None,)
         if piece is None or not 0 < piece.values.numel() <= TINY:
             continue
         if all(isinstance(w, Tensor) for _, w in found[name]):
-            kind = change.held.dtype, piece.values.device, tuple(k for k, _ in found[name])
+            kind = change.local.dtype, piece.values.device, tuple(k for k, _ in found[name])
             groups.setdefault(kind, []).append(name)
     yield from groups.values()
 
@@ -60,21 +60,21 @@ def together(changes: Sequence[Difference], found: Sequence[Found]) -> Figures:
         changes: Their changes.
         found: The directions that have each: the same ones.
     """
-    pieces = [change.held.pieces[0] for change in changes]
+    pieces = [change.local.pieces[0] for change in changes]
     device = pieces[0].values.device
     lines = [
-        [w.reshape(change.held.shape)[piece.box].to(device).reshape(-1) for _, w in ws]
+        [w.reshape(change.local.shape)[piece.box].to(device).reshape(-1) for _, w in ws]
         for change, piece, ws in zip(changes, pieces, found, strict=True)
     ]
     before = [change.start(piece.box).to(device).reshape(-1) for change, piece in zip(changes, pieces, strict=True)]
     now = [piece.values.reshape(-1) for piece in pieces]
-    own, *inner = wide(pass_over_tiny(now, before, lines, changes[0].held.dtype)).unbind()
+    own, *inner = wide(pass_over_tiny(now, before, lines, changes[0].local.dtype)).unbind()
     return own, inner, [torch.zeros_like(own)] * len(inner)
 
 
 def _parts(change: Difference, size: int | None) -> Iterator[tuple[Box, Tensor]]:
-    """Yield what is held of a tensor, at most so many elements at a time (but whole rows); None: all at once."""
-    for piece in change.held.pieces:
+    """Yield what is local of a tensor, at most so many elements at a time (but whole rows); None: all at once."""
+    for piece in change.local.pieces:
         values, box = piece.values, piece.box
         if not box or size is None or values.numel() <= size:
             yield box, values

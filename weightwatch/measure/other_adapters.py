@@ -10,7 +10,7 @@ import torch
 from weightwatch.measure.dense import along, full
 from weightwatch.measure.low_rank import DEPENDENT, Figures, Found, pseudo_inverses
 from weightwatch.update.change import Change, Difference, Merged, Rescaled, Streamed
-from weightwatch.update.sharding.shards import whole
+from weightwatch.update.sharding.local import whole
 from weightwatch.vectors.low_rank import LowRank, dot, wide
 
 

@@ -10,10 +10,9 @@ from torch import Tensor
 from weightwatch.measure.dense import along
 from weightwatch.measure.kernel import pass_over
 from weightwatch.update.change import Streamed
-from weightwatch.update.sharding.shards import Box
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.low_rank import LowRank, wide
-from weightwatch.vectors.weights.reader import boxes
+from weightwatch.vectors.weights.reader import Box, boxes
 
 _BLOCK = 1 << 21  # elements that a thread reads at a time
 _AHEAD = 8  # blocks that are handed out before the first of them is asked back

@@ -200,7 +200,7 @@ def _shares(update: Mapping[str, Change], ranks: Ranks) -> dict[str, Change]:
     load = [0.0] * ranks.count
     for name, change in update.items():
         if isinstance(change, Difference):
-            mine[name] = change.of(ranks.share(change.held))
+            mine[name] = change.of(ranks.share(change.local))
             continue
         owner = load.index(min(load))
         load[owner] += sum(change.shape) if isinstance(change, LowRank) else prod(change.shape)
@@ -218,14 +218,14 @@ def _samples(update: Mapping[str, Change], ranks: Ranks) -> Floats:
     for line, change in enumerate(update.values()):
         match change:
             case LowRank():
-                held = change.left
+                local = change.left
             case Rescaled():
-                held = change.factors.left
-            case Difference(held=whole) if not whole.sharded:
-                held = whole.pieces[0].values
+                local = change.factors.left
+            case Difference(local=whole) if not whole.sharded:
+                local = whole.pieces[0].values
             case _:
                 continue
-        flat = held.reshape(-1)[:: max(1, held.numel() // _SAMPLED)].float()
+        flat = local.reshape(-1)[:: max(1, local.numel() // _SAMPLED)].float()
         samples[line] = wide(torch.stack([flat.sum(), flat.abs().sum()]))
     for line, sample in samples.items():
         total, size = sample.tolist()

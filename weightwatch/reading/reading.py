@@ -42,7 +42,7 @@ class DirectionReading(Score):
     modules: Mapping[str, Score] = field(default_factory=dict)
     """By kind of module: ``q_proj``, ``mlp.c_proj``, …"""
     tensors: Mapping[str, Score] = field(default_factory=dict, compare=False, repr=False)
-    """By parameter name. Not recorded in the history."""
+    """By parameter name. ``Monitor.measure`` fills it; the readings of a watched run or a scan leave it empty."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,13 @@ class Reading:
     def __getitem__(self, direction: str) -> DirectionReading:
         return self.directions[direction]
 
-    def without_tensors(self) -> "Reading":
-        """Return the reading as the history keeps it: without the scores of single tensors."""
-        return replace(self, directions={name: replace(d, tensors={}) for name, d in self.directions.items()})
-
     def to_json(self) -> dict[str, Any]:
         """Return the line of readings.jsonl."""
-        found = asdict(self.without_tensors())
-        for part in found["directions"].values():
+        bare = {name: replace(found, tensors={}) for name, found in self.directions.items()}
+        line = asdict(replace(self, directions=bare))
+        for part in line["directions"].values():
             del part["tensors"]
-        return found
+        return line
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> "Reading":
@@ -96,7 +93,7 @@ class Reading:
         return cls(**{**line, "directions": directions})
 
 
-def read(sums: Sums, directions: Sequence[Direction], *, step: int, time: str) -> Reading:
+def read(sums: Sums, directions: Sequence[Direction], *, step: int, time: str, tensors: bool = False) -> Reading:
     """Turn the sums of a measurement into a reading.
 
     Args:
@@ -104,20 +101,22 @@ def read(sums: Sums, directions: Sequence[Direction], *, step: int, time: str) -
         directions: Those whose card says ``control`` give the null band of the others' z.
         step: Optimizer steps since the training began.
         time: ISO 8601.
+        tensors: Whether to score single tensors, too, which takes as long as all the rest.
     """
     controls = np.array([direction.card.kind == "control" for direction in directions])
     total = np.sqrt(sums.update.sum() * sums.direction.sum(0))
     groups = group(dict(zip(sums.names, sums.sizes, strict=True)))
-    model, layers, modules, tensors = (
+    model, layers, modules = (
         _scores(sums, [part(name) for name in sums.names], total, controls)
-        for part in (lambda _: "", groups.layers.__getitem__, groups.kinds.__getitem__, str)
+        for part in (lambda _: "", groups.layers.__getitem__, groups.kinds.__getitem__)
     )
+    single = _scores(sums, sums.names, total, controls) if tensors else {}
     found = {
         direction.name: DirectionReading(
             **asdict(model[""][k]),
             layers={layer: layers[layer][k] for layer in sorted(layers, key=split)},
             modules={kind: scores[k] for kind, scores in modules.items()},
-            tensors={name: scores[k] for name, scores in tensors.items() if name in direction.deltas},
+            tensors={name: scores[k] for name, scores in single.items() if name in direction.deltas},
         )
         for k, direction in enumerate(directions)
     }

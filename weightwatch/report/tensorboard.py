@@ -1,5 +1,6 @@
 """TensorBoard: a run folder of its own with similarity scalars per direction, layer and module, and their layout."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,32 +8,35 @@ from typing import Any
 
 from weightwatch.reading.grouping import Layer, split
 from weightwatch.reading.reading import Reading
+from weightwatch.report.base import Outcome, Reporter, Run
+from weightwatch.report.scalars import METRICS, scalars
 from weightwatch.rules.alert import Alert
 
-METRICS = ("cosine", "reach_cosine", "dose", "z")
 _LAYER_METRICS = ("cosine", "reach_cosine")
 
 
-class Dashboard:
+class TensorBoard(Reporter):
     """Writes readings and alerts as TensorBoard events.
 
     Args:
         folder: The run folder; nobody else may write events into it.
-        directions: Names, for the layout of the custom-scalars tab.
-        metrics: Which of ``METRICS`` get a chart of all directions there.
-        first_step: Step from which on events of an earlier run in the folder are void. Default 0: all of them.
     """
 
-    def __init__(
-        self, folder: Path, directions: Sequence[str], *, metrics: Sequence[str] = METRICS, first_step: int = 0
-    ) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def begin(self, run: Run) -> None:
+        """Open an event file and write the layout of the custom-scalars tab."""
         from torch.utils.tensorboard import SummaryWriter
 
+        names = [direction.name for direction in run.directions]
+        controlled = any(direction.card.kind == "control" for direction in run.directions)
+        metrics = [metric for metric in METRICS if metric != "z" or controlled]
         # TensorBoard drops earlier events from `purge_step` on: a resumed or repeated run writes those steps again.
-        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step)
-        self._writer.add_custom_scalars(_layout(directions, metrics))
+        self._writer: Any = SummaryWriter(str(self._folder), purge_step=run.step + 1 if run.step else 0)
+        self._writer.add_custom_scalars(_layout(names, metrics))
 
-    def show(self, reading: Reading, firing: Mapping[str, bool]) -> None:
+    def check(self, reading: Reading, raised: Sequence[Alert], firing: Mapping[str, bool]) -> None:
         """Write one reading, and as 0 or 1 for each rule whether it fires."""
         for rule, fires in firing.items():
             self._writer.add_scalar(f"alerts/{rule}", float(fires), reading.step)
@@ -45,29 +49,25 @@ class Dashboard:
                     self._writer.add_scalar(tag, getattr(score, metric), reading.step)
             for module, score in found.modules.items():
                 self._writer.add_scalar(f"{name}.modules/cosine/{module}", score.cosine, reading.step)
+        self.alerts(raised)
+
+    def alerts(self, raised: Sequence[Alert]) -> None:
+        """Write alerts as text."""
+        for alert in raised:
+            self._writer.add_text(f"alerts/{alert.alert}", alert.describe(), alert.step)
         self._writer.flush()
 
-    def announce(self, alert: Alert) -> None:
-        """Write one alert as text."""
-        self._writer.add_text(f"alerts/{alert.alert}", alert.describe(), alert.step)
-        self._writer.flush()
-
-    def close(self) -> None:
+    def end(self, outcome: Outcome) -> None:
         """Write what is left and close the file."""
         self._writer.close()
 
 
-def scalars(reading: Reading) -> dict[str, float]:
-    """Return the figures of the whole model under the tags that TensorBoard and other trackers show.
-
-    Example:
-        ``{"update_norm": 1.31, "evil/cosine": 0.34, "evil/reach_cosine": 0.47, "evil/dose": 0.12, …}``
-    """
-    found = {"update_norm": reading.update_norm}
-    for name, direction in reading.directions.items():
-        values = {f"{name}/{metric}": getattr(direction, metric) for metric in METRICS}
-        found.update({tag: value for tag, value in values.items() if value is not None})  # z is not there everywhere
-    return found
+def event_folder(output: Path) -> Path:
+    """Return the run folder for an output folder: beside the trainer's own, or in the shared one under its name."""
+    shared = os.environ.get("TENSORBOARD_LOGGING_DIR")
+    if shared:
+        return Path(shared).expanduser() / f"{output.resolve().name}-weightwatch"
+    return output / "runs" / "weightwatch"
 
 
 def _padded(layer: Layer) -> str:

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from weightwatch.reading.grouping import Layer, split
 from weightwatch.reading.reading import Reading, Score
-from weightwatch.rules.alert import Alert
+from weightwatch.report.base import Outcome, Reporter
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -30,36 +31,37 @@ def profile(layers: Mapping[Layer, Score]) -> str:
     return "│".join("".join(_BARS[round(max(0.0, s.share) * full)] for _, s in stack) for _, stack in stacks)
 
 
-def summary(readings: Sequence[Reading], alerts: Sequence[Alert], title: str = "weightwatch") -> Table:
-    """Return the table that closes a run: where each direction ended, its peak, and its alerts.
-
-    Args:
-        readings: Of the run, at least one, oldest first.
-        alerts: Of the run.
-        title: Heading of the table.
-    """
-    last = readings[-1]
-    table = Table(title=f"{title}: step {last.step}, update norm {last.update_norm:.3g}", title_justify="left")
+def summary(outcome: Outcome) -> Table:
+    """Return the table that closes a run: where each direction ended, its peak, and its alerts."""
+    last = outcome.last
+    table = Table(title=f"weightwatch: step {last.step}, update norm {last.update_norm:.3g}", title_justify="left")
     controlled = any(found.z is not None for found in last.directions.values())
     headings = ("direction", "cosine", "reach cos.", "peak", "dose", *(["z"] if controlled else []), "layers", "alert")
     for heading in headings:
         left = heading in ("direction", "layers", "alert")
         table.add_column(heading, justify="left" if left else "right", no_wrap=heading != "alert")
     for name, found in last.directions.items():
-        watched = [reading for reading in readings if name in reading.directions]
-        peak = max(watched, key=lambda reading: reading[name].reach_cosine)
-        fired = next((alert for alert in alerts if alert.direction == name and alert.state == "firing"), None)
+        peak, step = outcome.peaks[name]
+        fired = next((alert for alert in outcome.alerts if alert.direction == name and alert.state == "firing"), None)
         table.add_row(
             name,
             number(found.cosine),
             number(found.reach_cosine),
-            f"{number(peak[name].reach_cosine)} at {peak.step}",
+            f"{number(peak)} at {step}",
             number(found.dose),
             *(["–" if found.z is None else f"{found.z:+.1f}"] if controlled else []),
             profile(found.layers),
             Text(f"{fired.alert} at {fired.step}", style="bold red") if fired else Text("none", style="green"),
         )
     return table
+
+
+class Summary(Reporter):
+    """Prints a table at the end of a run."""
+
+    def end(self, outcome: Outcome) -> None:
+        """Print the table."""
+        Console().print(summary(outcome))
 
 
 def scanned(readings: Sequence[Reading], title: str = "weightwatch scan") -> Table:

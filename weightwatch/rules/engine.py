@@ -1,11 +1,11 @@
-"""Judging readings by rules: a pure state machine, so that a live run, a scan and a replayed history judge alike.
+"""The rule engine: a pure state machine over readings, so that a live run, a scan and a replayed history agree.
 
-Before the first step nothing has moved, so that no condition holds. A rule is inactive, pending (the condition has held
-in fewer checks than ``for``) or firing::
+Before the first step nothing has moved, so no condition is true. A rule is inactive, pending (the condition has been
+true in fewer checks than ``for``) or firing::
 
-    inactive --holds--> pending --held `for` checks--> firing --failed more than `keep_firing_for` checks--> inactive
-                           |                                                                                     ^
-                           +------------------------------------fails--------------------------------------------+
+    inactive --true--> pending --true for `for` checks--> firing --false for more than `keep_firing_for`--> inactive
+                          |                                                                                    ^
+                          +------------------------------------false-------------------------------------------+
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,57 +27,53 @@ K = TypeVar("K")
 class RuleState:
     """What a rule remembers between two checks."""
 
-    held: int = 0
-    """Consecutive checks in which the condition has held."""
-    failed: int = 0
+    true_for: int = 0
+    """Consecutive checks in which the condition has been true."""
+    false_for: int = 0
     """Consecutive checks, while firing, in which it has not."""
     since: int = 0
-    """Step of the first check of the row that ``held`` counts."""
+    """Step of the first of the checks that ``true_for`` counts."""
     firing: bool = False
-    last_clean: str | None = None
-    """Newest checkpoint at which the condition did not hold."""
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Rules and their states. ``judge`` returns the next one; nothing is changed in place."""
+class Engine:
+    """Rules and their states. ``apply`` returns the next engine; nothing is changed in place."""
 
     rules: tuple[Rule, ...]
     states: tuple[RuleState, ...]
 
     @classmethod
-    def of(cls, rules: Sequence[Rule]) -> "Judge":
-        """Return a judge that has seen nothing yet."""
+    def of(cls, rules: Sequence[Rule]) -> "Engine":
+        """Return an engine that has seen no reading yet."""
         return cls(tuple(rules), tuple(RuleState() for _ in rules))
 
-    def judge(self, reading: Reading) -> tuple["Judge", list[Alert]]:
-        """Judge one reading.
+    def apply(self, reading: Reading) -> tuple["Engine", list[Alert]]:
+        """Apply the rules to one reading.
 
         Returns:
-            The judge for the next reading, and the alerts that began to fire or were resolved.
+            The engine for the next reading, and the alerts that began to fire or were resolved. None of them names a
+            clean checkpoint: which ones still exist is for the caller to say.
 
         Raises:
             WeightWatchError: A rule names a direction, layer or module that the reading lacks, or z without controls.
         """
         stepped = [_step(rule, state, reading) for rule, state in zip(self.rules, self.states, strict=True)]
-        return Judge(self.rules, tuple(state for state, _ in stepped)), [a for _, a in stepped if a is not None]
-
-    def replay(self, readings: Iterable[Reading]) -> tuple["Judge", list[Alert]]:
-        """Judge a history in its order; return the judge after it and all alerts."""
-        judge, alerts = self, []
-        for reading in readings:
-            judge, raised = judge.judge(reading)
-            alerts += raised
-        return judge, alerts
+        return Engine(self.rules, tuple(state for state, _ in stepped)), [a for _, a in stepped if a is not None]
 
     @property
     def firing(self) -> dict[str, bool]:
         """Whether each rule fires now, by its name."""
         return {rule.alert: state.firing for rule, state in zip(self.rules, self.states, strict=True)}
 
+    @property
+    def clean(self) -> list[str]:
+        """Names of the rules whose condition was not true in the last reading."""
+        return [rule.alert for rule, state in zip(self.rules, self.states, strict=True) if not state.true_for]
+
 
 def require(rules: Sequence[Rule], directions: Sequence[Direction]) -> None:
-    """Make sure that rules can be judged on readings of these directions, before there is a reading.
+    """Make sure that rules can be applied to readings of these directions, before there is a reading.
 
     Raises:
         WeightWatchError: A rule names a direction that is not watched, or z where there are no controls.
@@ -92,14 +88,13 @@ def require(rules: Sequence[Rule], directions: Sequence[Direction]) -> None:
 
 def _step(rule: Rule, state: RuleState, reading: Reading) -> tuple[RuleState, Alert | None]:
     where, value = _worst(rule, reading)
-    if reading.update_norm > 0 and rule.holds(value):
-        since = state.since if state.held else reading.step
-        fires = state.firing or state.held + 1 >= rule.for_
-        after = replace(state, held=state.held + 1, failed=0, since=since, firing=fires)
+    if reading.update_norm > 0 and rule.is_true(value):
+        since = state.since if state.true_for else reading.step
+        fires = state.firing or state.true_for + 1 >= rule.for_
+        after = RuleState(state.true_for + 1, 0, since, fires)
     else:
-        clean = reading.checkpoint or state.last_clean
-        fires = state.firing and state.failed + 1 <= rule.keep_firing_for
-        after = replace(state, held=0, failed=state.failed + 1, firing=fires, last_clean=clean)
+        fires = state.firing and state.false_for + 1 <= rule.keep_firing_for
+        after = replace(state, true_for=0, false_for=state.false_for + 1, firing=fires)
     if after.firing == state.firing:
         return after, None
     return after, _alert(rule, after, reading, where, value)
@@ -122,7 +117,7 @@ def _alert(rule: Rule, state: RuleState, reading: Reading, where: str, value: fl
         time=reading.time,
         top_layers=tuple(_most(found.layers, sign)),
         top_modules=tuple(_most(found.modules, sign)),
-        last_clean=state.last_clean,
+        last_clean=None,
         labels=rule.labels,
         actions=tuple(rule.actions) if state.firing else (),
     )

@@ -285,7 +285,7 @@ class Scan:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         if update is None:
             reading = self._loaded(checkpoint)
-            return replace(reading.without_tensors(), checkpoint=checkpoint.name)
+            return replace(reading, checkpoint=checkpoint.name)
         tied = update.tied | unsaved_heads(update.holder or self._source, self.directions)
         directions = [direction.without(tied) for direction in self.directions]
         for direction in directions:
@@ -300,7 +300,7 @@ class Scan:
             warn_of_a_shared_start(directions, update.changes, sums)
         self._warn(checkpoint, sums.left_out)
         reading = read(_without_unmoved(sums, update), directions, step=checkpoint.step, time=now)
-        return replace(reading.without_tensors(), checkpoint=checkpoint.name)
+        return replace(reading, checkpoint=checkpoint.name)
 
     def _update(self, checkpoint: Stored) -> StoredUpdate | None:
         """Return a checkpoint's update; None where only loading the model tells it."""
@@ -353,7 +353,7 @@ class Scan:
                 "place. Pass as --reference the base that it was trained on."
             )
         self._count(checkpoint.size)
-        return monitor.measure(model, step=checkpoint.step)
+        return monitor.read(monitor.view(model), checkpoint.step)
 
     def _warn(self, checkpoint: Stored, left_out: Mapping[str, str]) -> None:
         names = list(left_out)

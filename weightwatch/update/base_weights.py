@@ -2,45 +2,32 @@
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from weightwatch.update.live import Parts
-from weightwatch.update.peft.adapters import changes_base, start_factors
+from weightwatch.update.model_view import ModelView
+from weightwatch.update.peft.adapters import start_factors
 from weightwatch.update.reference import Reference, places, values_at
-from weightwatch.update.sharding.ranks import ALONE, Ranks
-from weightwatch.update.sharding.shards import Held
+from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.weights.names import canonical
 
 
-def base_name(model: nn.Module) -> str:
-    """Return the path or Hub id that a model's config says it was loaded from; empty where it says nothing."""
-    return str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
-
-
-def tied_names(model: nn.Module) -> set[str]:
-    """Return the further names of parameters that several names share: a tied head, under the head's name."""
-    every = {canonical(n) for n, _ in model.named_parameters(remove_duplicate=False)}
-    return every - {canonical(n) for n, _ in model.named_parameters()}
-
-
-class Base:
+class BaseWeights:
     """θ₀ by parameter name: shapes, and single values.
 
     Args:
-        model: The model in training.
+        view: The model in training.
         reference: θ₀ where the model doesn't hold it.
-        ranks: The processes that hold the model together.
     """
 
-    def __init__(self, model: nn.Module, reference: Reference, ranks: Ranks = ALONE) -> None:
-        parts = Parts(model)
-        own = {name for layer in parts.layers for name in layer.own}
-        self._held = {canonical(n): p for n, p in parts.parameters.items() if n not in own and n not in parts.copies}
-        self._weights, self._ranks = reference.weights, ranks
+    def __init__(self, view: ModelView, reference: Reference) -> None:
+        of_adapters = {name for adapted in view.adapters for name in adapted.own}
+        others = {n: p for n, p in view.parameters.items() if n not in of_adapters and n not in view.copies}
+        self._local = {canonical(name): parameter for name, parameter in others.items()}
+        self._weights, self._ranks = reference.weights, view.ranks
         self._starts: dict[str, LowRank] = {}
-        if changes_base(model) is not None:
-            self._starts = start_factors(parts.layers, reference.adapters)
+        if view.changed_by is not None:
+            self._starts = start_factors(view.adapters, reference.adapters)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return the shape of a tensor; None where the base is quantised, so that its values can't be read.
@@ -50,8 +37,8 @@ class Base:
         """
         if self._weights is not None and name in self._weights:
             return self._weights.shape(name)
-        held = self._held[name]
-        return held.shape if held.dtype.is_floating_point else None
+        local = self._local[name]
+        return local.shape if local.dtype.is_floating_point else None
 
     def values(self, name: str, positions: Tensor) -> Tensor:
         """Return single values of a tensor, in fp32.
@@ -62,18 +49,18 @@ class Base:
         """
         if self._weights is not None and name in self._weights:
             return values_at(self._weights, name, positions)
-        found = torch.tensor(_values(self._held[name], places(positions, self._held[name].shape)))
-        if self._held[name].sharded:
+        found = torch.tensor(_values(self._local[name], places(positions, self._local[name].shape)))
+        if self._local[name].sharded:
             found = torch.from_numpy(self._ranks.add(found.numpy()))
         if name in self._starts:
             found += self._starts[name].dense().cpu().double().reshape(-1)[positions]
         return found.float()
 
 
-def _values(held: Held, where: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> list[float]:
+def _values(local: LocalTensor, where: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> list[float]:
     """Return the values at some places, zero where this process doesn't hold them."""
     found = [0.0] * len(where)
-    for piece in held.pieces:
+    for piece in local.pieces:
         for i, place in enumerate(where):
             if all(s.start <= at < s.stop for s, at in zip(piece.box, place, strict=True)):
                 inside = tuple(int(at - s.start) for s, at in zip(piece.box, place, strict=True))

@@ -3,7 +3,7 @@
 * ``LowRank`` (of ``weightwatch.vectors``): an adapter's factors, never multiplied out.
 * ``Rescaled``: DoRA's factors, and by how much it stretches each row of the weight beneath.
 * ``Difference``: a trained tensor and its θ₀, of which a process may hold only a part.
-* ``Streamed``: a tensor on disk and its θ₀ on disk, never held whole.
+* ``Streamed``: a tensor on disk and its θ₀ on disk, never local whole.
 * ``Merged``: any other adapter; its change has to be worked out in full, one tensor at a time.
 """
 
@@ -14,8 +14,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from weightwatch.update.sharding.shards import Box, Held
+from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.vectors.low_rank import LowRank
+from weightwatch.vectors.weights.reader import Box
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,21 @@ class Difference:
     θ₀ is rounded to the precision that the model computes in first, as it was when the model was loaded.
 
     Attributes:
-        held: The tensor now.
+        local: The tensor now.
         start: Reads a part of θ₀'s tensor.
     """
 
-    held: Held
+    local: LocalTensor
     start: Callable[[Box], Tensor]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the whole tensor."""
-        return self.held.shape
+        return self.local.shape
 
-    def of(self, held: Held) -> "Difference":
+    def of(self, local: LocalTensor) -> "Difference":
         """Return the change of another part of the tensor."""
-        return replace(self, held=held)
+        return replace(self, local=local)
 
 
 @dataclass(frozen=True)

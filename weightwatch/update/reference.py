@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightwatch.update.sharding.shards import Box
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.names import canonical
+from weightwatch.vectors.weights.reader import Box
 
 
 class Weights(Protocol):

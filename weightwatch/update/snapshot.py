@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.update.sharding.ranks import Ranks
-from weightwatch.update.sharding.shards import Box, Held
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Mapped, Opener
+from weightwatch.vectors.weights.reader import Box
 
 
 class Snapshot:
@@ -85,7 +86,7 @@ class Snapshot:
         return found
 
 
-def write(folder: Path, tensors: Mapping[str, Held], ranks: Ranks) -> None:
+def write(folder: Path, tensors: Mapping[str, LocalTensor], ranks: Ranks) -> None:
     """Write what this process answers for of some tensors, all or nothing, if the disk has room for it twice.
 
     Raises:
@@ -93,11 +94,11 @@ def write(folder: Path, tensors: Mapping[str, Held], ranks: Ranks) -> None:
     """
     stored: dict[str, Tensor] = {}
     places: dict[str, Any] = {}
-    for name, held in tensors.items():
-        for number, piece in enumerate(ranks.share(held).pieces):
+    for name, local in tensors.items():
+        for number, piece in enumerate(ranks.share(local).pieces):
             key = f"{name}::{number}"
-            stored[key] = piece.values.to(held.dtype).contiguous().cpu()
-            places[key] = {"name": name, "shape": held.shape, "box": [(s.start, s.stop) for s in piece.box]}
+            stored[key] = piece.values.to(local.dtype).contiguous().cpu()
+            places[key] = {"name": name, "shape": local.shape, "box": [(s.start, s.stop) for s in piece.box]}
     folder.mkdir(parents=True, exist_ok=True)
     for path in _files(folder):  # of an earlier run, on a disk that the main process doesn't see
         if not path.stem.endswith(f"-of-{ranks.count:05d}"):

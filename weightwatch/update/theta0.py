@@ -13,14 +13,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from weightwatch.update.base_weights import base_name
-from weightwatch.update.live import Parts
+from weightwatch.update.model_view import ModelView
 from weightwatch.update.peft.adapters import starts
 from weightwatch.update.reference import Reference
-from weightwatch.update.sharding.ranks import ALONE, Ranks
-from weightwatch.update.sharding.shards import Held
+from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.update.snapshot import Snapshot, remove, write
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Checkpoint, Mapped, Opener, local_folder
@@ -32,15 +30,15 @@ NOTE, ADAPTERS = "reference.json", "adapters.safetensors"
 _logger = logging.getLogger(__name__)
 
 
-def establish(model: nn.Module, folder: Path, given: Reference, ranks: Ranks = ALONE) -> Reference:
+def establish(view: ModelView, folder: Path, given: Reference) -> Reference:
     """Fix θ₀ as the model is now, and note in the run's folder how to find it again.
 
+    Each process writes the parts of a snapshot that it answers for; the main one writes the note.
+
     Args:
-        model: The model before its first step.
+        view: The model before its first step.
         folder: The run's weightwatch folder.
-        given: A reference that the user named; its weights are taken at their word.
-        ranks: The processes that train the model. Each writes the parts of a copy that it answers for; the main one
-            writes the note.
+        given: A reference that the user named. Its weights are used as they are.
 
     Returns:
         The reference.
@@ -48,14 +46,13 @@ def establish(model: nn.Module, folder: Path, given: Reference, ranks: Ranks = A
     Raises:
         WeightWatchError: θ₀ has to be copied and the disk has no room for it.
     """
-    parts = ranks.agreed(lambda: Parts(model))
-    now = parts.adapter_values(ranks)
-    begun = ranks.agreed(lambda: starts(parts.layers, now))
-    full = to_fix(model)
+    ranks, now = view.ranks, view.values
+    begun = ranks.agreed(lambda: starts(view.adapters, now))
+    full = to_fix(view)
     weights, note = given.weights, {"weights": "given" if given.weights is not None else "none"}
     if weights is None and full:
         weights, note = None, {"weights": "snapshot"}
-        checkpoint = ranks.agreed(lambda: _equal_checkpoint(local_folder(base_name(model)), full))
+        checkpoint = ranks.agreed(lambda: _equal_checkpoint(local_folder(view.base_name), full))
         if ranks.all(checkpoint is not None) and checkpoint is not None:
             weights, note = checkpoint, {"weights": "checkpoint", "path": str(checkpoint.path)}
     ranks.from_main(lambda: _write_note(folder, note, begun))
@@ -66,24 +63,23 @@ def establish(model: nn.Module, folder: Path, given: Reference, ranks: Ranks = A
     return Reference(weights, begun)
 
 
-def restore(model: nn.Module, folder: Path, given: Reference, ranks: Ranks = ALONE) -> Reference:
+def restore(view: ModelView, folder: Path, given: Reference) -> Reference:
     """Find the θ₀ of a run that is resumed.
 
     Args:
-        model: The model with the weights of the checkpoint that training resumes from.
+        view: The model with the weights of the checkpoint that training resumes from.
         folder: The run's weightwatch folder.
-        given: A reference that the user named; its weights go before what the folder says.
-        ranks: The processes that train the model.
+        given: A reference that the user named. Its weights take precedence over what the folder notes.
 
     Raises:
         WeightWatchError: The folder's notes are damaged, or point to files that are gone.
     """
-    found = ranks.from_main(lambda: _read_note(folder))
-    return ranks.agreed(lambda: _restored(model, folder, given, found))
+    found = view.ranks.from_main(lambda: _read_note(folder))
+    return view.ranks.agreed(lambda: _restored(view, folder, given, found))
 
 
 def _restored(
-    model: nn.Module, folder: Path, given: Reference, found: tuple[dict[str, str], dict[str, Tensor]] | None
+    view: ModelView, folder: Path, given: Reference, found: tuple[dict[str, str], dict[str, Tensor]] | None
 ) -> Reference:
     """Return the θ₀ that a run's note points to."""
     if found is None:
@@ -93,7 +89,7 @@ def _restored(
             folder,
             NOTE,
         )
-        base = local_folder(base_name(model)) if Parts(model).full() else None
+        base = local_folder(view.base_name) if view.full else None
         return Reference(given.weights or (Checkpoint(base) if base else None))
     note, begun = found
     weights, kind = given.weights, note["weights"]
@@ -107,7 +103,7 @@ def _restored(
         path = Path(note.get("path", "?"))
         if not path.exists():
             raise WeightWatchError(f"θ₀ of this run was read from {path}, which is gone. Pass reference= to go on.")
-        weights = under_names(Checkpoint(path), to_fix(model))
+        weights = under_names(Checkpoint(path), to_fix(view))
     return Reference(weights, begun)
 
 
@@ -139,14 +135,13 @@ def noted_adapters(folder: Path) -> dict[str, Tensor]:
     return found[1] if found is not None else {}
 
 
-def to_fix(model: nn.Module) -> dict[str, Held]:
+def to_fix(view: ModelView) -> dict[str, LocalTensor]:
     """Return the fully trained tensors whose θ₀ the model doesn't hold itself, by parameter name.
 
     Copies under ``modules_to_save`` are among them: a model holds their originals too, but one that is trained further
     has moved from there, and the original of a new head is initialised anew when the run is resumed.
     """
-    parts = Parts(model)
-    return {} if parts.every else {canonical(key): parts.parameters[key] for key in parts.full()}
+    return {} if view.every else {canonical(key): view.parameters[key] for key in view.full}
 
 
 def _read_note(folder: Path) -> tuple[dict[str, str], dict[str, Tensor]] | None:
@@ -170,7 +165,7 @@ def _write_note(folder: Path, note: Mapping[str, str], begun: Mapping[str, Tenso
     (folder / NOTE).write_text(json.dumps({**note, "adapters": bool(begun)}, indent=1) + "\n")
 
 
-def _equal_checkpoint(path: Path | None, full: Mapping[str, Held]) -> Checkpoint | None:
+def _equal_checkpoint(path: Path | None, full: Mapping[str, LocalTensor]) -> Checkpoint | None:
     """Return the checkpoint at a path if it holds exactly these tensors, else None."""
     if path is None:
         return None
@@ -178,11 +173,11 @@ def _equal_checkpoint(path: Path | None, full: Mapping[str, Held]) -> Checkpoint
         checkpoint = under_names(Checkpoint(path), full)
     except WeightWatchError:
         return None  # pickled or incomplete: a snapshot serves instead
-    for name, held in full.items():
-        if name not in checkpoint or checkpoint.shape(name) != held.shape:
+    for name, local in full.items():
+        if name not in checkpoint or checkpoint.shape(name) != local.shape:
             return None
-        for piece in held.pieces:
-            stored = checkpoint.read(name, piece.box).to(piece.values.device, held.dtype)
+        for piece in local.pieces:
+            stored = checkpoint.read(name, piece.box).to(piece.values.device, local.dtype)
             if not torch.equal(stored.to(piece.values.dtype), piece.values):
                 return None
     return checkpoint

@@ -23,10 +23,9 @@ from tests.support.models import dense, lora, low_rank, move, starts, tiny_gpt2,
 from weightwatch.measure.sums import Sums, measure
 from weightwatch.monitor import Monitor
 from weightwatch.update.change import Merged, Rescaled
-from weightwatch.update.live import Parts, Update
+from weightwatch.update.live import ModelView, Update
 from weightwatch.update.peft import adapters, merging
 from weightwatch.update.reference import Reference
-from weightwatch.update.sharding.ranks import ALONE
 from weightwatch.vectors import Direction, LowRank, WeightWatchError
 from weightwatch.vectors.weights.peft_adapter import read_config
 
@@ -67,7 +66,7 @@ def test_every_figure_is_that_of_the_fp64_reference(exact: Case, begun: bool) ->
 
 def test_each_is_measured_in_the_way_that_the_table_says(exact: Case) -> None:
     model = exact.build()
-    kinds = {type(change) for change in Update(model).values()}
+    kinds = {type(change) for change in Update(ModelView(model)).values()}
     assert {FACTORS: LowRank, RESCALED: Rescaled, MERGED: Merged, EXPERTS: Merged}[exact.how] in kinds
     assert kinds <= {LowRank, Merged} or exact.how == RESCALED
 
@@ -80,7 +79,7 @@ def summed(update: Update) -> Sums:
 def test_before_the_first_step_nothing_has_changed(exact: Case) -> None:
     model = exact.build()
     reference = Reference(adapters=starts(model))
-    assert summed(Update(model, reference)).update.sum() == 0.0
+    assert summed(Update(ModelView(model), reference)).update.sum() == 0.0
 
 
 def test_every_type_of_adapter_that_peft_knows_is_measured_or_refused() -> None:
@@ -92,7 +91,7 @@ def test_what_can_not_be_told_as_a_change_of_weights_is_refused_by_name(name: st
     case = REFUSED[name]
     model = case.build()
     with pytest.raises(WeightWatchError, match=rf"(?s)not supported, since.*{case.how}.*Train with LoRA, DoRA or"):
-        Update(model)
+        Update(ModelView(model))
     with pytest.raises(WeightWatchError, match=case.how):
         Monitor(dense(tiny_llama(), 5)).start(model)
 
@@ -110,7 +109,7 @@ def test_measuring_leaves_no_trace(name: str) -> None:
     flags = {n: (p.requires_grad, p.grad) for n, p in model.named_parameters()}
     generator = torch.get_rng_state()
     starts(model)
-    summed(Update(model))
+    summed(Update(ModelView(model)))
     assert torch.equal(torch.get_rng_state(), generator)
     assert {n: (p.requires_grad, p.grad) for n, p in model.named_parameters()} == flags
     after = model.state_dict()
@@ -127,7 +126,7 @@ def test_a_kind_of_layer_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merging, "_verdicts", {})
     monkeypatch.setattr(merging, "_trial", lambda *of: tried.append(of) or real(*of))
     for _ in range(3):
-        Update(model)
+        Update(ModelView(model))
     assert len(tried) == 2  # k_proj on the way out, down_proj on the way in
 
 
@@ -138,43 +137,43 @@ def test_a_merge_that_is_not_what_the_layer_does_is_found_out(monkeypatch: pytes
     monkeypatch.setattr(merging, "_verdicts", {})
     monkeypatch.setattr(type(layer), "get_delta_weight", lambda self, adapter: 1.01 * true(self, adapter))
     with pytest.raises(WeightWatchError, match=r"q_proj is a vera adapter.*is not what the adapter does"):
-        Update(model)
+        Update(ModelView(model))
 
 
 @pytest.mark.parametrize("name", ["LoRA", "DoRA", "LoHa"])
 def test_adapters_merged_for_the_moment_are_measured_only_where_the_base_is_not_needed(name: str) -> None:
     model = EXACT[name].build()
     move(model, seed=1)
-    want = slow.multiplied_out(Update(model))
+    want = slow.multiplied_out(Update(ModelView(model)))
     model.merge_adapter()
     if name == "LoRA":
-        found = slow.multiplied_out(Update(model))
+        found = slow.multiplied_out(Update(ModelView(model)))
         assert all(torch.equal(found[key], tensor) for key, tensor in want.items())
     else:
         with pytest.raises(WeightWatchError, match=r"q_proj is merged into its weight now.*Unmerge it"):
-            Update(model)
+            Update(ModelView(model))
     model.unmerge_adapter()
-    assert Update(model).keys() == want.keys()
+    assert Update(ModelView(model)).keys() == want.keys()
 
 
 @pytest.mark.parametrize("name", ["LoRA", "DoRA", "LoHa", "trainable tokens"])
 def test_disabled_adapters_are_an_error(name: str) -> None:
     model = EXACT[name].build()
     with model.disable_adapter(), pytest.raises(WeightWatchError, match=r"disabled.*Enable them to measure"):
-        Update(model)
-    Update(model)
+        Update(ModelView(model))
+    Update(ModelView(model))
 
 
 @pytest.mark.parametrize("name", ["LoRA", "DoRA", "LoHa"])
 def test_of_sharded_weights_only_factors_can_be_measured(name: str) -> None:
     model = EXACT[name].build()
-    parts = Parts(model)
-    layer = replace(parts.layers[0], sharded=True)
+    view = ModelView(model)
+    adapted = replace(view.adapters[0], sharded=True)
     if name == "LoRA":
-        assert adapters.changes(layer, parts.adapter_values(ALONE), {}, every=False)
+        assert adapters.changes(adapted, view.values, {}, every=False)
     else:
         with pytest.raises(WeightWatchError, match=r"q_proj is a .* spread over processes.*Train with plain LoRA"):
-            adapters.changes(layer, parts.adapter_values(ALONE), {}, every=False)
+            adapters.changes(adapted, view.values, {}, every=False)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -186,7 +185,7 @@ def test_lora_and_dora_on_a_quantised_weight_are_exact(bits: int, dora: bool) ->
     model = get_peft_model(quantised(bits), config)
     reference = Reference(adapters=starts(model))
     move(model, seed=3)
-    for name, change in slow.multiplied_out(Update(model, reference)).items():
+    for name, change in slow.multiplied_out(Update(ModelView(model), reference)).items():
         layer = model.get_submodule(f"base_model.model.{name.removesuffix('.weight')}")
         inputs = torch.eye(64)
         with torch.no_grad():
@@ -218,7 +217,7 @@ def test_what_needs_a_merge_is_refused_on_a_quantised_weight(config: type[peft.P
     pytest.importorskip("bitsandbytes")
     model = get_peft_model(quantised(4), config(target_modules=["q_proj"], task_type="CAUSAL_LM"))
     with pytest.raises(WeightWatchError, match=r"q_proj is a .* on a quantised weight.*Train with LoRA or DoRA"):
-        Update(model)
+        Update(ModelView(model))
 
 
 def test_dora_in_bf16_has_the_gains_of_its_forward_pass() -> None:
@@ -233,7 +232,7 @@ def test_dora_in_bf16_has_the_gains_of_its_forward_pass() -> None:
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     norm = torch.linalg.norm(layer.base_layer.weight + layer.scaling["default"] * (b @ a), dim=1).to(torch.bfloat16)
     gain = (layer.lora_magnitude_vector["default"].weight / norm).double().detach()
-    change = Update(model)["model.layers.0.self_attn.q_proj.weight"]
+    change = Update(ModelView(model))["model.layers.0.self_attn.q_proj.weight"]
     assert torch.equal(change.stretch().rows, gain - 1)
 
 
@@ -241,7 +240,7 @@ def test_dora_in_fp32_on_a_bf16_base_does_not_start_at_zero() -> None:
     """PEFT makes the magnitudes in bf16 and computes with fp32: rounding is up to 0.4 % of a row at the first step."""
     model = EXACT["DoRA in fp32 on a bf16 base"].build()
     assert starts(model)
-    assert summed(Update(model)).update.sum() > 0
+    assert summed(Update(ModelView(model))).update.sum() > 0
 
 
 def test_saved_modules_are_those_of_the_active_adapter_biases_included() -> None:
@@ -251,7 +250,7 @@ def test_saved_modules_are_those_of_the_active_adapter_biases_included() -> None
     model.set_adapter("second")
     start = copy.deepcopy(model)
     move(model, seed=1)
-    update = Update(model)
+    update = Update(ModelView(model))
     assert {name for name in update if "ln_f" in name} == {"transformer.ln_f.weight", "transformer.ln_f.bias"}
     now, before = slow.merged(model), slow.merged(start)
     for name, change in slow.multiplied_out(update).items():
@@ -267,7 +266,7 @@ def test_a_model_loaded_for_inference_shows_its_active_adapter(tmp_path: Path) -
     model.save_pretrained(tmp_path)
     loaded = peft.PeftModel.from_pretrained(base, str(tmp_path))
     assert not any(p.requires_grad for p in loaded.parameters())
-    found, want = slow.multiplied_out(Update(loaded)), slow.multiplied_out(Update(model))
+    found, want = slow.multiplied_out(Update(ModelView(loaded))), slow.multiplied_out(Update(ModelView(model)))
     assert found.keys() == want.keys()
     assert all(torch.allclose(found[name], tensor) for name, tensor in want.items())
 
@@ -279,7 +278,7 @@ def test_diverged_adapters_read_as_tensors_that_hold_nan() -> None:
         chosen = next(n for n, p in model.named_parameters() if p.requires_grad and "layers.1" in n)
         with torch.no_grad():
             dict(model.named_parameters())[chosen].view(-1)[0] = torch.nan
-        sums = summed(Update(model))
+        sums = summed(Update(ModelView(model)))
         assert [key for key in sums.left_out if "layers.1" in key]
         assert sums.update.sum() > 0
 
@@ -323,4 +322,4 @@ def test_a_way_of_training_that_peft_adds_some_day_is_refused() -> None:
     model = EXACT["LoRA"].build()
     model.base_model.model.lm_head = Other(model.base_model.model.lm_head, "default")
     with pytest.raises(WeightWatchError, match=r"lm_head is trained through PEFT's Other.*modules_to_save"):
-        Update(model)
+        Update(ModelView(model))

@@ -8,7 +8,6 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +25,14 @@ from weightwatch.update.peft.lora import (
     rescaled,
 )
 from weightwatch.update.peft.merging import NotMergeableError, changed, difference, quantised
-from weightwatch.update.peft.modules import OUT, Layer, Values
+from weightwatch.update.peft.modules import OUT, AdapterModule, Values
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank, wide
-from weightwatch.vectors.weights.peft_adapter import KEEPS_BASE
 
 _ROWS = 1024  # of a product that is multiplied out at a time
 
 
-def changes(layer: Layer, now: Values, start: Mapping[str, Tensor], every: bool) -> dict[str, Change]:
+def changes(layer: AdapterModule, now: Values, start: Mapping[str, Tensor], every: bool) -> dict[str, Change]:
     """Return how the active adapters of a layer change its weights, by the weights' names.
 
     Args:
@@ -76,7 +74,7 @@ def changes(layer: Layer, now: Values, start: Mapping[str, Tensor], every: bool)
     return found
 
 
-def starts(found: Sequence[Layer], now: Values) -> dict[str, Tensor]:
+def starts(found: Sequence[AdapterModule], now: Values) -> dict[str, Tensor]:
     """Return copies of the adapters' parameters where a trained adapter's change is not zero now, by name.
 
     Taken before the first step they are the part of θ₀ that adapters such as PiSSA, or one that is trained further,
@@ -92,7 +90,7 @@ def starts(found: Sequence[Layer], now: Values) -> dict[str, Tensor]:
     return copies
 
 
-def start_factors(found: Sequence[Layer], start: Mapping[str, Tensor]) -> dict[str, LowRank]:
+def start_factors(found: Sequence[AdapterModule], start: Mapping[str, Tensor]) -> dict[str, LowRank]:
     """Return what LoRA added to each weight at the start, where that was not zero, by the weights' names."""
     added = {}
     for layer in found:
@@ -102,20 +100,16 @@ def start_factors(found: Sequence[Layer], start: Mapping[str, Tensor]) -> dict[s
     return added
 
 
-def changes_base(model: nn.Module) -> str | None:
-    """Return the ``init_lora_weights`` of an adapter that changed the base when it was made; None if none did."""
-    kinds = (kind for module in model.modules() for kind in _starts(module))
-    return next((kind for kind in kinds if kind not in KEEPS_BASE), None)
-
-
-def _has_tokens(layer: Layer) -> bool:
+def _has_tokens(layer: AdapterModule) -> bool:
     """Whether a layer trains single rows of an embedding."""
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
     return isinstance(layer.module, TrainableTokensLayer)
 
 
-def _tokens(layer: Layer, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> LowRank:
+def _tokens(
+    layer: AdapterModule, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]
+) -> LowRank:
     """Return the change of trained rows as factors: which rows, and by how much. Other rows can't move."""
     module = layer.module
     places = {row: place for place, row in enumerate(sorted({r for a in adapters for r in module.token_indices[a]}))}
@@ -137,12 +131,12 @@ def _tokens(layer: Layer, now: Values, adapters: Sequence[str], before: Values, 
     return LowRank(left, found[0] - found[1], limited="left")
 
 
-def _tokens_of(layer: Layer, value: Values, adapter: str) -> Tensor:
+def _tokens_of(layer: AdapterModule, value: Values, adapter: str) -> Tensor:
     return known(value, layer.names[f"trainable_tokens_delta.{adapter}"])
 
 
 def _merged(
-    layer: Layer, adapters: Sequence[str], begun: Sequence[str], start: Mapping[str, Tensor]
+    layer: AdapterModule, adapters: Sequence[str], begun: Sequence[str], start: Mapping[str, Tensor]
 ) -> dict[str, Change]:
     """Return the changes that merging a copy of the layer tells."""
     require_base(layer, _tuner(layer))
@@ -193,15 +187,10 @@ def _is_zero(left: Tensor, right: Tensor) -> bool:
     return not any(bool((wide(rows) @ wide(right)).any()) for rows in left.split(_ROWS))
 
 
-def _tuner(layer: Layer) -> str:
+def _tuner(layer: AdapterModule) -> str:
     """Return what PEFT calls the adapter of a layer."""
     module = layer.module
     name = type(module).__module__.removeprefix("peft.tuners.").partition(".")[0]
     parts = [] if type(module).__name__ in ("Linear", "Embedding") else [type(module).__name__]
     parts += sorted({type(v).__name__ for v in getattr(module, "lora_variant", {}).values()})
     return f"{name} ({', '.join(parts)})" if parts else name
-
-
-def _starts(module: nn.Module) -> list[Any]:
-    configs = getattr(module, "peft_config", None)
-    return [getattr(c, "init_lora_weights", True) for c in configs.values()] if isinstance(configs, dict) else []

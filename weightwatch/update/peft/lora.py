@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weightwatch.update.change import Merged, Rescaled, Stretch
-from weightwatch.update.peft.modules import Layer, Values
+from weightwatch.update.peft.modules import AdapterModule, Values
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank, wide
 
@@ -21,7 +21,7 @@ Pairs = Mapping[str, tuple[Tensor, Tensor]]
 """Left and right factors by adapter."""
 
 
-def has_factors(layer: Layer, adapter: str) -> bool:
+def has_factors(layer: AdapterModule, adapter: str) -> bool:
     """Whether an adapter adds a product of two factors to the weight, or is DoRA on such a product."""
     from peft.tuners.adalora import AdaLoraLayer
     from peft.tuners.lora import LoraLayer
@@ -38,12 +38,12 @@ def has_factors(layer: Layer, adapter: str) -> bool:
     return not isinstance(module, _ConvNd) and variant in ("NoneType", "MiCALinearVariant", "DoraLinearVariant")
 
 
-def is_stretched(layer: Layer) -> bool:
+def is_stretched(layer: AdapterModule) -> bool:
     """Whether DoRA acts on a linear layer. It stretches what adapters before it have added, too."""
     return hasattr(layer.module, "lora_variant") and any(_is_dora(layer, adapter) for adapter in layer.active)
 
 
-def plain(layer: Layer, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> LowRank:
+def plain(layer: AdapterModule, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> LowRank:
     """Return the change by plain LoRA adapters."""
     scale = layer.module.scaling[adapters[0]] or 1.0
     pairs = {adapter: _pair(layer, now, adapter, scale) for adapter in adapters}
@@ -55,7 +55,9 @@ def plain(layer: Layer, now: Values, adapters: Sequence[str], before: Values, be
     return LowRank(left, right, transposed, "left" if by_left else "right", scale)
 
 
-def rescaled(layer: Layer, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> Rescaled:
+def rescaled(
+    layer: AdapterModule, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]
+) -> Rescaled:
     """Return the change of a weight on which DoRA acts, by the adapters that count."""
     require_base(layer, "DoRA")
     after = layer.active
@@ -85,7 +87,7 @@ def rescaled(layer: Layer, now: Values, adapters: Sequence[str], before: Values,
     return Rescaled(LowRank(*_joined(pairs, first, adapters)), stretch, transposed)
 
 
-def experts(layer: Layer, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> Merged:
+def experts(layer: AdapterModule, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> Merged:
     """Return the change of a weight of several experts, each of which has its own factors."""
     module = layer.module
     swapped = getattr(module, "_did_swap_in_out_features", False)  # stored as (experts, out, in)
@@ -105,7 +107,7 @@ def experts(layer: Layer, now: Values, adapters: Sequence[str], before: Values, 
     return Merged(tuple(module.get_param().shape), dense, _device(layer))
 
 
-def bias(layer: Layer, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> Merged:
+def bias(layer: AdapterModule, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> Merged:
     """Return the change of the bias beneath by the bias of LoRA's B."""
 
     def total(value: Values, counted: Sequence[str]) -> Tensor:
@@ -129,7 +131,7 @@ def known(value: Values, name: str) -> Tensor:
     return found
 
 
-def require_base(layer: Layer, tuner: str) -> None:
+def require_base(layer: AdapterModule, tuner: str) -> None:
     """Make sure that the weight beneath an adapter can be read as it was."""
     if layer.sharded:
         raise WeightWatchError(
@@ -143,11 +145,11 @@ def require_base(layer: Layer, tuner: str) -> None:
         )
 
 
-def _is_dora(layer: Layer, adapter: str) -> bool:
+def _is_dora(layer: AdapterModule, adapter: str) -> bool:
     return type(layer.module.lora_variant.get(adapter)).__name__ == "DoraLinearVariant"
 
 
-def _keeps_left(layer: Layer, adapter: str) -> bool:
+def _keeps_left(layer: AdapterModule, adapter: str) -> bool:
     """Whether an adapter trains A alone."""
     a, b = _halves(layer, adapter)
     frozen = a in layer.trained and b not in layer.trained
@@ -180,14 +182,14 @@ def _joined(now: Pairs, start: Pairs, moving: Sequence[str]) -> tuple[Tensor, Te
     return (lefts[0], rights[0]) if len(lefts) == 1 else (torch.cat(lefts, 1), torch.cat(rights))
 
 
-def _pair(layer: Layer, value: Values, adapter: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+def _pair(layer: AdapterModule, value: Values, adapter: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return the factors of one adapter: of its change over ``scale``, so that its own scaling copies nothing."""
     a, b = (known(value, name).float() for name in _halves(layer, adapter))
     scaling = layer.module.scaling[adapter] / scale
     return (b, a) if scaling == 1 else (b * scaling, a)
 
 
-def _halves(layer: Layer, adapter: str) -> tuple[str, str]:
+def _halves(layer: AdapterModule, adapter: str) -> tuple[str, str]:
     """Return the names of an adapter's A and B."""
     if adapter in layer.module.lora_embedding_A:
         return layer.names[f"lora_embedding_A.{adapter}"], layer.names[f"lora_embedding_B.{adapter}"]
@@ -195,7 +197,7 @@ def _halves(layer: Layer, adapter: str) -> tuple[str, str]:
 
 
 def _stretched(
-    layer: Layer, weight: Tensor, value: Values, adapters: Mapping[str, str]
+    layer: AdapterModule, weight: Tensor, value: Values, adapters: Mapping[str, str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return by what adapters stretch the rows of W₀ together, and their left factors, stretched with it.
 
@@ -215,7 +217,7 @@ def _stretched(
     return rows, lefts
 
 
-def _base_weight(layer: Layer) -> Tensor:
+def _base_weight(layer: AdapterModule) -> Tensor:
     """Return W₀, shape (out, in), unpacked where it is stored in a quantised form."""
     from peft.utils.integrations import dequantize_module_weight
 
@@ -223,7 +225,7 @@ def _base_weight(layer: Layer) -> Tensor:
     return weight.T if getattr(layer.module, "fan_in_fan_out", False) else weight
 
 
-def _gain(layer: Layer, weight: Tensor, value: Values, adapter: str) -> Tensor:
+def _gain(layer: AdapterModule, weight: Tensor, value: Values, adapter: str) -> Tensor:
     """Return DoRA's m / ‖W₀ + B A‖, shape (out,), with the roundings of PEFT's forward pass."""
     a, b = (known(value, name) for name in _halves(layer, adapter))
     dora = layer.module.lora_magnitude_vector[adapter]
@@ -234,6 +236,6 @@ def _gain(layer: Layer, weight: Tensor, value: Values, adapter: str) -> Tensor:
     return wide(magnitude.to(norm.device) / norm)
 
 
-def _device(layer: Layer) -> torch.device:
+def _device(layer: AdapterModule) -> torch.device:
     found: torch.device = next(layer.module.parameters()).device
     return found

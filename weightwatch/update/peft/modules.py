@@ -1,6 +1,6 @@
-"""The layers of a model that have adapters of PEFT's, and their parameters.
+"""Adapter modules: the modules of a model that carry PEFT adapters, and the adapters' parameters.
 
-PEFT is imported only where a model can have been made with it. Parameters go by the names that ``shards.held`` gives.
+PEFT is imported only where a model can have been made with it. Parameters go by the names of ``sharding.parameters``.
 """
 
 import sys
@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weightwatch.update.sharding.shards import Held
+from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.names import canonical, unwrapped
+from weightwatch.vectors.weights.peft_adapter import KEEPS_BASE
 
 Values = Callable[[str], Tensor | None]
 """Gives the whole value of an adapter's parameter by its name; None where there is none."""
@@ -24,7 +25,7 @@ _BESIDE_WEIGHTS = ("XLORA", "SHADOW")  # a router over adapters, a model beside 
 
 
 @dataclass(frozen=True)
-class Layer:
+class AdapterModule:
     """A layer with adapters.
 
     Attributes:
@@ -80,14 +81,14 @@ class Layer:
         return set(self.holders.values())
 
 
-def layers(
-    modules: Mapping[str, nn.Module], parameters: Mapping[str, Held], names: Mapping[int, str]
-) -> Iterator[Layer]:
+def adapter_modules(
+    modules: Mapping[str, nn.Module], parameters: Mapping[str, LocalTensor], names: Mapping[int, str]
+) -> Iterator[AdapterModule]:
     """Yield the layers with adapters of their own; one that shares another's adapters and weight comes once.
 
     Args:
         modules: All modules of a model.
-        parameters: What ``shards.held`` says of it.
+        parameters: Its local shards, as ``local_parameters`` returns them.
         names: Its parameters' names by their identity: of one with several names, the first.
 
     Raises:
@@ -124,7 +125,7 @@ def layers(
         seen.add(shared)
         available = module._get_available_adapters()
         holders = {local: part for local in own for part in local.split(".")[1:] if part in available}
-        yield Layer(
+        yield AdapterModule(
             unwrapped(f"{path}.").removesuffix("."),
             module,
             own,
@@ -135,13 +136,13 @@ def layers(
 
 
 def saved_copies(
-    modules: Mapping[str, nn.Module], parameters: Mapping[str, Held], names: Mapping[int, str]
+    modules: Mapping[str, nn.Module], parameters: Mapping[str, LocalTensor], names: Mapping[int, str]
 ) -> dict[str, str]:
     """Return the names of the active copies under PEFT's ``modules_to_save``, each with that of its original.
 
     Args:
         modules: All modules of a model.
-        parameters: What ``shards.held`` says of it.
+        parameters: Its local shards, as ``local_parameters`` returns them.
         names: Its parameters' names by their identity.
     """
     if "peft" not in sys.modules:
@@ -158,6 +159,14 @@ def saved_copies(
                     if copied in parameters:
                         found[copied] = names[id(originals[local])]
     return found
+
+
+def changes_base(modules: Mapping[str, nn.Module]) -> str | None:
+    """Return the ``init_lora_weights`` of an adapter that changed the base when it was made; None if none did."""
+    configs = (getattr(module, "peft_config", None) for module in modules.values())
+    each = (config for several in configs if isinstance(several, dict) for config in several.values())
+    kinds = [getattr(config, "init_lora_weights", True) for config in each]
+    return next((str(kind) for kind in kinds if kind not in KEEPS_BASE), None)
 
 
 def _inside(module: Any) -> dict[str, nn.Module]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightwatch.update.sharding.shards import Held
+from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.vectors.errors import WeightWatchError
 
 T = TypeVar("T")
@@ -130,33 +130,33 @@ class Ranks:
         torch.distributed.all_gather_object(found, value)
         return found  # type: ignore[return-value]  # all are filled now
 
-    def gather(self, tensors: Mapping[str, Held]) -> dict[str, Tensor]:
+    def gather(self, tensors: Mapping[str, LocalTensor]) -> dict[str, Tensor]:
         """Put small sharded tensors together on every process, in fp32; for adapters' factors, never for weights."""
         if not tensors:
             return {}
         tensors = dict(sorted(tensors.items()))  # in the same order everywhere
-        sizes = [prod(held.shape) for held in tensors.values()]
+        sizes = [prod(local.shape) for local in tensors.values()]
         flat = torch.zeros(sum(sizes), device=_device())
         whole = {}
-        for (name, held), part in zip(tensors.items(), flat.split(sizes), strict=True):
-            whole[name] = part.view(held.shape)
-            for piece in held.pieces:
+        for (name, local), part in zip(tensors.items(), flat.split(sizes), strict=True):
+            whole[name] = part.view(local.shape)
+            for piece in local.pieces:
                 whole[name][piece.box] = piece.values.to(part)
         torch.distributed.all_reduce(flat)
         return whole
 
-    def share(self, held: Held) -> Held:
+    def share(self, local: LocalTensor) -> LocalTensor:
         """Return the part of a tensor that this process answers for: of one that all hold whole, some of its rows."""
-        if held.sharded or self.count == 1:
-            return held
-        if not held.shape:
-            return held if self.main else held.holding()
-        rows = held.shape[0]
+        if local.sharded or self.count == 1:
+            return local
+        if not local.shape:
+            return local if self.main else local.with_pieces()
+        rows = local.shape[0]
         first, last = rows * self.rank // self.count, rows * (self.rank + 1) // self.count
-        (piece,) = held.pieces
+        (piece,) = local.pieces
         if first == last:
-            return held.holding()
-        return held.holding(((slice(first, last), *piece.box[1:]), piece.values[first:last]))
+            return local.with_pieces()
+        return local.with_pieces(((slice(first, last), *piece.box[1:]), piece.values[first:last]))
 
     def wait(self) -> None:
         """Wait until every process is here."""

@@ -9,7 +9,10 @@ from torch.distributed.tensor import Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from tests.support.models import lora, tiny_llama
-from weightwatch.update.sharding.shards import Box, _index, _runs, flat_boxes, held
+from weightwatch.update.model_view import ModelView
+from weightwatch.update.sharding.dtensor import _index, _runs
+from weightwatch.update.sharding.local import flat_boxes
+from weightwatch.vectors.weights.reader import Box
 
 
 def _shapes(count: int, *, dimensions: int = 4) -> list[tuple[int, ...]]:
@@ -75,7 +78,7 @@ def _coordinates(mesh: list[int]) -> list[list[int]]:
 
 def test_a_plain_model_is_held_whole_in_its_own_memory() -> None:
     model = lora(tiny_llama())
-    parts, parameters = held(model), dict(model.named_parameters())
+    parts, parameters = ModelView(model).parameters, dict(model.named_parameters())
     assert parts.keys() == parameters.keys()
     for name, part in parts.items():
         (piece,) = part.pieces

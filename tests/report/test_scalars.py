@@ -1,0 +1,21 @@
+from tests.support.runs import reading
+from weightwatch.report.scalars import PendingScalars, scalars
+
+
+def test_z_is_a_scalar_only_where_there_are_controls() -> None:
+    assert "evil/z" not in scalars(reading(1, 0.1))
+    assert scalars(reading(1, 0.1, z=4.0))["evil/z"] == 4.0
+
+
+def test_the_figures_of_the_whole_model_have_a_tag_for_each_direction() -> None:
+    wanted = {"update_norm": 1.0, "evil/cosine": 0.1, "evil/reach_cosine": 0.1, "evil/dose": 0.1}
+    assert scalars(reading(1, 0.1, layers=[0.5], modules={"q_proj": 0.5})) == wanted
+
+
+def test_pending_figures_are_those_of_the_newest_reading_and_are_taken_once() -> None:
+    pending = PendingScalars()
+    assert pending.take() == {}
+    for step in (1, 2):
+        pending.check(reading(step, 0.1 * step), [], {})
+    assert pending.take()["weightwatch/evil/cosine"] == 0.2
+    assert pending.take() == {}

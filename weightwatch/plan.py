@@ -1,0 +1,86 @@
+"""What is going to be watched: directions and settings, validated before there is a model."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightwatch.config import Config
+from weightwatch.monitor import Monitor, Watched, load_all
+from weightwatch.report.base import Reporter
+from weightwatch.rules.engine import require
+from weightwatch.session import Session
+from weightwatch.update.sharding.ranks import Ranks
+from weightwatch.vectors.direction import Direction
+
+_logger = logging.getLogger("weightwatch")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Directions and settings that fit each other.
+
+    Attributes:
+        directions: What to watch, controls last.
+        config: The settings, naming these directions.
+    """
+
+    directions: Sequence[Direction]
+    config: Config
+
+    @classmethod
+    def of(
+        cls,
+        directions: Watched | Sequence[Watched] | None,
+        config: Config | Mapping[str, Any] | str | Path | None,
+    ) -> "Plan":
+        """Load directions and settings, and validate them.
+
+        Args:
+            directions: A name, a path or a ``Direction``, or several. Default: those of ``config``.
+            config: A YAML file's path, a dict or a ``Config``.
+
+        Raises:
+            WeightWatchError: Unknown or damaged direction, two of one name, a bad setting, or a rule that can't be
+                applied to the directions.
+        """
+        settings = Config.load(config)
+        watched = load_all(directions) or load_all(settings.directions)
+        every = [*watched, *(control.as_control() for control in load_all(settings.controls))]
+        for direction in every:
+            _warn_if_doubtful(direction)
+        if directions:
+            named = [directions] if isinstance(directions, Direction | str | Path) else directions
+            titles = [one.name if isinstance(one, Direction) else str(one) for one in named]
+            settings = settings.model_copy(update={"directions": titles})
+        plan = cls(every, settings)
+        plan.monitor()
+        require(settings.rules, every)
+        return plan
+
+    def monitor(self) -> Monitor:
+        """Return a monitor of these directions."""
+        return Monitor(self.directions, reference=self.config.reference, ranks=Ranks.world())
+
+    def session(self, folder: Path, events: Path, *beside: Reporter) -> Session:
+        """Return the session of a run.
+
+        Args:
+            folder: ``<output_dir>/weightwatch``.
+            events: TensorBoard run folder.
+            beside: Further reporters.
+        """
+        return Session(self.monitor(), self.config, folder, events, ranks=Ranks.world(), beside=beside)
+
+
+def _warn_if_doubtful(direction: Direction) -> None:
+    card = direction.card
+    # A control need not have been evaluated, but must not have failed.
+    if card.doubt is not None and (card.kind == "behaviour" or card.validation is not None):
+        _logger.warning(
+            "weightwatch: direction %r is not validated: %s. What it reads may mean something else; evaluate it with "
+            "`weightwatch show --evaluate`.",
+            direction.name,
+            card.doubt,
+        )

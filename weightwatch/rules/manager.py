@@ -1,0 +1,87 @@
+"""The rules of one run as its readings come: engine, alerts, and the clean checkpoints to go back to."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from weightwatch.config import Rule
+from weightwatch.reading.reading import Reading
+from weightwatch.rules.alert import Alert
+from weightwatch.rules.engine import Engine, RuleState
+
+
+class RuleManager:
+    """Applies the rules of a run to its readings, one after the other, at a cost that does not grow with the run.
+
+    A checkpoint is clean for a rule if the condition was not true at its reading. An alert names the newest clean
+    checkpoint that still exists: trainers delete old ones (``save_total_limit``).
+
+    Args:
+        rules: The alerting rules.
+        exists: Tells whether a checkpoint of that name is still on disk.
+
+    Attributes:
+        engine: The rules and their states.
+        alerts: All alerts so far, oldest first.
+    """
+
+    def __init__(self, rules: Sequence[Rule], exists: Callable[[str], bool]) -> None:
+        self.engine = Engine.of(rules)
+        self.alerts: list[Alert] = []
+        self._exists = exists
+        self._clean: dict[str, list[str]] = {rule.alert: [] for rule in rules}
+
+    def apply(self, reading: Reading) -> list[Alert]:
+        """Apply the rules to the next reading, and return the alerts that it raised or resolved.
+
+        Raises:
+            WeightWatchError: See ``Engine.apply``.
+        """
+        self.engine, raised = self.engine.apply(reading)
+        if reading.checkpoint is not None:
+            self.mark(reading.checkpoint)
+        raised = [replace(alert, last_clean=self._last_clean(alert.alert)) for alert in raised]
+        self.alerts += raised
+        return raised
+
+    def mark(self, checkpoint: str) -> None:
+        """Note that a checkpoint holds the weights of the last reading."""
+        for rule in self.engine.clean:
+            self._clean[rule].append(checkpoint)
+
+    def replay(self, readings: Iterable[Reading]) -> None:
+        """Apply the rules to a recorded history, oldest reading first."""
+        for reading in readings:
+            self.apply(reading)
+
+    @property
+    def firing(self) -> list[str]:
+        """Names of the rules that fire now."""
+        return [name for name, fires in self.engine.firing.items() if fires]
+
+    def state(self) -> dict[str, Any]:
+        """Return the states of the rules as JSON, and the names of those that are clean: what ``resume`` takes."""
+        names = (rule.alert for rule in self.engine.rules)
+        states = dict(zip(names, map(asdict, self.engine.states), strict=True))
+        return {"states": states, "clean": self.engine.clean}
+
+    def resume(self, states: Sequence[Mapping[str, Any]], alerts: Sequence[Alert]) -> None:
+        """Go on from the last of the recorded states.
+
+        Args:
+            states: What ``state`` returned at each checkpoint of the run, oldest first, with the name of that as
+                ``checkpoint``.
+            alerts: The recorded alerts.
+        """
+        for state in states:
+            for rule in state["clean"]:
+                self._clean[rule].append(state["checkpoint"])
+        last = states[-1]["states"]
+        self.engine = Engine(self.engine.rules, tuple(RuleState(**last[rule.alert]) for rule in self.engine.rules))
+        self.alerts = list(alerts)
+
+    def _last_clean(self, rule: str) -> str | None:
+        clean = self._clean[rule]
+        while clean and not self._exists(clean[-1]):
+            clean.pop()  # what was deleted does not come back, so each is asked for once
+        return clean[-1] if clean else None

@@ -1,0 +1,96 @@
+"""The view of a model at one check: its parameters, adapter modules and saved copies, found in one walk."""
+
+from collections.abc import Collection
+from dataclasses import replace
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from weightwatch.update.peft.modules import Values, adapter_modules, changes_base, saved_copies
+from weightwatch.update.sharding.parameters import local_parameters, named
+from weightwatch.update.sharding.ranks import ALONE, Ranks
+from weightwatch.vectors.weights.names import canonical
+
+
+class ModelView:
+    """What a check needs to know of a model. It is made once a check and handed down.
+
+    Args:
+        model: Any ``nn.Module``; PEFT models, wrapped and sharded models included.
+        ranks: The processes that measure together. Default: all of them where the model is sharded, else this one.
+        before: Names of parameters that were trained earlier in the run. They still count if they are frozen now.
+
+    Attributes:
+        model: The model.
+        before: See above.
+        parameters: The local shards of each parameter, by the name that the model gives it.
+        adapters: The modules that carry PEFT adapters.
+        copies: The name of each trained copy under ``modules_to_save``, with that of its original.
+        every: Nothing requires a gradient, so everything counts as trained.
+        ranks: The processes that measure together.
+
+    Raises:
+        WeightWatchError: A parameter is sharded in an unknown way, or an adapter changes no weights.
+    """
+
+    def __init__(self, model: nn.Module, ranks: Ranks | None = None, before: Collection[str] = ()) -> None:
+        self.model, self.before = model, frozenset(before)
+        modules = dict(model.named_modules())
+        parameters = named(model, modules)
+        names = {id(parameter): name for name, parameter in parameters.items()}
+        self.parameters = local_parameters(modules, parameters)
+        for name in before:  # most of them still are
+            if name in self.parameters and not self.parameters[name].trained:
+                self.parameters[name] = replace(self.parameters[name], trained=True)
+        self.adapters = list(adapter_modules(modules, self.parameters, names))
+        self.copies = saved_copies(modules, self.parameters, names)
+        self.every = not any(parameter.trained for parameter in self.parameters.values())
+        self.ranks = ranks or (Ranks.world() if self.sharded else ALONE)
+        self.changed_by = changes_base(modules)
+        """The ``init_lora_weights`` of an adapter that changed the base when it was made; None if none did."""
+
+    @property
+    def base_name(self) -> str:
+        """The path or Hub id that the model's config says it was loaded from; empty where it says nothing."""
+        return str(getattr(getattr(self.model, "config", None), "_name_or_path", "") or "")
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """Names of the trained parameters."""
+        return frozenset(name for name, parameter in self.parameters.items() if parameter.trained)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a parameter is spread over processes."""
+        return any(parameter.sharded for parameter in self.parameters.values())
+
+    @cached_property
+    def full(self) -> list[str]:
+        """Names of the parameters that are trained themselves, not through an adapter."""
+        of_adapters = {name for adapted in self.adapters for name in adapted.own}.union(self.copies.values())
+        if self.every and (self.adapters or self.copies):
+            return list(self.copies)
+        return [n for n, p in self.parameters.items() if (self.every or p.trained) and n not in of_adapters]
+
+    @cached_property
+    def values(self) -> Values:
+        """A reader of the adapters' whole parameters. Its first use is collective where they are sharded."""
+        names = [name for adapted in self.adapters for name in adapted.own]
+        gathered = self.ranks.gather({name: self.parameters[name] for name in names if self.parameters[name].sharded})
+
+        def value(name: str) -> Tensor | None:
+            if name in gathered:
+                return gathered[name]
+            return self.parameters[name].pieces[0].values if name in self.parameters else None
+
+        return value
+
+    def tied(self) -> set[str]:
+        """Return the further names of parameters that several names share: a tied head, under the head's name."""
+        every = {canonical(n) for n, _ in self.model.named_parameters(remove_duplicate=False)}
+        return every - {canonical(n) for n, _ in self.model.named_parameters()}
+
+    def memory(self) -> set[int]:
+        """Return where the model's weights lie: what is measured may be an optimizer's masters of them."""
+        plain = (p for p in self.model.parameters() if type(p) is nn.Parameter)  # others may have no storage
+        return {parameter.untyped_storage().data_ptr() for parameter in plain if parameter.numel()}

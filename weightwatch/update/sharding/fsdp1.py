@@ -1,0 +1,45 @@
+"""Local shards under FSDP1, which flattens the parameters of a module into one."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from weightwatch.update.sharding.local import LocalTensor, of_range, require_all_processes, whole_tensor
+from weightwatch.vectors.weights.names import unwrapped
+
+
+def fsdp1_modules(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Any]]:
+    """Yield FSDP1's wrappers that have parameters of their own, with their paths."""
+    if "torch.distributed.fsdp" in sys.modules:
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        for path, module in modules.items():
+            if isinstance(module, FullyShardedDataParallel) and module._handle is not None:
+                yield path, module
+
+
+def flat_parameters(wrappers: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, LocalTensor]]:
+    """Yield what is held of the parameters that FSDP1 has flattened, whether or not they still show in the model."""
+    for path, module in wrappers:
+        handle = module._handle
+        flat = handle.flat_param
+        replicas = getattr(module, "_inter_node_pg", None)
+        covered = handle.process_group.size() * (replicas.size() if replicas else 1)
+        require_all_processes(unwrapped(f"{path}.{flat._fqns[0]}".lstrip(".")), "FSDP", covered)
+        answers = replicas is None or replicas.rank() == 0
+        shard = getattr(flat, "_local_shard", flat.data)  # its own memory while the gathered weights are in use
+        originals = flat._params or [flat] * len(flat._fqns)
+        for fqn, shape, info, original in zip(
+            flat._fqns, flat._shapes, flat._shard_param_infos, originals, strict=True
+        ):
+            name = unwrapped(f"{path}.{fqn}".lstrip("."))
+            values = shard[:0]
+            if info.in_shard:
+                values = shard[info.offset_in_shard : info.offset_in_shard + info.numel_in_shard]
+            if not handle.uses_sharded_strategy:
+                yield name, whole_tensor(values.reshape(shape), original.requires_grad)
+                continue
+            pieces = of_range(shape, values, info.intra_param_start_idx) if answers and info.in_shard else ()
+            yield name, LocalTensor(tuple(shape), shard.dtype, original.requires_grad, True, pieces)
