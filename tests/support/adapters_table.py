@@ -8,7 +8,7 @@ import importlib.metadata
 from tests.support.adapters import EXACT, EXPERTS, FACTORS, MERGED, REFUSED, RESCALED
 
 _WAYS = {
-    FACTORS: ("rows of A (or what else keeps its place)", "a few products of thin matrices"),
+    FACTORS: ("rows of A (or whatever stays fixed)", "a few products of thin matrices"),
     RESCALED: ("rows of A, and each row of the weight", "passes over the weight, in fp32"),
     EXPERTS: ("w itself", "the weight's change in full, one weight at a time"),
     MERGED: ("w itself", "two merged copies of the layer in fp64, one layer at a time"),
@@ -16,22 +16,22 @@ _WAYS = {
 
 _HEAD = """# Adapters
 
-weightwatch measures the change of the *weights*, whatever trains them. Of an adapter that is the change which its
-merged weights show, and which its layer's outputs show. Each line of this table is a test against an fp64 reference
-that reads the weights off the layers' outputs (`tests/update/peft/test_adapters.py`, PEFT {version}); the table is
-printed from these tests by `python -m tests.support.adapters_table`.
+weightwatch measures the change of the *weights*, whatever trains them. For an adapter, this is the change that its
+merged weights show, and that the outputs of its layer show. Each line of this table is a test against an fp64 reference
+that reads the weights off the layers' outputs (`tests/update/peft/test_adapters.py`, PEFT {version}).
+`python -m tests.support.adapters_table` prints the table from these tests.
 
-* **Factors** are never multiplied out, and need no look at the weight beneath: it may be quantised or sharded.
-* **Rescaled factors** are DoRA's on linear layers. The weight beneath may be quantised (bitsandbytes), but not sharded.
-* **Merged copy**: PEFT merges the active adapters into a copy of the layer, in fp64. Whether its merge tells the truth
-  is tried once for each kind of layer: a copy with moved adapters has to give the same outputs before and after it is
-  merged. The weight beneath may be neither quantised nor sharded.
-* Adapters that don't start at zero are measured from where they start: `Monitor.start`, or the callback, keeps a copy
-  of their parameters.
-* Where an adapter does something different in training (dropout, sampling), it is measured as it is for evaluation.
+* **Factors** are never multiplied out. The weight below is not read, so it may be quantised or sharded.
+* **Rescaled factors** are DoRA's on linear layers. The weight below may be quantised (bitsandbytes), but not sharded.
+* **Merged copy**: PEFT merges the active adapters into a copy of the layer, in fp64. A trial tests the merge once for
+  each kind of layer: a copy with moved adapters must give the same outputs before and after it is merged. The weight
+  below may be neither quantised nor sharded.
+* An adapter that does not start at zero is measured from its start: `Monitor.start`, or the callback, keeps a copy of
+  its parameters.
+* An adapter that does something different in training (dropout, sampling) is measured as it is in evaluation.
 
-`reach` and the figures that follow from it need P(w), the part of a direction that the adapter could express. Where
-this is *w itself*, it is not known to be limited, and `reach` is the share of the direction on the trained tensors.
+`reach` and the figures that follow from it need P(w), the part of a direction that the adapter can express. Where the
+table says *w itself*, no limit is known, and `reach` is the share of the direction on the trained tensors.
 
 ## Measured
 
@@ -49,8 +49,9 @@ Measuring stops with an error that names the layer, the adapter, the reason and 
 """
 
 _END = """
-Refused with any adapter: adapters that are disabled. Refused unless the adapter is plain LoRA: adapters that are merged
-into the weight at the time, and a weight that is spread over processes (FSDP, ZeRO-3, tensor parallel).
+Disabled adapters are refused, whatever their kind. Two cases are refused unless the adapter is plain LoRA: an adapter
+that is merged into the weight at the time of the check, and a weight that is spread over processes (FSDP, ZeRO-3,
+tensor parallel).
 """
 
 _REASONS = {
