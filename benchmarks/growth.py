@@ -1,4 +1,4 @@
-"""How the time of a check grows: with directions, rank, parameters, and over processes that share the work.
+"""How the time of a check grows: with directions, rank, parameters, the age of a run, and over processes.
 
 LoRA at the shapes of Qwen2.5-7B, on four of its layers where nothing else is said.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import age
 from benchmarks.lora import Case, case
 from benchmarks.machine import alternate, ratios, seconds, spread
 from weightwatch import Monitor
@@ -39,6 +40,7 @@ def rows(rounds: int) -> list[list[str]]:
         *grown("rank of the direction", (16, 64, 256), lambda r: case(1, 32, r, num_hidden_layers=LAYERS), rounds),
         *grown("layers", (4, 8, 16), lambda layers: case(1, num_hidden_layers=layers), rounds),
         *processes((1, 2, 4), rounds),
+        *age.rows((100, 100_000), rounds),
     ]
 
 

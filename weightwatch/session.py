@@ -1,12 +1,9 @@
 """One watched run, whatever trainer drives it: when a check is due, what follows from it, and what a fault may do."""
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from hashlib import sha256
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -16,12 +13,12 @@ from weightwatch.monitor import Monitor
 from weightwatch.reading.reading import Reading
 from weightwatch.record.history import History
 from weightwatch.record.recorder import Recorder
+from weightwatch.record.run_state import RunState
 from weightwatch.report.base import Outcome, Reporter, Run
 from weightwatch.report.log import Log
 from weightwatch.report.tensorboard import TensorBoard
 from weightwatch.report.terminal import Summary
 from weightwatch.rules.alert import Alert
-from weightwatch.rules.manager import RuleManager
 from weightwatch.update.sharding.ranks import ALONE, Ranks
 from weightwatch.update.theta0 import establish, restore
 from weightwatch.vectors.errors import WeightWatchError
@@ -60,7 +57,6 @@ class Session:
         beside: Further reporters, which every process calls.
 
     Attributes:
-        last: The newest reading; None before the first.
         under_way: Training has begun and has not ended.
     """
 
@@ -75,10 +71,8 @@ class Session:
         beside: Sequence[Reporter] = (),
     ) -> None:
         self.monitor, self.config, self.history = monitor, config, History(folder)
-        self.last: Reading | None = None
         self.under_way = False
-        self._rules = RuleManager(config.rules, self._exists)
-        self._peaks: dict[str, tuple[float, int]] = {}
+        self._state = RunState(config.rules, [direction.name for direction in monitor.directions], self.history)
         self._ranks = ranks
         self._reporters: list[Reporter] = [*beside]
         if ranks.main:
@@ -88,14 +82,19 @@ class Session:
         self._told: set[str] = set()
 
     @property
+    def last(self) -> Reading | None:
+        """The newest reading; None before the first."""
+        return self._state.last
+
+    @property
     def alerts(self) -> list[Alert]:
         """All alerts so far, those before a resume included."""
-        return self._rules.alerts
+        return self._state.rules.alerts
 
     @property
     def firing(self) -> tuple[str, ...]:
         """Names of the rules that fire now."""
-        return tuple(self._rules.firing)
+        return tuple(self._state.rules.firing)
 
     # What the trainer tells.
 
@@ -150,7 +149,7 @@ class Session:
         """
         stop = self._check(model, step)
         self._save_owed = False
-        if self._watching and self.last is not None and self.last.step == step:
+        if self._watching and self._state.step == step:
             self._guarded(step, lambda: self._mark(checkpoint))
         return Wishes(stop=stop)
 
@@ -158,7 +157,7 @@ class Session:
         """Close the record and print the summary."""
         self.under_way = False
         if self.last is not None and self._watching:
-            outcome = Outcome(self.last, self._peaks, self.alerts)
+            outcome = Outcome(self.last, self._state.peaks, self.alerts)
             self._tell(step, lambda reporter: reporter.end(outcome))
 
     # A check.
@@ -171,7 +170,7 @@ class Session:
         raised: list[Alert] = []
         if self._watching:
             self._guarded(step, lambda: raised.extend(self._measured(model, step)))
-            if self.last is not None and self.last.step == step:  # what was measured acts, whatever can be reported
+            if self.last is not None and self.last.step == step:
                 self._report(self.last, raised)
         wishes = Wishes.of(raised)
         # If one process alone saved or stopped, the others would wait for ever.
@@ -181,32 +180,16 @@ class Session:
         return bool(stop)
 
     def _measured(self, model: nn.Module, step: int) -> list[Alert]:
-        return self._take(self.monitor.read(self.monitor.view(model), step))
-
-    def _take(self, reading: Reading) -> list[Alert]:
-        """Apply the rules to a reading, and take it as the newest."""
-        raised = self._rules.apply(reading)
-        self.last = reading
-        self._note_peaks(reading)
-        return raised
-
-    def _note_peaks(self, reading: Reading) -> None:
-        for name, found in reading.directions.items():
-            if name not in self._peaks or found.reach_cosine > self._peaks[name][0]:
-                self._peaks[name] = found.reach_cosine, reading.step
+        return self._state.take(self.monitor.read(self.monitor.view(model), step))
 
     def _report(self, reading: Reading, raised: Sequence[Alert]) -> None:
-        firing = self._rules.engine.firing
+        firing = self._state.rules.engine.firing
         self._tell(reading.step, lambda reporter: reporter.check(reading, raised, firing))
 
     def _mark(self, checkpoint: str) -> None:
-        """Note that a checkpoint holds the weights of the newest reading."""
-        assert self.last is not None
-        self.last = replace(self.last, checkpoint=checkpoint)
-        self._rules.mark(checkpoint)
+        self._state.mark(checkpoint)
         if self._ranks.main:
-            self.history.amend(self.last)
-            self._note_state(self.last.step, checkpoint)
+            self._state.save()
 
     # The beginning.
 
@@ -219,7 +202,7 @@ class Session:
             return self._resume(step, checkpoint)
         reading = self.monitor.read(view, 0)
         self._open(0)
-        self._report(reading, self._take(reading))
+        self._report(reading, self._state.take(reading))
         return []
 
     def _open(self, step: int) -> None:
@@ -237,49 +220,10 @@ class Session:
     def _resume(self, step: int, checkpoint: str | None) -> list[Alert]:
         """Go on from the record, and return the alerts that fire now and were not recorded."""
         self._open(step)
-        recorded = self._ranks.from_main(lambda: self._recalled(step, checkpoint))
-        self.last, self._rules.engine, self._rules.alerts, self._peaks, known = recorded
-        told = {(alert.alert, alert.step) for alert in known}
-        news = [alert for alert in self.alerts if alert.alert in self.firing and (alert.alert, alert.step) not in told]
+        found = self._ranks.from_main(lambda: (self._state.recall(step, checkpoint), self._state.shared))
+        news, self._state.shared = found
         self._tell(step, lambda reporter: reporter.alerts(news))
         return news
-
-    def _recalled(self, step: int, checkpoint: str | None) -> tuple[Any, ...]:
-        """Read where the run was at a step: from the states noted at its checkpoint, else from its whole history."""
-        last, known, states = self.history.last_reading(), self.history.alerts(), self.history.states()
-        if last is not None and last.step == step and checkpoint is not None and self._exists(checkpoint):
-            last = replace(last, checkpoint=checkpoint)
-            self.history.amend(last)  # a run that was killed between a checkpoint and its note
-        if last is not None and states and states[-1]["step"] == step and {s["key"] for s in states} == {self._key()}:
-            self._rules.resume(states, known)
-            self._peaks = {name: (value, at) for name, (value, at) in states[-1]["peaks"].items()}
-        else:
-            last = self._replay()
-        return last, self._rules.engine, self._rules.alerts, self._peaks, known
-
-    def _replay(self) -> Reading | None:
-        """Apply the rules to the history from where on it holds all directions, and note their states anew."""
-        watched, last = {direction.name for direction in self.monitor.directions}, None
-        self.history.forget_states()
-        for last in self.history.readings():
-            self._note_peaks(last)
-            if watched <= last.directions.keys():
-                self._rules.apply(last)
-                if last.checkpoint is not None:
-                    self._note_state(last.step, last.checkpoint)
-        return last
-
-    def _key(self) -> str:
-        """Return what the recorded states depend on: the rules, and the directions that are watched."""
-        names = sorted(direction.name for direction in self.monitor.directions)
-        return sha256(json.dumps([names, [r.model_dump() for r in self.config.rules]]).encode()).hexdigest()[:16]
-
-    def _note_state(self, step: int, checkpoint: str) -> None:
-        state = {"checkpoint": checkpoint, "key": self._key(), **self._rules.state(), "peaks": self._peaks}
-        self.history.add_state(step, state)
-
-    def _exists(self, checkpoint: str) -> bool:
-        return (self.history.folder.parent / checkpoint).is_dir()
 
     # Faults.
 

@@ -38,9 +38,9 @@ class RuleManager:
             WeightWatchError: See ``Engine.apply``.
         """
         self.engine, raised = self.engine.apply(reading)
-        if reading.checkpoint is not None:
-            self.mark(reading.checkpoint)
         raised = [replace(alert, last_clean=self._last_clean(alert.alert)) for alert in raised]
+        if reading.checkpoint is not None:  # after the alerts, as in a live run: a check comes before its checkpoint
+            self.mark(reading.checkpoint)
         self.alerts += raised
         return raised
 

@@ -1,0 +1,93 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.rules.test_engine import rule
+from tests.support.runs import reading
+from weightwatch.reading.reading import Reading
+from weightwatch.record.history import History
+from weightwatch.scan.record import ScanRecord
+
+SETTINGS = {"key": "one", "reference": "base"}
+
+
+def scanned(run: Path, count: int, **settings: str) -> ScanRecord:
+    record = ScanRecord(run / "scan", [rule()])
+    record.begin(run, {**SETTINGS, **settings})
+    for step in range(1, count + 1):
+        (run / name(step)).mkdir(exist_ok=True)
+        if not record.holds(name(step), step, f"mark-{step}"):
+            record.make_room(name(step), step)
+            record.add(of(step), f"mark-{step}")
+    return record
+
+
+def name(step: int) -> str:
+    return f"checkpoint-{step}"
+
+
+def of(step: int) -> Reading:
+    return reading(step, 0.1 * (step % 3), checkpoint=name(step))
+
+
+def lines(run: Path, file: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "scan" / file).read_text().splitlines()]
+
+
+def test_an_interrupted_scan_goes_on_to_what_a_whole_one_gives(tmp_path: Path) -> None:
+    for folder in ("part", "whole"):
+        (tmp_path / folder).mkdir()
+    scanned(tmp_path / "part", 4)
+    part, whole = scanned(tmp_path / "part", 9), scanned(tmp_path / "whole", 9)
+    assert (part.readings, part.alerts) == (whole.readings, whole.alerts)
+    for file in ("readings.jsonl", "alerts.jsonl", "scanned.jsonl", "scan.json"):
+        assert (tmp_path / "part" / "scan" / file).read_text() == (tmp_path / "whole" / "scan" / file).read_text()
+    assert [alert.last_clean for alert in whole.alerts if alert.state == "firing"] == [name(1), name(4), name(7)]
+
+
+def test_a_checkpoint_is_appended_and_nothing_is_written_again(tmp_path: Path) -> None:
+    record = scanned(tmp_path, 5)
+    before = {file.name: (file.stat().st_ino, file.read_bytes()) for file in (tmp_path / "scan").iterdir()}
+    record.add(of(6), "mark-6")
+    for file in (tmp_path / "scan").iterdir():
+        inode, content = before[file.name]
+        assert file.stat().st_ino == inode
+        assert file.read_bytes().startswith(content)
+
+
+@pytest.mark.parametrize("other", [{"key": "two"}, {}])
+def test_the_record_of_another_scan_is_set_aside(other: dict[str, str], tmp_path: Path) -> None:
+    scanned(tmp_path, 3)
+    record = ScanRecord(tmp_path / "scan", [rule()])
+    record.begin(tmp_path, {**SETTINGS, **other})
+    assert len(record.readings) == (0 if other else 3)
+    assert record.holds(name(2), 2, "mark-2") == (not other)
+
+
+def test_a_run_that_has_gone_back_loses_what_came_later(tmp_path: Path) -> None:
+    record = scanned(tmp_path, 6)
+    record.make_room(name(3), 3)
+    assert [r.step for r in record.readings] == [1, 2]
+    assert [r.step for r in History(tmp_path / "scan").readings()] == [1, 2]
+    record.add(replace(of(3), update_norm=2.0), "another")
+    assert record.holds(name(3), 3, "another")
+    assert not record.holds(name(4), 4, "mark-4")
+
+
+def test_a_line_that_a_killed_scan_left_unfinished_is_measured_again(tmp_path: Path) -> None:
+    scanned(tmp_path, 3)
+    file = tmp_path / "scan" / "readings.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    record = ScanRecord(tmp_path / "scan", [rule()])
+    record.begin(tmp_path, SETTINGS)
+    assert [record.holds(name(step), step, f"mark-{step}") for step in (1, 2, 3)] == [True, True, False]
+
+
+def test_without_a_folder_nothing_is_written(tmp_path: Path) -> None:
+    record = ScanRecord(None, [rule()])
+    record.begin(tmp_path, SETTINGS)
+    record.add(of(1), "mark")
+    assert [r.step for r in record.readings] == [1]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+
+from tests.support.models import low_rank, tiny_llama
+from weightwatch import WeightWatchError
+from weightwatch.plan import Plan
+from weightwatch.report.scalars import PendingScalars
+
+RULE = {"alert": "drift", "direction": "evil", "above": 0.1}
+
+
+def test_directions_come_from_the_call_else_from_the_settings_and_controls_are_last(tmp_path: Path) -> None:
+    evil, style = (low_rank(tiny_llama(), i, name=n).save(tmp_path / n) for i, n in enumerate(("evil", "style")))
+    settings = {"directions": [str(evil)], "controls": [str(style)]}
+    plan = Plan.of(None, settings)
+    assert [(d.name, d.card.kind) for d in plan.directions] == [("evil", "behaviour"), ("style", "control")]
+    good = low_rank(tiny_llama(), 7, name="good")
+    plan = Plan.of([good], settings)
+    assert [d.name for d in plan.directions] == ["good", "style"]
+    assert plan.config.directions == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rules": [{**RULE, "direction": "good"}]}, "is about the direction 'good', which is not watched"),
+        ({"every": 0}, "every: 0 is not allowed"),
+        ({"reference": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_there_is_a_model(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(WeightWatchError, match=message):
+        Plan.of(low_rank(tiny_llama(), 1), settings)
+
+
+def test_a_session_has_the_plans_directions_settings_and_further_reporters(tmp_path: Path) -> None:
+    pending = PendingScalars()
+    plan = Plan.of(low_rank(tiny_llama(), 1), {"rules": [RULE], "tensorboard": False, "summary": False})
+    session = plan.session(tmp_path / "weightwatch", tmp_path / "runs", pending)
+    assert (session.monitor.directions, session.config) == ([*plan.directions], plan.config)
+    from tests.support.models import lora
+
+    session.begin(lora(tiny_llama()), 0)
+    assert pending.take()["weightwatch/update_norm"] == 0.0
+    assert not (tmp_path / "runs").exists()

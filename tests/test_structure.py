@@ -1,0 +1,121 @@
+"""The house: imports point one way, nothing goes round in a circle, and each module has its tests.
+
+Imports are read out of the syntax trees, those within functions and under ``TYPE_CHECKING`` included.
+"""
+
+import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = {"vectors": "weightwatch.vectors", "callbacks": "weightwatch.callbacks", "weightwatch": "weightwatch"}
+FLOORS = {"vectors": 0, "callbacks": 2, "demo": 3, "cli": 3}
+"""Which floor a folder is on; all others of weightwatch are the core, on floor 1. Imports never point up."""
+FACES = {"weightwatch", "weightwatch.__main__"}
+"""What only hands names on, lazily."""
+
+
+def modules() -> dict[str, Path]:
+    """Return all modules of the package by their full names."""
+    found = {}
+    for room, package in ROOMS.items():
+        for file in sorted((ROOT / room).rglob("*.py")):
+            inside = file.relative_to(ROOT / room)
+            if room == "weightwatch" and inside.parts[0] in ("vectors", "callbacks"):
+                continue  # links to the other rooms
+            name = ".".join([package, *inside.with_suffix("").parts]).removesuffix(".__init__")
+            found[name] = file
+    return found
+
+
+MODULES = modules()
+
+
+def imported(name: str) -> set[str]:
+    """Return which modules of the package a module imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.level, f"{name} imports relatively"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else node.module)
+    return {other for other in found if other in MODULES and other != name}
+
+
+IMPORTS = {name: imported(name) for name in MODULES if name not in FACES}
+
+
+def folder(name: str) -> str:
+    """Return the part of the house that a module belongs to: a folder, or a module at the core's top."""
+    return name.removeprefix("weightwatch.").split(".")[0]
+
+
+def floor(name: str) -> int:
+    return FLOORS.get(folder(name), 1)
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_imports_point_one_way() -> None:
+    up = [(name, other) for name, others in IMPORTS.items() for other in others if floor(other) > floor(name)]
+    assert up == []
+    beside = [
+        (name, other)
+        for name, others in IMPORTS.items()
+        for other in others
+        if floor(name) == floor(other) == 3 and {folder(name), folder(other)} == {"cli", "demo"}
+    ]
+    assert {name for name, _ in beside} <= {"weightwatch.cli.demo"}  # the command that runs the demo
+
+
+def test_the_core_is_reached_from_everywhere_above_it_and_from_nowhere_below() -> None:
+    assert any(floor(other) == 1 for other in IMPORTS["weightwatch.callbacks.trainer"])
+    assert all(floor(other) == 0 for name, others in IMPORTS.items() if floor(name) == 0 for other in others)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert circle(IMPORTS) == []
+
+
+def test_no_folder_imports_itself_by_way_of_others() -> None:
+    graph: dict[str, set[str]] = {}
+    for name, others in IMPORTS.items():
+        graph.setdefault(folder(name), set()).update({folder(other) for other in others} - {folder(name)})
+    assert circle(graph) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) != []
+
+
+def mirrored(name: str) -> Path:
+    """Return where the tests of a module are."""
+    *folders, last = name.removeprefix("weightwatch.").split(".")
+    return ROOT.joinpath("tests", *folders, f"test_{last}.py")
+
+
+@pytest.mark.parametrize("name", [n for n, file in MODULES.items() if not file.stem.startswith("__")])
+def test_every_module_has_its_test_file(name: str) -> None:
+    assert mirrored(name).is_file()
+
+
+@pytest.mark.parametrize("room", ["vectors", "callbacks"])
+def test_a_room_is_not_imported_a_second_time_from_the_repositorys_root(room: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {room}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"import weightwatch.{room}" in done.stderr
