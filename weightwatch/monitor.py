@@ -20,7 +20,7 @@ from weightwatch.update.live import Update
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.peft.adapters import starts
 from weightwatch.update.reference import Reference, Source, Weights
-from weightwatch.update.sharding.ranks import Ranks
+from weightwatch.update.sharding.ranks import ALONE, Ranks
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank
@@ -96,6 +96,7 @@ class Monitor:
         self._watched = self.directions
         self._found: Weights | None = None
         self._validated: weakref.ref[nn.Module] | None = None
+        self._together = ALONE
         self._table: tuple[int, ...] = ()
         self._trained: frozenset[str] = frozenset()
         self._told: set[str] = set()
@@ -126,8 +127,18 @@ class Monitor:
         return self.read(self.view(model), step, tensors=True)
 
     def view(self, model: nn.Module) -> ModelView:
-        """Return the view of a model that the other methods take; it holds for one check."""
-        return ModelView(model, self._ranks, self._trained if self._knows(model) else ())
+        """Return the view of a model that the other methods take; it holds for one check.
+
+        Raises:
+            WeightWatchError: See ``ModelView``.
+        """
+        if not self._knows(model):
+            return ModelView(model, self._ranks)
+        try:
+            return ModelView(model, self._ranks, self._trained)
+        except Exception as fault:  # the other processes are about to measure, and wait for this one's part
+            self._together.add(np.zeros(self._table), fault)
+            raise
 
     def read(self, view: ModelView, step: int, *, tensors: bool = False) -> Reading:
         """Measure a model, validating it first if it is a new one; see ``measure``.
@@ -154,7 +165,7 @@ class Monitor:
         """
         if not self._knows(view.model) and self._found is not None and self.reference.weights is self._found:
             self.reference = Reference(None, self.reference.adapters)  # what was found for another model is void
-        self._validated = None
+        self._validated, self._together = None, view.ranks
         if view.changed_by is not None and not self.reference.adapters:
             raise WeightWatchError(
                 f"An adapter was made with init_lora_weights={view.changed_by!r}, which changed the base, and its "
