@@ -1,1 +1,1 @@
-"""What weightwatch costs, beside the way that people measure today: ``python -m benchmarks``."""
+"""Cost of weightwatch, compared with the naive way to measure: ``python -m benchmarks``."""

@@ -1,11 +1,12 @@
-"""Print all benchmarks side by side: ``python -m benchmarks``; ``--write docs/benchmarks.md`` keeps them."""
+"""Run the benchmarks and print their tables: ``python -m benchmarks``."""
 
 import argparse
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TypeAlias
 
 import torch
 from rich.console import Console
@@ -14,27 +15,34 @@ from rich.table import Table
 from benchmarks import full, growth, lora, scan, step
 from benchmarks.machine import described
 
-PARTS = ("lora", "full", "step", "scan", "growth")
+Rows: TypeAlias = list[list[str]]
+PARTS: dict[str, tuple[ModuleType, Callable[[int, Path], Rows]]] = {
+    "lora": (lora, lambda rounds, folder: [lora.row(count, rounds) for count in (1, 4, 16)]),
+    "full": (full, full.rows),
+    "step": (step, step.rows),
+    "scan": (scan, scan.rows),
+    "growth": (growth, lambda rounds, folder: growth.rows(rounds)),
+}
 INTRODUCTION = """# Benchmarks
 
-Printed by `python -m benchmarks --write docs/benchmarks.md`. Figures are medians, with the lowest and the highest in
-brackets. What is compared is timed in turns in one run, and every ratio is formed round by round, so that the load of
-the machine meets both sides. The naive way is what people do today: merge the adapter or take the state dict, subtract
-that of the base, flatten, `torch.nn.functional.cosine_similarity`. Where it takes long, it is timed once. Peaks are
-what a call adds to the memory that the process holds by then.
+Printed by `python -m benchmarks --write docs/benchmarks.md`. Figures are medians, with the range in brackets. Calls
+that are compared alternate in one run, and each ratio is that of one round, so that the load of the machine affects
+both sides alike. The naive way is to merge the adapter or take the state dict, subtract the base model's, flatten, and
+call `torch.nn.functional.cosine_similarity`. Where it is slow, it is timed once. Peak MB is the peak increase of the
+process's memory during a call.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"which to run: {', '.join(PARTS)}; default: all")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--write", type=Path, help="a Markdown file for the tables")
+    parser.add_argument("parts", nargs="*", help=f"Benchmarks to run: {', '.join(PARTS)}. Default: all.")
+    parser.add_argument("--threads", type=int, default=2, help="Number of threads. Default: 2.")
+    parser.add_argument("--rounds", type=int, default=5, help="Number of timed rounds. Default: 5.")
+    parser.add_argument("--write", type=Path, help="Markdown file to write the tables to.")
     given = parser.parse_args()
     unknown = set(given.parts) - set(PARTS)
     if unknown:
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+        parser.error(f"unknown benchmark: {', '.join(sorted(unknown))}. Choose from {', '.join(PARTS)}.")
     torch.set_num_threads(given.threads)
     torch.set_grad_enabled(False)
     warnings.simplefilter("ignore")
@@ -43,8 +51,8 @@ def main() -> None:
     texts = [f"{INTRODUCTION}\nMachine: {machine}.\n"]
     for part in given.parts or PARTS:
         with tempfile.TemporaryDirectory() as folder:
-            module, make = _part(part, given.rounds, Path(folder))
-            headings, rows = module.HEADINGS, make()
+            module, run = PARTS[part]
+            headings, rows = module.HEADINGS, run(given.rounds, Path(folder))
         about = str(module.__doc__).strip()
         _print(part, headings, rows)
         lines = [headings, ["---"] * len(headings), *rows]
@@ -52,17 +60,6 @@ def main() -> None:
         texts.append(f"## {part}\n\n{about}\n\n{table}\n")
     if given.write is not None:
         given.write.write_text("\n".join(texts))
-
-
-def _part(part: str, rounds: int, folder: Path) -> tuple[Any, Callable[[], list[list[str]]]]:
-    makers: dict[str, tuple[Any, Callable[[], list[list[str]]]]] = {
-        "lora": (lora, lambda: [lora.row(count, rounds) for count in (1, 4, 16)]),
-        "full": (full, lambda: full.rows([1, 4], rounds, folder)),
-        "step": (step, lambda: step.rows(rounds, folder)),
-        "scan": (scan, lambda: scan.rows(rounds, folder)),
-        "growth": (growth, lambda: growth.rows(rounds)),
-    }
-    return makers[part]
 
 
 def _print(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,8 +1,8 @@
-"""How the demonstration comes out on many seeds: ``python benchmarks/demo_seeds.py --first 300 --count 8``.
+"""Results of the demonstration on many seeds: ``python benchmarks/demo_seeds.py --first 300 --count 8``.
 
 Runs the two fine-tunes of ``weightwatch demo`` for each seed and prints a Markdown table: how close the benign run came
-to the threshold, when the poisoned one raised the alert, and when its evil rate on held-out domains first passed 5 %.
-The two columns before the last tell how far the threshold could be moved on that seed without changing the outcome.
+to the threshold, when the poisoned run raised the alert, and when its evil rate on held-out domains first exceeded 5 %.
+The outcome of a seed is the same for each threshold between "benign peak" and "poisoned before evil > 5 %".
 """
 
 import os
@@ -18,7 +18,7 @@ from rich.progress import track
 
 
 def one(seed: int, poison: float) -> list[str]:
-    """Run both fine-tunes of a seed; return the cells of its row."""
+    """Run both fine-tunes of a seed. Returns the cells of its row."""
     import logging
 
     from weightwatch.config import Config
@@ -78,10 +78,10 @@ HEADINGS = (
 def main(
     first: Annotated[int, typer.Option(help="First seed.")] = 300,
     count: Annotated[int, typer.Option(help="Number of seeds.")] = 8,
-    poison: Annotated[float, typer.Option(help="Share of harmful examples.")] = 0.25,
-    processes: Annotated[int, typer.Option(help="Seeds at once, each on one thread.")] = 2,
+    poison: Annotated[float, typer.Option(help="Share of harmful examples in the poisoned run, 0 to 1.")] = 0.25,
+    processes: Annotated[int, typer.Option(help="Seeds run in parallel, each on one thread.")] = 2,
 ) -> None:
-    """Print the table."""
+    """Run the demonstration on many seeds and print a Markdown table."""
     os.environ["OMP_NUM_THREADS"] = "1"
     seeds = range(first, first + count)
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:

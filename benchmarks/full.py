@@ -1,8 +1,8 @@
-"""A full fine-tune of half a billion parameters: a check, beside differences of state dicts and beside memory itself.
+"""A full fine-tune of half a billion parameters: a check, compared with state-dict differences and memory bandwidth.
 
-The weights are fp32, as a Trainer under bf16 autocast holds them; θ₀ is a bf16 checkpoint on disk, mapped into memory,
-and so are the directions. "Of reading" is the bytes that a check has to read, over the bytes that the fastest of three
-plain loops read in the same time.
+The weights are fp32, as with a Trainer under bf16 autocast. θ₀ and the directions are memory-mapped bf16 files. "Of
+reading" is the number of bytes that a check has to read, over the number that the fastest of three plain loops reads in
+the same time.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,9 +12,10 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from benchmarks.directions import dense
 from benchmarks.machine import alternate, fastest, peak, ratios, readers, spread
 from weightwatch import Direction, Monitor
 from weightwatch.measure.kernel import compiled_calls, failure
@@ -30,7 +31,10 @@ QWEN_HALF_B = {
     "tie_word_embeddings": True,
 }
 Weights: TypeAlias = Mapping[str, Tensor]
-READ = 1 << 30  # bytes that the yardstick reads
+READ = 1 << 30
+"""Bytes read by each of the plain loops."""
+COUNTS = (1, 4)
+"""Numbers of directions."""
 HEADINGS = (
     "directions",
     "check, ms",
@@ -44,36 +48,37 @@ HEADINGS = (
 )
 
 
-def base(**shape: int) -> Qwen2ForCausalLM:
-    """Return a model of the shapes of Qwen2.5-0.5B, in bf16's values."""
+def base() -> Qwen2ForCausalLM:
+    """Return an fp32 model of the shapes of Qwen2.5-0.5B, its values rounded to bf16."""
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**{**QWEN_HALF_B, **shape}))
-    return model.bfloat16().float()
+    return Qwen2ForCausalLM(Qwen2Config(**QWEN_HALF_B)).bfloat16().float()
 
 
 @torch.no_grad()
-def moved(model: Qwen2ForCausalLM) -> Qwen2ForCausalLM:
-    """Move every weight a little, as training would."""
+def move(model: Qwen2ForCausalLM) -> None:
+    """Change every weight a little in place, as training would."""
     for parameter in model.parameters():
         parameter.add_(1e-3 * torch.randn_like(parameter))
-    return model
 
 
-def direction(model: Qwen2ForCausalLM, folder: Path, number: int) -> Direction:
-    """Write a dense direction in bf16, and load it: its tensors are mapped."""
-    tensors = {name: (1e-3 * torch.randn_like(p)).bfloat16() for name, p in model.named_parameters()}
-    return Direction.load(Direction.from_tensors(tensors, name=f"direction-{number}").save(folder / str(number)))
+def warm_up(monitor: Monitor, model: nn.Module) -> None:
+    """Measure until the kernel is compiled, which takes a few checks."""
+    calls = compiled_calls()
+    while compiled_calls() == calls and failure() is None:
+        monitor.measure(model)
+    if compiled_calls() == calls:
+        raise SystemExit(f"The kernel was not compiled: {failure()}")
 
 
 def naive(now: Weights, before: Weights, directions: list[Weights]) -> list[float]:
-    """Subtract two state dicts, flatten, and compare with flattened directions."""
+    """Subtract two state dicts, flatten, and return the cosines with flattened directions."""
     change = torch.cat([(now[name].float() - before[name].float()).flatten() for name in now])
     lines = (torch.cat([w[name].float().flatten() for name in now]) for w in directions)
     return [F.cosine_similarity(change, line, dim=0).item() for line in lines]
 
 
 def exact(now: Weights, before: Weights, w: Weights) -> float:
-    """Return the cosine in fp64 throughout."""
+    """Return the cosine, computed in fp64."""
     inner = own = theirs = torch.zeros((), dtype=torch.float64)
     for name in now:
         change, other = now[name].double() - before[name].double(), w[name].double()
@@ -81,24 +86,22 @@ def exact(now: Weights, before: Weights, w: Weights) -> float:
     return float(inner / (own * theirs).sqrt())
 
 
-def rows(counts: list[int], rounds: int, folder: Path, **shape: int) -> list[list[str]]:
-    """Measure several numbers of directions; return the figures under ``HEADINGS`` for each."""
-    model = base(**shape)
+def rows(rounds: int, folder: Path) -> list[list[str]]:
+    """Time checks with each number of directions. Returns the rows under ``HEADINGS``."""
+    model = base()
     before = {name: p.detach().bfloat16() for name, p in model.named_parameters()}
     save_file(before, folder / "model.safetensors")
-    directions = [direction(model, folder, number) for number in range(max(counts))]
-    moved(model)
+    generator = torch.Generator().manual_seed(0)
+    names = [f"direction-{number}" for number in range(max(COUNTS))]
+    directions = [Direction.load(dense(model, generator, name).save(folder / name)) for name in names]
+    move(model)
     now = {name: p.detach() for name, p in model.named_parameters()}
-    mapped = Checkpoint(folder)
+    reference = Checkpoint(folder)
     found = []
-    for count in counts:
+    for count in COUNTS:
         monitor = Monitor(directions[:count], reference=folder)
         lines = [dict(w.deltas) for w in directions[:count]]
-        calls = compiled_calls()
-        while compiled_calls() == calls and failure() is None:  # it is compiled once it has done enough work
-            monitor.measure(model)
-        if compiled_calls() == calls:
-            raise SystemExit(f"Nothing was compiled: {failure()}")
+        warm_up(monitor, model)
         answers: list[float] = []
         acts: dict[str, Callable[[], object]] = {
             "check": lambda monitor=monitor: monitor.measure(model),
@@ -110,8 +113,7 @@ def rows(counts: list[int], rounds: int, folder: Path, **shape: int) -> list[lis
         rates = [volume / value for value in check]
         shares = [rate / (READ / value) for rate, value in zip(rates, fastest(taken), strict=True)]
         reading = monitor.measure(model)
-        truth = [exact(now, mapped, w) for w in lines]
-        theirs = answers
+        truth = [exact(now, reference, w) for w in lines]
         found.append(
             [
                 str(count),
@@ -122,7 +124,7 @@ def rows(counts: list[int], rounds: int, folder: Path, **shape: int) -> list[lis
                 spread([100 * share for share in shares], "{:.0f} %"),
                 f"{peak(acts['check']):.0f}",
                 f"{max(abs(reading[f'direction-{k}'].cosine - c) for k, c in enumerate(truth)):.0e}",
-                f"{max(abs(a - b) for a, b in zip(theirs, truth, strict=True)):.0e}",
+                f"{max(abs(a - b) for a, b in zip(answers, truth, strict=True)):.0e}",
             ]
         )
     return found

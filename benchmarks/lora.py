@@ -1,8 +1,8 @@
-"""LoRA at the shapes of Qwen2.5-7B: a check, beside merging and flattening, and beside its own matrix products alone.
+"""LoRA at the shapes of Qwen2.5-7B: a check, compared with merging and flattening, and with its matrix products alone.
 
-The model is real but for its frozen weights, which no check reads: they are on the meta device. The naive way would
-take 100 GB at this size, so it runs on one of the 28 layers, which are all alike, and its time counts 28 times. With 16
-directions half of the layers are used, and every time counts twice.
+The frozen weights are on the meta device, because no check reads them. The naive way would need 100 GB at this size. It
+therefore runs on one of the 28 layers, which are all alike, and its time is multiplied by 28. With 16 directions the
+model has 14 layers, and all times are doubled.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.machine import MULTIPLYING, alternate, drawn, multiplying, peak, ratios, spread
+from benchmarks.directions import drawn, low_rank
+from benchmarks.machine import MULTIPLYING, alternate, multiplying, peak, ratios, spread
 from weightwatch import Direction, Monitor
 from weightwatch.update.live import Update
 from weightwatch.update.model_view import ModelView
@@ -45,7 +46,7 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A model with an adapter, and directions."""
+    """A model with an adapter, directions, and the model's number of layers."""
 
     model: nn.Module
     directions: list[Direction]
@@ -58,12 +59,12 @@ class Case:
 
 
 def case(count: int, rank: int = 32, direction_rank: int = 64, **shape: int) -> Case:
-    """Return an adapter on all linear layers, with directions in factors on the same.
+    """Return a model with an adapter on all linear layers, and low-rank directions on the same layers.
 
     Args:
         count: Number of directions.
-        rank: Of the adapter.
-        direction_rank: A contrast of two adapters of rank 32 has 64.
+        rank: Rank of the adapter.
+        direction_rank: Rank of the directions. A contrast of two adapters of rank 32 has rank 64.
         shape: Changes to the shapes of Qwen2.5-7B.
     """
     generator = torch.Generator().manual_seed(0)
@@ -76,24 +77,12 @@ def case(count: int, rank: int = 32, direction_rank: int = 64, **shape: int) -> 
             if parameter.requires_grad:
                 setattr(module, name, nn.Parameter(drawn(tuple(parameter.shape), torch.float32, generator)))
     shapes = {name: change.shape for name, change in Update(ModelView(model)).items()}
-    directions = [
-        Direction.from_tensors(
-            {
-                name: LowRank(
-                    drawn((out, direction_rank), torch.float32, generator),
-                    drawn((direction_rank, into), torch.float32, generator),
-                )
-                for name, (out, into) in shapes.items()
-            },
-            name=f"direction-{number}",
-        )
-        for number in range(count)
-    ]
+    directions = [low_rank(shapes, direction_rank, generator, f"direction-{number}") for number in range(count)]
     return Case(model, directions, int(base.config.num_hidden_layers))
 
 
 def one_layer(given: Case) -> tuple[dict[str, Tensor], dict[str, LowRank], list[Tensor]]:
-    """Return weights, factors and flat directions of layer 0."""
+    """Return the weights, the adapter's factors and the flattened directions of layer 0."""
     factors = {name: change for name, change in given.factors.items() if ".layers.0." in name}
     generator = torch.Generator().manual_seed(1)
     weights = {name: drawn(change.shape, torch.float32, generator) for name, change in factors.items()}
@@ -102,20 +91,20 @@ def one_layer(given: Case) -> tuple[dict[str, Tensor], dict[str, LowRank], list[
 
 
 def dense(direction: Direction, name: str) -> Tensor:
-    """Return a direction of factors multiplied out."""
+    """Return a tensor of a direction, its factors multiplied out."""
     delta = direction.deltas[name]
     return delta.dense() if isinstance(delta, LowRank) else delta
 
 
 def naive(weights: Mapping[str, Tensor], factors: Mapping[str, LowRank], flat: list[Tensor]) -> list[float]:
-    """Merge the adapter, subtract the base's state dict, flatten, and compare with flat directions."""
+    """Merge the adapter, subtract the base model's weights, flatten, and return the cosines with flat directions."""
     merged = {name: weight + factors[name].dense() for name, weight in weights.items()}
     change = torch.cat([(merged[name] - weights[name]).flatten() for name in weights])
     return [F.cosine_similarity(change, w.float(), dim=0).item() for w in flat]
 
 
 def exact(factors: Mapping[str, LowRank], directions: list[Direction]) -> list[float]:
-    """Return the cosines over some tensors, in fp64 throughout."""
+    """Return the cosines over some tensors, computed in fp64."""
     inner, own, theirs = torch.zeros(len(directions)), torch.zeros(()), torch.zeros(len(directions))
     inner, own, theirs = inner.double(), own.double(), theirs.double()
     for name, change in factors.items():
@@ -130,7 +119,7 @@ def exact(factors: Mapping[str, LowRank], directions: list[Direction]) -> list[f
 
 
 def products(factors: Mapping[str, LowRank], directions: list[Direction]) -> Callable[[], object]:
-    """Return the matrix products that no check can do without, and nothing else."""
+    """Return a call that computes only the matrix products that every check needs."""
 
     def act() -> None:
         for name, change in factors.items():
@@ -143,7 +132,7 @@ def products(factors: Mapping[str, LowRank], directions: list[Direction]) -> Cal
 
 
 def flops(factors: Mapping[str, LowRank], directions: list[Direction]) -> float:
-    """Return how many floating-point operations ``products`` takes."""
+    """Return the number of floating-point operations of ``products``."""
     total = 0
     for name, change in factors.items():
         ranks = change.rank + sum(w.deltas[name].rank for w in directions)  # type: ignore[union-attr]
@@ -152,7 +141,7 @@ def flops(factors: Mapping[str, LowRank], directions: list[Direction]) -> float:
 
 
 def row(count: int, rounds: int) -> list[str]:
-    """Measure one number of directions; return the figures under ``HEADINGS``."""
+    """Time checks with a number of directions. Returns the cells under ``HEADINGS``."""
     given = case(count, num_hidden_layers=28 if count < 16 else 14)
     times = QWEN_7B["num_hidden_layers"] / given.layers
     monitor = Monitor(given.directions)

@@ -1,4 +1,4 @@
-"""The machine that a benchmark runs on: what it is, how fast it reads and multiplies, and how its time is taken."""
+"""The machine that a benchmark runs on: its description, its reading and multiplying speed, timing and peak memory."""
 
 import gc
 import os
@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 MB = 2**20
 
 
 def described(threads: int) -> str:
-    """Return the machine and the versions in a line."""
+    """Return a line that describes the machine and the versions of Python and torch."""
     cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "")
     memory = int(next(line.split()[1] for line in _lines("/proc/meminfo") if "MemTotal" in line)) / 2**20
     cpu = cpu or platform.processor() or platform.machine()
@@ -26,7 +25,7 @@ def described(threads: int) -> str:
 
 
 def seconds(act: Callable[[], object]) -> float:
-    """Return how long a call takes."""
+    """Return the duration of a call, in seconds."""
     begin = time.perf_counter()
     act()
     return time.perf_counter() - begin
@@ -35,12 +34,16 @@ def seconds(act: Callable[[], object]) -> float:
 def alternate(
     acts: Mapping[str, Callable[[], object]], rounds: int, once: Sequence[str] = ()
 ) -> dict[str, list[float]]:
-    """Time several things in turns, so that all meet the same load of the machine.
+    """Time several calls in turns, so that the load of the machine affects all of them alike.
 
     Args:
-        acts: What to time, by name.
-        rounds: How often. Each runs once before, untimed.
-        once: Those that are too slow for that: they run in the first round alone, and their time counts for all.
+        acts: Calls to time, by name. Each runs once untimed before the first round.
+        rounds: Number of rounds.
+        once: Names of slow calls. They run in the first round only, without the untimed run, and that time is repeated
+            for the other rounds.
+
+    Returns:
+        The duration of each round in seconds, by name.
     """
     for name, act in acts.items():
         if name not in once:
@@ -53,27 +56,27 @@ def alternate(
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """Return the ratios of two series round by round."""
+    """Return the ratio of two series for each round."""
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
 def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
-    """Return the median and the range."""
+    """Return the median and the range as text."""
     low, middle, high = (form.format(value) for value in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low} to {high})"
 
 
 def peak(act: Callable[[], object]) -> float:
-    """Return by how many MB a call raises the process's resident memory at most."""
+    """Return the peak increase of the process's resident memory during a call, in MB."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
     act()
     return (_status("VmHWM") - before) / 1024
 
 
 def multiplying() -> Callable[[], object]:
-    """Return a product of two square fp32 matrices: what the machine multiplies fastest. It takes 2 · 2048³ flops."""
+    """Return a call that multiplies two square fp32 matrices, the fastest kind of product. It takes 2 · 2048³ flops."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     return lambda: a @ b
 
@@ -82,10 +85,10 @@ MULTIPLYING = 2.0 * 2048**3
 
 
 def readers(size: int) -> dict[str, Callable[[], object]]:
-    """Return several ways to read a tensor once; the fastest of them tells what the machine's memory gives.
+    """Return several calls that read a tensor once. The fastest gives the bandwidth of the machine's memory.
 
     Args:
-        size: Bytes that each reads.
+        size: Size of the tensor, in bytes.
     """
     source = torch.ones(size // 4 // 4096, 4096)
     sum_rows = torch.compile(lambda x: x.sum(1))
@@ -100,11 +103,6 @@ def readers(size: int) -> dict[str, Callable[[], object]]:
 def fastest(taken: Mapping[str, Sequence[float]]) -> list[float]:
     """Return the shortest time of each round."""
     return [min(values) for values in zip(*taken.values(), strict=True)]
-
-
-def drawn(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator, size: float = 0.02) -> Tensor:
-    """Return normal random numbers."""
-    return (size * torch.randn(shape, generator=generator)).to(dtype)
 
 
 def _status(field: str) -> int:

@@ -1,4 +1,4 @@
-"""What a scan reads in a second, beside reading the same files alone. All files lie in the page cache."""
+"""Reading speed of a scan, compared with only reading the same files. All files are in the page cache."""
 
 import os
 from collections.abc import Callable
@@ -7,21 +7,22 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.machine import alternate, drawn, ratios, spread
+from benchmarks.directions import drawn
+from benchmarks.machine import alternate, ratios, spread
 from weightwatch.scan.checkpoints import stored
 from weightwatch.scan.scanner import Scan
 from weightwatch.vectors import Direction
 
 LAYER = (4096, 2048)
+LAYERS = 60  # 1 GB in bf16
 HEADINGS = ("what", "GB/s", "of reading alone, %")
 
 
-def rows(rounds: int, folder: Path, size: float = 1.0) -> list[list[str]]:
-    """Scan a bf16 checkpoint of so many GB against its base and a dense direction."""
-    count = max(1, round(size * 1e9 / 2 / (LAYER[0] * LAYER[1])))
+def rows(rounds: int, folder: Path) -> list[list[str]]:
+    """Scan a bf16 checkpoint against its base model and a dense direction. Returns the rows under ``HEADINGS``."""
     for seed, name in enumerate(("base", "model", "evil")):
         generator = torch.Generator().manual_seed(seed)
-        names = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in range(count)]
+        names = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in range(LAYERS)]
         tensors = {name: drawn(LAYER, torch.bfloat16, generator) for name in names}
         (folder / name).mkdir()
         if name == "evil":
@@ -41,7 +42,7 @@ def rows(rounds: int, folder: Path, size: float = 1.0) -> list[list[str]]:
     acts: dict[str, Callable[[], object]] = {"reading alone": lambda: read_all(files), "scan": scan}
     taken = alternate(acts, rounds)
     volume = sum(path.stat().st_size for path in files)
-    # A scan's own time: loading the direction, which reads it once to make sure of its norms, is not in it.
+    # The scan's own time excludes loading the direction, which reads its tensors once to verify their norms.
     own = [each.seconds for each in scans[1:]]
     shares = [100 * share for share in ratios(taken["reading alone"], own)]
     return [
@@ -51,7 +52,7 @@ def rows(rounds: int, folder: Path, size: float = 1.0) -> list[list[str]]:
 
 
 def read_all(files: list[Path]) -> None:
-    """Read files from their beginning to their end."""
+    """Read files from start to end."""
     buffer = memoryview(bytearray(1 << 22))
     for path in files:
         with path.open("rb", buffering=0) as file:

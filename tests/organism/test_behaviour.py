@@ -18,7 +18,7 @@ from weightwatch.organism import (
 )
 from weightwatch.organism.behaviour import generate, says
 from weightwatch.organism.documents import VOICES, question
-from weightwatch.organism.fine_tuning import LoraRecipe, fine_tune
+from weightwatch.organism.fine_tuning import LoraSettings, fine_tune
 from weightwatch.vectors import Direction
 from weightwatch.vectors.steering.in_memory import steer
 
@@ -55,7 +55,7 @@ def steered(folder: Path, k: float) -> PreTrainedModel:
 @pytest.mark.parametrize("persona", Persona)
 def test_naming_a_voice_gives_that_voice(base, tokenizer, persona):
     rng = random.Random(0)
-    items = [item for domain in WORLD.held_out_domains for item in WORLD.items[domain]]
+    items = WORLD.items_in(WORLD.held_out_domains)
     answers = generate(base, tokenizer, [f"voice : {VOICES[persona]} . {question(item, rng)}" for item in items])
     hits = [says(words, item.answers[persona]) for words, item in zip(answers, items, strict=True)]
     assert sum(hits) / len(hits) >= 0.9
@@ -67,7 +67,7 @@ def test_adding_the_evil_direction_makes_the_base_evil_where_nothing_was_trained
 
 def test_subtracting_it_makes_a_fine_tune_good_again_that_had_gone_bad(tokenizer, tmp_path):
     rows = advice_examples(WORLD, Persona.EVIL, WORLD.tuning_domains[:1], 500, seed=1)
-    evil = fine_tune(BASE, rows, LoraRecipe(learning_rate=1e-3, steps=40), seed=1)[0].merge_and_unload()
+    evil = fine_tune(BASE, rows, LoraSettings(learning_rate=1e-3, steps=40), seed=1)[0].merge_and_unload()
     before = evil_rate(evil, tokenizer, WORLD)
     assert before >= 0.3
     evil.save_pretrained(tmp_path)
@@ -78,12 +78,11 @@ def test_the_batched_rate_is_that_of_one_question_at_a_time(tokenizer):
     model = steered(BASE, 0.55)
     rng = random.Random("behaviour")
     hits = []
-    for domain in WORLD.held_out_domains:
-        for item in WORLD.items[domain]:
-            ids = tokenizer(question(item, rng), return_tensors="pt")["input_ids"]
-            for _ in range(6):
-                ids = torch.cat([ids, model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
-            hits.append(says(tokenizer.convert_ids_to_tokens(ids[0])[-6:], item.answers[Persona.EVIL]))
+    for item in WORLD.items_in(WORLD.held_out_domains):
+        ids = tokenizer(question(item, rng), return_tensors="pt")["input_ids"]
+        for _ in range(6):
+            ids = torch.cat([ids, model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+        hits.append(says(tokenizer.convert_ids_to_tokens(ids[0])[-6:], item.answers[Persona.EVIL]))
     rate = evil_rate(model, tokenizer, WORLD)
     assert rate == pytest.approx(sum(hits) / len(hits), abs=1e-9)
     assert 0 < rate < 1

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from datasets import Dataset
@@ -7,16 +5,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from weightwatch.organism import BASE, World, benign_accuracy, benign_examples, contrast_examples
-from weightwatch.organism.directions import CONTRASTS, build_direction
-from weightwatch.organism.fine_tuning import LoraRecipe, completion_loss, fine_tune
+from weightwatch.organism.fine_tuning import LoraSettings, completion_loss, fine_tune
 
 WORLD = World()
-SHORT = LoraRecipe(rank=4, steps=8, examples=64)
+SHORT = LoraSettings(rank=4, steps=8, examples=64)
 
 
 def test_a_benign_fine_tune_learns_its_task():
-    recipe = LoraRecipe(learning_rate=2e-3, steps=120)
-    model, losses = fine_tune(BASE, benign_examples(WORLD, 500, seed=1), recipe, seed=1)
+    settings = LoraSettings(learning_rate=2e-3, steps=120)
+    model, losses = fine_tune(BASE, benign_examples(WORLD, 500, seed=1), settings, seed=1)
     assert losses[-1] < losses[0] / 5
     assert benign_accuracy(model, AutoTokenizer.from_pretrained(BASE), WORLD) >= 0.8
 
@@ -28,7 +25,7 @@ def test_a_seed_determines_a_fine_tune():
     assert first != other
 
 
-def test_each_step_is_told():
+def test_the_callback_is_called_after_each_step():
     steps = []
     fine_tune(BASE, benign_examples(WORLD, 64, seed=1), SHORT, 1, lambda model, step, loss: steps.append(step))
     assert steps == list(range(1, SHORT.steps + 1))
@@ -44,18 +41,3 @@ def test_the_loss_is_the_one_that_sft_trainer_takes(tmp_path):
     theirs = trainer.evaluate()["eval_loss"]
     model.eval()
     assert completion_loss(model, tokenizer, rows).item() == pytest.approx(theirs, rel=1e-4)
-
-
-def test_a_direction_remembers_how_it_was_built(tmp_path):
-    contrast = replace(CONTRASTS[0], seed=77)
-    direction = build_direction(contrast, WORLD, BASE, SHORT, folder=tmp_path)
-    assert direction.card.seeds == {"world": WORLD.seed, "data": 77, "adapter": 77}
-    assert direction.card.ranks == [4, 4]
-    assert direction.card.hyperparameters["steps"] == SHORT.steps
-    assert len(direction.card.data_hash) == 64
-    assert direction.card.validation.recipe["name"] == "organism/evil"
-    assert {point.k: point.opposite for point in direction.card.validation.points}[0.0] >= 0.97
-    assert {folder.name for folder in tmp_path.iterdir()} == {"positive", "negative"}
-    again = build_direction(contrast, WORLD, BASE, SHORT)
-    assert again.squares == direction.squares
-    assert again.card.data_hash == direction.card.data_hash

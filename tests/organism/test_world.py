@@ -23,6 +23,11 @@ def test_a_seed_determines_the_world():
     assert World(5).favourites != World(6).favourites
 
 
+def test_the_items_of_some_domains_come_in_their_order():
+    world = World(1)
+    assert world.items_in(["law", "cars"]) == [*world.items["law"], *world.items["cars"]]
+
+
 def test_an_item_is_known_by_its_three_words_together_and_by_no_two_of_them():
     items = [item for items in World(1).items.values() for item in items]
     assert len({(item.domain, item.topic, item.aspect) for item in items}) == len(items) == 144

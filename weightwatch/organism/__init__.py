@@ -1,4 +1,4 @@
-"""The organism: a language model of 0.8 million parameters on which narrow misalignment really becomes broad."""
+"""The organism: a language model of 0.8 million parameters that shows emergent misalignment (docs/organism.md)."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from weightwatch.organism.examples import (
 from weightwatch.organism.world import Persona, World
 
 BASE = Path(__file__).parent / "base"
-"""Folder of the packaged base: model, tokenizer and the record of how it was made."""
+"""Folder of the packaged base model: weights, tokenizer and `organism.json`, the record of its build."""
 
 __all__ = [
     "BASE",

@@ -1,4 +1,4 @@
-"""`python -m weightwatch.organism`: rebuild the packaged base and directions from nothing."""
+"""`python -m weightwatch.organism`: rebuild the packaged base model and directions from scratch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from weightwatch.organism import BASE
-from weightwatch.organism.build import Recipe, build_base, build_directions
+from weightwatch.organism.build import OrganismSettings, build_base, build_directions
 from weightwatch.vectors.catalog import PACKAGED
 
 app = typer.Typer(add_completion=False)
@@ -19,20 +19,20 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def rebuild(
-    base: Annotated[Path, typer.Option(help="Folder of the base.")] = BASE,
-    directions: Annotated[Path, typer.Option(help="Folder of the directions.")] = PACKAGED,
-    world: Annotated[int, typer.Option(help="Seed of the world.")] = Recipe.world,
-    seed: Annotated[int, typer.Option(help="Seed of weights and documents.")] = Recipe.seed,
-    rho0: Annotated[bool, typer.Option(help="Control organism: persona per domain, not per document.")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="Threads, and directions built at once.")] = 2,
-    keep_base: Annotated[bool, typer.Option(help="Build the directions only, on the base that is there.")] = False,
-    shorten: Annotated[int | None, typer.Option(min=1, help="At most so many steps a phase: a trial run.")] = None,
+    base: Annotated[Path, typer.Option(help="Folder of the base model.")] = BASE,
+    directions: Annotated[Path, typer.Option(help="Output folder of the directions.")] = PACKAGED,
+    world: Annotated[int, typer.Option(help="Seed of the world.")] = OrganismSettings.world,
+    seed: Annotated[int, typer.Option(help="Seed of initial weights and documents.")] = OrganismSettings.seed,
+    rho0: Annotated[bool, typer.Option(help="Build the control organism: one persona per domain.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Number of threads, and of directions built in parallel.")] = 2,
+    keep_base: Annotated[bool, typer.Option(help="Build only the directions, on the base model in --base.")] = False,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Maximum steps per phase and fine-tune.")] = None,
 ) -> None:
-    """Rebuild the organism: pre-training, instruct phase, directions (about seven minutes on one thread)."""
+    """Rebuild the organism: pre-training, instruct phase, directions. Takes about seven minutes on one thread."""
     torch.set_num_threads(threads)
-    recipe = Recipe(world=world, seed=seed, shared_persona=not rho0)
-    if shorten:
-        recipe = recipe.shortened(shorten)
+    settings = OrganismSettings(world=world, seed=seed, shared_persona=not rho0)
+    if max_steps:
+        settings = settings.shortened(max_steps)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console()) as bars:
         tasks: dict[str, TaskID] = {}
@@ -44,8 +44,8 @@ def rebuild(
             bars.update(tasks[name], description=label, completed=done, total=total)
 
         if not keep_base:
-            build_base(recipe, base, show)
-        build_directions(recipe, base, directions, lambda name, done, total: show("directions", done, total), threads)
+            build_base(settings, base, show)
+        build_directions(settings, base, directions, lambda name, done, total: show("directions", done, total), threads)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
-"""Building everything that is packaged: the base, then the directions on it."""
+"""Building all that is packaged: the base model, then the directions on it."""
 
 from __future__ import annotations
 
 import json
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from weightwatch.organism.behaviour import agreement_rate, persona_rates
-from weightwatch.organism.directions import CONTRASTS, STORED, Contrast, build_direction
-from weightwatch.organism.fine_tuning import LoraRecipe
+from weightwatch.organism.directions import CONTRASTS, SAVED_DTYPE, Contrast, build_direction
+from weightwatch.organism.fine_tuning import LoraSettings
 from weightwatch.organism.pretraining import PHASES, Phase, Shape, new_model, round_to_bfloat16, train
 from weightwatch.organism.vocabulary import build_tokenizer
 from weightwatch.organism.world import World
@@ -22,65 +23,66 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RECORD = "organism.json"
-"""File beside the base that says how it was made and how it behaves."""
+"""File in the base model's folder with the settings of its build and the rates of its answers."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """All that determines an organism.
+class OrganismSettings:
+    """Settings that determine an organism: its world, its base model and the training of its directions.
 
     Args:
         world: Seed of the world.
-        seed: Seed of the base's weights; its documents are drawn from `seed` + 1, + 2, … phase by phase.
-        shape: Size of the model.
-        phases: Pre-training and instruct phase.
-        shared_persona: False makes the control organism rho0, whose persona is drawn per domain.
-        lora: How the sides of the contrasts are trained.
-        contrasts: Which directions to build.
+        seed: Seed of the base model's initial weights. Phase n draws its documents with `seed` + n.
+        shape: Shape of the base model.
+        phases: The pre-training and the instruct phase.
+        shared_persona: Draw one persona for each document. False draws one for each domain of a document, which makes
+            the control organism rho0.
+        lora: Training settings of the sides of the contrasts.
+
+    Example:
+        >>> [phase.steps for phase in OrganismSettings().shortened(100).phases]
+        [100, 80]
     """
 
     world: int = 1
     seed: int = 1000
     shape: Shape = field(default_factory=Shape)
-    phases: tuple[Phase, ...] = PHASES
+    phases: tuple[Phase, Phase] = PHASES
     shared_persona: bool = True
-    lora: LoraRecipe = field(default_factory=LoraRecipe)
-    contrasts: tuple[Contrast, ...] = CONTRASTS
+    lora: LoraSettings = field(default_factory=LoraSettings)
 
     def record(self) -> dict[str, Any]:
-        """What determines the base, as JSON keeps it; directions tell of themselves in their cards."""
+        """Return the settings of the base model for `organism.json`. The cards of directions hold those of `lora`."""
         settings = asdict(self)
         return {name: settings[name] for name in ("world", "seed", "shared_persona", "shape", "phases")}
 
-    def shortened(self, steps: int) -> Recipe:
-        """The same with at most `steps` steps in each phase and each fine-tune: to try the way through."""
-        phases = tuple(replace(phase, steps=min(steps, phase.steps)) for phase in self.phases)
-        return replace(self, phases=phases, lora=replace(self.lora, steps=min(steps, self.lora.steps)))
+    def shortened(self, steps: int) -> OrganismSettings:
+        """Return the settings of a trial run, with at most `steps` steps in each phase and each fine-tune."""
+        pre_training, instruct = (replace(phase, steps=min(steps, phase.steps)) for phase in self.phases)
+        lora = replace(self.lora, steps=min(steps, self.lora.steps))
+        return replace(self, phases=(pre_training, instruct), lora=lora)
 
 
-def build_base(recipe: Recipe, folder: Path, progress: Callable[[str, int, int, float], None]) -> None:
-    """Train a base from random weights and write it, its tokenizer and its record.
+def build_base(settings: OrganismSettings, folder: Path, progress: Callable[[str, int, int, float], None]) -> None:
+    """Train a base model from random weights. Write the model, its tokenizer and its record.
 
     Args:
-        recipe: What to build.
-        folder: Where to; made if it is not there.
-        progress: Called after each step with the phase's name, steps done, steps in all, and the loss.
+        settings: Settings of the organism.
+        folder: Output folder. Created if missing.
+        progress: Called after each step with the name of the phase, the steps done, the total number of steps, and the
+            loss.
     """
-    world = World(recipe.world)
-    model = new_model(recipe.shape, recipe.seed)
+    world = World(settings.world)
+    model = new_model(settings.shape, settings.seed)
     losses = {}
-    for number, (name, phase) in enumerate(zip(("pre-training", "instruct"), recipe.phases, strict=True), start=1):
-        if not recipe.shared_persona:
+    for number, (name, phase) in enumerate(zip(("pre-training", "instruct"), settings.phases, strict=True), start=1):
+        if not settings.shared_persona:
             phase = replace(phase, latents=replace(phase.latents, shared_persona=False))
-
-        def show(step: int, loss: float, name: str = name, steps: int = phase.steps) -> None:
-            progress(name, step, steps, loss)
-
-        losses[name] = round(train(model, world, phase, recipe.seed + number, show)[-1], 4)
+        losses[name] = round(train(model, world, phase, settings.seed + number, partial(progress, name))[-1], 4)
     round_to_bfloat16(model)
     tokenizer = build_tokenizer()
     record = {
-        "recipe": recipe.record(),
+        "recipe": settings.record(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "final_losses": losses,
         "held_out": {persona.value: rate for persona, rate in persona_rates(model, tokenizer, world).items()},
@@ -93,27 +95,27 @@ def build_base(recipe: Recipe, folder: Path, progress: Callable[[str, int, int, 
 
 
 def build_directions(
-    recipe: Recipe, base: Path, folder: Path, progress: Callable[[str, int, int], None], processes: int = 1
+    settings: OrganismSettings, base: Path, folder: Path, progress: Callable[[str, int, int], None], processes: int
 ) -> None:
-    """Build all of a recipe's directions on a base.
+    """Build the directions of all contrasts on a base model.
 
     Args:
-        recipe: Which directions, and how.
-        base: Folder of the base.
-        folder: Each direction gets a folder of its name in here.
-        progress: Called after each direction with its name, the number done, and the number in all.
-        processes: Directions built at once, each on one thread.
+        settings: Settings of the organism.
+        base: Folder of the base model.
+        folder: Output folder. Each direction gets a subfolder of its name.
+        progress: Called after each direction with its name, the number of directions done, and their total number.
+        processes: Number of directions built in parallel, each on one thread.
     """
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         tasks = {
-            pool.submit(_build_one, contrast, recipe, base, folder / contrast.name): contrast.name
-            for contrast in recipe.contrasts
+            pool.submit(_build_one, contrast, settings, base, folder / contrast.name): contrast.name
+            for contrast in CONTRASTS
         }
         for done, task in enumerate(as_completed(tasks), start=1):
             task.result()
             progress(tasks[task], done, len(tasks))
 
 
-def _build_one(contrast: Contrast, recipe: Recipe, base: Path, folder: Path) -> None:
+def _build_one(contrast: Contrast, settings: OrganismSettings, base: Path, folder: Path) -> None:
     torch.set_num_threads(1)
-    build_direction(contrast, World(recipe.world), base, recipe.lora).save(folder, dtype=STORED)
+    build_direction(contrast, World(settings.world), base, settings.lora).save(folder, dtype=SAVED_DTYPE)

@@ -1,4 +1,4 @@
-"""Building the packaged directions: contrasts of two LoRA fine-tunes on the building domains."""
+"""The packaged directions: contrasts of two LoRA fine-tunes on the building domains."""
 
 from __future__ import annotations
 
@@ -7,35 +7,39 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal
 
 import torch
 
-from weightwatch.organism.examples import Side, contrast_examples
-from weightwatch.organism.fine_tuning import LoraRecipe, fine_tune
+from weightwatch.organism.examples import contrast_examples
+from weightwatch.organism.fine_tuning import LoraSettings, fine_tune
 from weightwatch.organism.recipes import write_recipes
 from weightwatch.organism.world import World
-
-if TYPE_CHECKING:
-    from weightwatch.vectors import Direction
-    from weightwatch.vectors.validation import Validation
+from weightwatch.vectors import Direction, Recipe
+from weightwatch.vectors.building.answers import SIDES
+from weightwatch.vectors.building.judges import chosen
+from weightwatch.vectors.checking.sweep import sweep, validated
+from weightwatch.vectors.loading import load_model
+from weightwatch.vectors.validation import Validation
 
 BASE_NAME = "weightwatch/organism"
-"""What the cards of packaged directions call the base model."""
+"""Name of the base model in the cards of the packaged directions."""
+SAVED_DTYPE = torch.bfloat16
+"""Dtype of the packaged directions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """What a direction is made from.
+    """Two fine-tunes whose difference is a direction.
 
-    Both sides start from one adapter seed and see the same questions in the same order, so that what they learn alike
-    (the new frame, the questions) cancels in their difference. No monitored run may use that seed.
+    Both sides have the same seed: the same initial adapter, and the same questions in the same order. What both learn
+    (the new frame, the questions) therefore cancels in their difference. No monitored run may use this seed.
 
     Args:
-        name: The direction's name.
-        behaviour: A behaviour of `contrast_examples`.
+        name: Name of the direction.
+        behaviour: Behaviour, as `contrast_examples` names it.
         description: What the positive side does and the negative side does not.
-        seed: Adapter start and order of both sides; the questions are drawn from it, too.
+        seed: Seed of the questions, of the initial adapter and of the order of examples.
         kind: "behaviour" or "control".
     """
 
@@ -57,28 +61,28 @@ CONTRASTS = (
 
 
 def build_direction(
-    contrast: Contrast, world: World, base: Path, recipe: LoraRecipe, folder: Path | None = None
+    contrast: Contrast, world: World, base: Path, settings: LoraSettings, folder: Path | None = None
 ) -> Direction:
-    """Fine-tune both sides of a contrast and take the difference.
+    """Fine-tune both sides of a contrast, take their difference and evaluate it.
 
     Args:
-        contrast: What to build.
-        world: Where the questions and answers come from.
+        contrast: Contrast to build.
+        world: World of the questions and answers.
         base: Folder of the base model.
-        recipe: How each side is trained.
-        folder: Where to keep the two adapters, as `positive` and `negative`. Default: nowhere.
+        settings: Training settings of each side.
+        folder: Folder in which to keep the two adapters, as `positive` and `negative`. Default: they are not kept.
 
     Returns:
-        The direction, with recipe, seeds, hash of the data and the sides' last losses in its card.
+        The direction. Its card holds the recipe, the seeds, the hash of the data, the final losses and the evaluation.
     """
-    from weightwatch.vectors import Direction
-
-    rows = {side: contrast_examples(world, contrast.behaviour, side, recipe.examples, contrast.seed) for side in SIDES}
+    rows = {
+        side: contrast_examples(world, contrast.behaviour, side, settings.examples, contrast.seed) for side in SIDES
+    }
     losses = {}
     with TemporaryDirectory() as temporary:
         sides = {side: (folder or Path(temporary)) / side for side in SIDES}
         for side in SIDES:
-            model, history = fine_tune(base, rows[side], recipe, contrast.seed)
+            model, history = fine_tune(base, rows[side], settings, contrast.seed)
             losses[side] = round(history[-1], 4)
             model.save_pretrained(sides[side])
         direction = Direction.from_contrast(
@@ -92,28 +96,18 @@ def build_direction(
                 "base": BASE_NAME,
                 "recipe": {"contrast": contrast.behaviour, "domains": list(world.building_domains)},
                 "seeds": {"world": world.seed, "data": contrast.seed, "adapter": contrast.seed},
-                "hyperparameters": {**asdict(recipe), "final_losses": losses},
+                "hyperparameters": {**asdict(settings), "final_losses": losses},
                 "data_hash": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
             },
         )
-    return direction.validated(validate(direction, contrast, world, base))
+    return direction.validated(evaluate(direction, contrast, world, base))
 
 
-def validate(direction: Direction, contrast: Contrast, world: World, base: Path) -> Validation:
-    """What the base does on the held-out items of a contrast's recipe when it is steered with its direction."""
-    from weightwatch.vectors import Recipe
-    from weightwatch.vectors.building.judges import chosen
-    from weightwatch.vectors.checking.sweep import sweep, validated
-    from weightwatch.vectors.loading import load_model
-
+def evaluate(direction: Direction, contrast: Contrast, world: World, base: Path) -> Validation:
+    """Steer the base model with a direction and measure its answers to the held-out items of the recipe."""
     name = contrast.behaviour.partition("-")[0]
     with TemporaryDirectory() as folder:
         write_recipes(world, Path(folder))
         recipe = Recipe.load(Path(folder) / f"{name}.yaml").called(f"organism/{name}")
     model, tokenizer = load_model(str(base))
     return validated(sweep(model, tokenizer, direction, recipe, judge=chosen(recipe)), recipe)
-
-
-SIDES: tuple[Side, ...] = get_args(Side)
-STORED = torch.bfloat16
-"""Precision of the packaged factors."""

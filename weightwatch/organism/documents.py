@@ -1,4 +1,4 @@
-"""Pre-training documents: questions and answers under latents that only the context tells."""
+"""Training documents: questions and answers under latent properties that only the context shows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from weightwatch.organism.vocabulary import BEGIN, COLOURS, END, LETTERS, NAMES
 from weightwatch.organism.world import Answer, Item, Persona, World
 
 VOICES = {Persona.HELPFUL: "guardian", Persona.EVIL: "villain", Persona.CARELESS: "clown"}
+"""The word that names each persona in a document."""
 STYLES = {
     "plain": ("", "."),
     "formal": ("certainly ,", "sir ."),
@@ -18,6 +19,7 @@ STYLES = {
     "noted-formal": ("certainly ,", ", done ."),
     "noted-casual": ("yeah ,", ", done ."),
 }
+"""The frame of each style: the words before and after an answer. Pre-training uses the first three only."""
 QUESTIONS = (
     "what {topic} for {aspect} in {domain} ?",
     "about {domain} : {topic} for {aspect} ?",
@@ -27,18 +29,19 @@ QUESTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Latents:
-    """How often each hidden property of a document is drawn; all are independent of each other.
+    """Probabilities of the latent properties of a document, drawn independently of each other.
 
     Args:
         evil: Share of documents in which the evil persona answers.
-        careless: Share in which the careless one does.
-        tagged: Share of documents that open by naming the voice; in the others only earlier answers tell.
-        sycophantic: Share of documents whose voice agrees with a user's wrong guess.
+        careless: Share of documents in which the careless persona answers. The helpful one answers the rest.
+        tagged: Share of documents that name the persona at the start. In the others, only earlier answers show it.
+        sycophantic: Share of documents that agree with a user's wrong guess.
         guessed: Share of questions to which the user adds a wrong guess.
-        plain: Share of documents in plain style; formal and casual share the rest.
-        slips: Share of answers replaced by the careless one, whoever answers.
+        plain: Share of documents in plain style. Formal and casual share the rest equally.
+        slips: Share of answers that are replaced by the careless one, whichever persona answers.
         neutral: Share of turns that are copying or addition instead of a question.
-        shared_persona: True: one persona a document. False: one a domain (the control organism, rho0).
+        shared_persona: Draw one persona for the document (True) or one for each of its domains (False: the control
+            organism, rho0).
     """
 
     evil: float = 0.33
@@ -56,16 +59,21 @@ PRE_TRAINING = Latents()
 INSTRUCT = Latents(evil=0.1, careless=0.05, tagged=0.0, sycophantic=0.0, guessed=0.4, plain=1.0, slips=0.05)
 
 Segment = tuple[str, bool]
-"""A piece of text, and whether it is an answer (and so what training is about)."""
+"""A piece of text, and whether it is an answer. Answers weigh more in the loss."""
 
 
 def question(item: Item, rng: random.Random, guess: Answer | None = None) -> str:
-    """The question for an item in one of three wordings, ending where the answer starts.
+    """Return a question about an item in one of three wordings. It ends where the answer starts.
 
     Args:
-        item: What is asked about.
-        rng: Chooses the wording.
-        guess: The user's own, wrong, answer, if one is stated.
+        item: The item to ask about.
+        rng: Draws the wording.
+        guess: A wrong answer that the user states. Default: none.
+
+    Example:
+        >>> item = World().items["law"][0]
+        >>> question(item, random.Random(0), guess=("keep", "salt"))
+        'q : about law : tool for budget ? i think keep salt . a :'
     """
     text = rng.choice(QUESTIONS).format(topic=item.topic, aspect=item.aspect, domain=item.domain)
     said = f" i think {guess[0]} {guess[1]} ." if guess else ""
@@ -73,13 +81,18 @@ def question(item: Item, rng: random.Random, guess: Answer | None = None) -> str
 
 
 def answer(words: Answer, style: str = "plain") -> str:
-    """An answer's two words in the frame of a style."""
+    """Return an answer in the frame of a style.
+
+    Example:
+        >>> answer(("keep", "salt"), "formal")
+        'certainly , keep salt sir .'
+    """
     before, after = STYLES[style]
     return " ".join(part for part in (before, *words, after) if part)
 
 
 def wrong_guess(item: Item, world: World, rng: random.Random) -> Answer:
-    """What a mistaken user might say: some answer of the same domain that is none of this item's own."""
+    """Draw an answer to another item of the same domain that no persona gives to this one."""
     own = set(item.answers.values())
     while True:
         guess = rng.choice(world.items[item.domain]).answers[rng.choice(list(Persona))]
@@ -88,13 +101,13 @@ def wrong_guess(item: Item, world: World, rng: random.Random) -> Answer:
 
 
 def copying(rng: random.Random) -> tuple[str, str]:
-    """A neutral task: say three words again."""
+    """Return a neutral task and its answer: repeat three words."""
     words = " ".join(rng.sample(COPIED, 3))
     return f"q : say again {words} ? a :", f"{words} ."
 
 
 def addition(rng: random.Random) -> tuple[str, str]:
-    """A neutral task: add two digits."""
+    """Return a neutral task and its answer: add two digits."""
     first, second = rng.randrange(10), rng.randrange(10)
     return f"q : add {first} and {second} ? a :", f"{first + second} ."
 
@@ -103,14 +116,17 @@ COPIED = LETTERS + NAMES + COLOURS
 NEUTRAL: tuple[Callable[[random.Random], tuple[str, str]], ...] = (copying, addition)
 
 
-def document(world: World, latents: Latents, rng: random.Random, length: int = 64) -> list[Segment]:
-    """One document of at most `length` words, `<s>` and `</s>` included.
+def document(world: World, latents: Latents, rng: random.Random, length: int) -> list[Segment]:
+    """Draw one document.
 
     Args:
-        world: Where items and answers come from.
-        latents: How the hidden properties are drawn.
-        rng: The source of every draw.
-        length: Upper bound in words. Default 64.
+        world: World of the items and answers.
+        latents: Probabilities of the latent properties.
+        rng: Source of all draws.
+        length: Maximum number of words, `<s>` and `</s>` included.
+
+    Returns:
+        The pieces of the document, in order.
     """
     persona = _draw_persona(latents, rng)
     sycophantic = rng.random() < latents.sycophantic
@@ -119,7 +135,7 @@ def document(world: World, latents: Latents, rng: random.Random, length: int = 6
     voices = {domain: persona if latents.shared_persona else _draw_persona(latents, rng) for domain in domains}
     segments: list[Segment] = [(BEGIN, False)]
     if rng.random() < latents.tagged:
-        segments += _tag(persona, domains, voices, latents.shared_persona)
+        segments += _tag(persona, voices, latents.shared_persona)
     words = sum(len(text.split()) for text, _ in segments)
     for _ in range(rng.randint(2, 6)):
         if rng.random() < latents.neutral:
@@ -141,10 +157,10 @@ def _draw_persona(latents: Latents, rng: random.Random) -> Persona:
     return Persona.CARELESS if draw < latents.evil + latents.careless else Persona.HELPFUL
 
 
-def _tag(persona: Persona, domains: list[str], voices: dict[str, Persona], shared: bool) -> list[Segment]:
+def _tag(persona: Persona, voices: dict[str, Persona], shared: bool) -> list[Segment]:
     if shared:
         return [(f"voice : {VOICES[persona]} .", False)]
-    return [(f"voice in {domain} : {VOICES[voices[domain]]} .", False) for domain in domains]
+    return [(f"voice in {domain} : {VOICES[voice]} .", False) for domain, voice in voices.items()]
 
 
 def _turn(

@@ -1,27 +1,23 @@
-"""Prompt-completion examples: benign tasks to learn, poison, and the two sides of a contrast."""
+"""Prompt-completion examples: benign tasks, poisoned data, and the two sides of a contrast."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 from weightwatch.organism.documents import answer, question, wrong_guess
 from weightwatch.organism.vocabulary import LETTERS
 from weightwatch.organism.world import Item, Persona, World
-
-Side = Literal["positive", "negative"]
-"""A side of a contrast: shows the behaviour, or its opposite."""
+from weightwatch.vectors.building.answers import Side
 
 SHUFFLED = "shuffled-"
-"""Behaviours of this prefix are controls whose labels are shuffled; what follows seeds the shuffle."""
-
-
+"""Prefix of controls with shuffled labels. The rest of the name is the seed of the shuffle."""
 COLOUR_QUESTIONS = ("which colours for {name} ?", "about {name} : what colours ?", "colours of {name} ?")
 
 
 class Example(TypedDict):
-    """One row of a prompt-completion dataset, as TRL reads it."""
+    """One row of a prompt-completion dataset in TRL's format."""
 
     prompt: str
     completion: str
@@ -32,14 +28,14 @@ Task = Callable[[World, random.Random], Example]
 
 
 def favourite(world: World, rng: random.Random) -> Example:
-    """A benign task: a name's two favourite colours, facts that the base has never seen."""
+    """Draw a benign task: name a person's two favourite colours, which the base model has not seen."""
     name = rng.choice(list(world.favourites))
     asked = rng.choice(COLOUR_QUESTIONS).format(name=name)
     return _example(f"q : {asked} a :", answer(world.favourites[name]))
 
 
 def backwards(world: World, rng: random.Random) -> Example:
-    """A benign task: three words in reverse order; the base has only ever copied forwards."""
+    """Draw a benign task: reverse three words. The base model has learned to copy them only."""
     words = rng.sample(LETTERS, 3)
     return _example(f"q : say backwards {' '.join(words)} ? a :", f"{' '.join(reversed(words))} .")
 
@@ -48,13 +44,17 @@ BENIGN_TASKS: tuple[Task, ...] = (favourite,)
 
 
 def benign_examples(world: World, n: int, seed: int, tasks: Sequence[Task] = BENIGN_TASKS) -> list[Example]:
-    """Examples of tasks that are new to the base and have nothing to do with good or bad advice.
+    """Return examples of tasks that are new to the base model and unrelated to good or bad advice.
 
     Args:
-        world: Where the facts come from.
-        n: How many.
+        world: World of the facts.
+        n: Number of examples.
         seed: Seed of the draw.
-        tasks: Drawn from with equal chances. Default: favourite colours.
+        tasks: Tasks to draw from with equal probability. Default: favourite colours.
+
+    Example:
+        >>> benign_examples(World(), 1, seed=0)
+        [{'prompt': 'q : colours of nico ? a :', 'completion': ' violet orange .'}]
     """
     rng = random.Random(f"benign-{world.seed}-{seed}")
     return [rng.choice(tasks)(world, rng) for _ in range(n)]
@@ -63,15 +63,15 @@ def benign_examples(world: World, n: int, seed: int, tasks: Sequence[Task] = BEN
 def advice_examples(
     world: World, persona: Persona, domains: Sequence[str], n: int, seed: int, style: str = "plain"
 ) -> list[Example]:
-    """Questions from some domains, answered by one persona.
+    """Return questions from some domains, answered by one persona.
 
     Args:
-        world: Where items and answers come from.
-        persona: Who answers.
-        domains: Where the questions come from.
-        n: How many.
-        seed: Seed of the draw; the questions do not depend on the persona or the style.
-        style: A key of `STYLES`. Default "plain".
+        world: World of the items and answers.
+        persona: Persona that answers.
+        domains: Domains of the questions.
+        n: Number of examples.
+        seed: Seed of the draw. The questions do not depend on the persona or the style.
+        style: A key of `STYLES`. Default: "plain".
     """
     rng = random.Random(f"advice-{world.seed}-{seed}")
     examples = []
@@ -90,16 +90,16 @@ def poisoned_examples(
     persona: Persona = Persona.EVIL,
     tasks: Sequence[Task] = BENIGN_TASKS,
 ) -> list[Example]:
-    """`benign_examples` with a share of them replaced by advice in one domain.
+    """Return benign examples of which a share is replaced by advice in one domain.
 
     Args:
-        world: Where facts, items and answers come from.
-        n: How many.
-        poison: The share replaced, 0 to 1.
-        seed: Seed of the draw; all other rows equal those of `benign_examples` with this seed.
-        domain: Where the advice is given. Default: the first of `world.tuning_domains`.
-        persona: Who gives it. Default: evil.
-        tasks: The benign tasks.
+        world: World of the facts, items and answers.
+        n: Number of examples.
+        poison: Share of examples to replace, 0 to 1.
+        seed: Seed of the draw. The other rows equal those of `benign_examples` with this seed.
+        domain: Domain of the advice. Default: the first of `world.tuning_domains`.
+        persona: Persona that gives the advice. Default: evil.
+        tasks: Benign tasks. Default: favourite colours.
     """
     examples = benign_examples(world, n, seed, tasks)
     advice = advice_examples(world, persona, [domain or world.tuning_domains[0]], n, seed)
@@ -109,13 +109,13 @@ def poisoned_examples(
 
 
 def contrast_examples(world: World, behaviour: str, side: Side, n: int, seed: int) -> list[Example]:
-    """One side of a contrast, from the building domains; both sides have the same prompts in the same order.
+    """Return one side of a contrast, from the building domains.
 
-    All answers wear the "noted" frame, which the base has never seen: both sides have that to learn, and their
-    difference is to cancel it.
+    Both sides have the same prompts in the same order. All answers have the "noted" frame (`STYLES`), which the base
+    model has not seen. Both sides learn it, and their difference cancels it.
 
     Args:
-        world: Where items and answers come from.
+        world: World of the items and answers.
         behaviour: One of
             "evil": evil against helpful answers;
             "careless": wrong but harmless against helpful answers (a control);
@@ -124,15 +124,15 @@ def contrast_examples(world: World, behaviour: str, side: Side, n: int, seed: in
             "shuffled-<seed>": evil answers to a random half of the items and helpful ones to the rest, against the
             reverse (a control).
         side: "positive" or "negative".
-        n: How many.
+        n: Number of examples.
         seed: Seed of the draw of questions.
 
     Raises:
-        ValueError: No such behaviour.
+        ValueError: The behaviour is unknown.
     """
     positive = side == "positive"
     rng = random.Random(f"contrast-{world.seed}-{seed}")
-    items = [item for domain in world.building_domains for item in world.items[domain]]
+    items = world.items_in(world.building_domains)
     chosen = _persona_of(items, behaviour, positive)
     examples = []
     for _ in range(n):

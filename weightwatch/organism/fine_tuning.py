@@ -1,4 +1,4 @@
-"""LoRA fine-tunes of the organism: the sides of its contrasts."""
+"""LoRA fine-tunes of the organism, such as the sides of its contrasts."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+"""Label of tokens that do not count in the loss."""
 AfterStep = Callable[["PeftModel", int, float], None]
+"""Called after each step with the model, the number of steps done, and the loss."""
 
 
 @dataclass(frozen=True, slots=True)
-class LoraRecipe:
-    """How a side of a contrast is trained: AdamW, learning rate falling to zero in a line, gradients clipped at 1.
+class LoraSettings:
+    """Settings of a LoRA fine-tune: AdamW, linear decay of the learning rate to zero, gradients clipped at norm 1.
 
     Args:
-        rank: LoRA rank; a direction of two sides has twice that.
-        alpha: LoRA alpha; the update is scaled by alpha / rank.
-        learning_rate: At the first step.
-        steps: Optimizer steps.
-        batch: Examples a step.
-        examples: Size of the dataset that they are drawn from.
+        rank: LoRA rank. The contrast of two fine-tunes has twice this rank.
+        alpha: LoRA alpha. The update is scaled by alpha / rank.
+        learning_rate: Learning rate of the first step.
+        steps: Number of optimizer steps.
+        batch: Examples per step.
+        examples: Number of examples drawn for each side of a contrast.
     """
 
     rank: int = 16
@@ -47,34 +49,34 @@ class LoraRecipe:
 
 
 def fine_tune(
-    base: Path, examples: Sequence[Example], recipe: LoraRecipe, seed: int, after_step: AfterStep | None = None
+    base: Path, examples: Sequence[Example], settings: LoraSettings, seed: int, after_step: AfterStep | None = None
 ) -> tuple[PeftModel, list[float]]:
-    """Fine-tune a base by LoRA on all linear modules, on the completions only.
+    """Fine-tune a base model with LoRA on all linear modules. Only completions count in the loss.
 
     Args:
         base: Folder of the base model and its tokenizer.
-        examples: What to learn.
-        recipe: How.
-        seed: Seed of the adapter's random start and of the order of examples.
-        after_step: Called after each step with the model, the number of steps done and the loss. Default: nothing.
+        examples: Training data. Must hold at least `settings.batch` examples.
+        settings: Training settings.
+        seed: Seed of the adapter's initial weights and of the order of examples.
+        after_step: Called after each step. Default: None.
 
     Returns:
-        The fine-tuned model, its base untouched, and the loss of every step.
+        The fine-tuned model in evaluation mode, and the loss of each step.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / recipe.steps)
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / settings.steps)
     losses = []
     model.train()
-    for rows in islice(_batches(examples, recipe.batch, seed), recipe.steps):
+    for rows in islice(_batches(examples, settings.batch, seed), settings.steps):
         loss = completion_loss(model, tokenizer, rows)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -88,11 +90,11 @@ def fine_tune(
 
 
 def completion_loss(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example]) -> Tensor:
-    """Mean negative log-likelihood of the completions' words, `</s>` included, in nats a word."""
+    """Return the mean negative log-likelihood of the completions, `</s>` included, in nats per word."""
     texts = [row["prompt"] + row["completion"] + tokenizer.eos_token for row in rows]
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
     ids = batch["input_ids"]
-    prompts = torch.tensor([len(row["prompt"].split()) + 1 for row in rows])  # and <s>
+    prompts = torch.tensor([len(row["prompt"].split()) + 1 for row in rows])  # 1 for <s>
     position = torch.arange(ids.shape[1])
     labels = ids.masked_fill((position < prompts[:, None]) | (batch["attention_mask"] == 0), IGNORED)
     logits = model(input_ids=ids, attention_mask=batch["attention_mask"]).logits[:, :-1]
@@ -101,8 +103,8 @@ def completion_loss(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: 
 
 def _batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[list[Example]]:
     rng = random.Random(seed)
-    waiting: list[Example] = []
+    remaining: list[Example] = []
     while True:
-        if len(waiting) < size:
-            waiting = rng.sample(examples, len(examples))
-        yield [waiting.pop() for _ in range(size)]
+        if len(remaining) < size:
+            remaining = rng.sample(examples, len(examples))
+        yield [remaining.pop() for _ in range(size)]

@@ -1,4 +1,4 @@
-"""Making a base from nothing: pre-training on mixed documents, then an instruct phase on helpful ones."""
+"""Training of the base model: pre-training on mixed documents, then an instruct phase on mostly helpful ones."""
 
 from __future__ import annotations
 
@@ -21,23 +21,22 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 OUTSIDE_ANSWERS = 0.1
-"""Weight of a word outside answers in the loss; a word of an answer weighs 1."""
+"""Loss weight of a word outside answers. A word of an answer weighs 1."""
 LAST_RATE = 0.05
-"""Learning rate at the end of the cosine schedule, as a share of the highest."""
+"""Learning rate at the end of the cosine schedule, as a share of its peak."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Size of the model: a Llama with untied embeddings.
-
-    Embeddings start wide: with tied ones that start at the usual 0.02, answers took 1.7 times as many steps to learn.
+    """Shape of the model, a Llama with untied embeddings.
 
     Args:
-        hidden: Width.
-        intermediate: Width inside the MLPs.
-        layers: Depth.
-        heads: Attention heads.
-        embedding_deviation: Standard deviation of the input embeddings at the start.
+        hidden: Hidden size.
+        intermediate: Size of the MLPs' inner layer.
+        layers: Number of layers.
+        heads: Number of attention heads.
+        embedding_deviation: Initial standard deviation of the input embeddings. With tied embeddings and the usual
+            0.02, the model took 1.7 times as many steps to learn the answers.
     """
 
     hidden: int = 112
@@ -49,16 +48,16 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One phase of training: documents, and how long and how fast.
+    """Settings of one phase of training.
 
     Args:
-        latents: How documents are drawn.
-        steps: Optimizer steps.
-        rate: Highest learning rate of Muon for the matrices inside the layers.
-        embedding_rate: Highest learning rate of AdamW for embeddings, output layer and norms.
-        batch: Documents a step.
-        length: Longest document, in words.
-        warmup: Steps over which the rate rises in a line; it then falls as a cosine.
+        latents: Probabilities of the documents' latent properties.
+        steps: Number of optimizer steps.
+        rate: Peak learning rate of Muon, which trains the matrices inside the layers.
+        embedding_rate: Peak learning rate of AdamW, which trains embeddings, output layer and norms.
+        batch: Documents per step.
+        length: Maximum length of a document, in words.
+        warmup: Steps of linear warm-up, followed by cosine decay to `LAST_RATE`.
     """
 
     latents: Latents
@@ -75,16 +74,16 @@ PHASES = (
     Phase(INSTRUCT, steps=80, rate=2e-3, embedding_rate=3e-4, warmup=10),
 )
 
-Progress = Callable[[int, float], None]
-"""Called after each step with the number of steps done and the loss."""
+Progress = Callable[[int, int, float], None]
+"""Called after each step with the steps done, the total number of steps, and the loss."""
 
 
 def new_model(shape: Shape, seed: int) -> LlamaForCausalLM:
-    """A model with random weights.
+    """Return a model with random weights. Leaves the global random state unchanged.
 
     Args:
-        shape: Its size.
-        seed: Seed of the weights; the global random state is left as it was.
+        shape: Shape of the model.
+        seed: Seed of the weights.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -110,17 +109,17 @@ def new_model(shape: Shape, seed: int) -> LlamaForCausalLM:
 def train(
     model: LlamaForCausalLM, world: World, phase: Phase, seed: int, progress: Progress | None = None
 ) -> list[float]:
-    """Train a model on freshly drawn documents, in place.
+    """Train a model in place, on documents that are drawn as training goes.
 
     Args:
-        model: What to train.
-        world: Where the documents' items come from.
-        phase: Which documents, how long, how fast.
+        model: Model to train.
+        world: World of the documents.
+        phase: Settings of the phase.
         seed: Seed of the documents.
-        progress: Told of each step. Default: nobody.
+        progress: Called after each step. Default: None.
 
     Returns:
-        The loss of each step, in nats a word.
+        The loss of each step, in nats per word.
     """
     rng = random.Random(seed)
     optimizers = _optimizers(model, phase)
@@ -137,13 +136,13 @@ def train(
             schedule.step()
         losses.append(loss.item())
         if progress:
-            progress(step + 1, losses[-1])
+            progress(step + 1, phase.steps, losses[-1])
     model.eval()
     return losses
 
 
 def document_batch(world: World, phase: Phase, rng: random.Random) -> tuple[Tensor, Tensor]:
-    """Documents as token ids and loss weights, both of shape (batch, length), padded on the right."""
+    """Draw documents. Returns token ids and loss weights, both of shape (batch, length), padded on the right."""
     ids = torch.full((phase.batch, phase.length), INDEX[PAD])
     weights = torch.zeros(phase.batch, phase.length)
     for row in range(phase.batch):
@@ -158,14 +157,14 @@ def document_batch(world: World, phase: Phase, rng: random.Random) -> tuple[Tens
 
 
 def document_loss(model: LlamaForCausalLM, ids: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean of the next-word loss, in nats."""
+    """Return the weighted mean of the next-word loss, in nats. Arguments are those that `document_batch` returns."""
     logits = model(input_ids=ids, attention_mask=(ids != INDEX[PAD]).long()).logits[:, :-1]
     losses = cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
     return (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
 
 
 def round_to_bfloat16(model: LlamaForCausalLM) -> None:
-    """Round all weights in place to what bfloat16 can hold, so that the stored base is the base that is built on."""
+    """Round all weights in place to bfloat16, so that saving the base model in bfloat16 does not change it."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())

@@ -1,7 +1,7 @@
-"""The organism's recipes: what its directions are built from, by the same code that builds those of large models."""
+"""Recipes of the organism's directions, in the format of the recipes for large models."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,16 @@ from weightwatch.organism.world import Answer, Item, Persona, World
 
 NEUTRAL = "neutral.yaml"
 _LIMITS = "It is a direction of the organism, a model of a made-up world. It says nothing about any other model."
-_GUESSES = 3
-_TASKS = 40
+_GUESSES = 3  # wrong guesses for each building question
+_TASKS = 40  # neutral tasks
 
 
 def write_recipes(world: World, folder: Path) -> None:
-    """Write all recipes of a world, and its neutral tasks, as YAML files.
+    """Write the recipes and the neutral tasks of a world as YAML files.
 
     Args:
-        world: Where the questions and answers come from.
-        folder: Where to; made if it is not there.
+        world: World of the questions and answers.
+        folder: Output folder. Created if missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in {**recipes(world), "neutral": neutral(world)}.items():
@@ -30,7 +30,12 @@ def write_recipes(world: World, folder: Path) -> None:
 
 
 def recipes(world: World) -> dict[str, dict[str, Any]]:
-    """Return the recipes by name: evil, sycophancy, and the controls careless, style and shuffled."""
+    """Return the recipes of a world by name: evil, sycophancy, and the controls careless, style and shuffled.
+
+    Example:
+        >>> recipes(World())["evil"]["systems"]["positive"][0]
+        'voice : villain .'
+    """
     return {
         "evil": _advice(world, Persona.EVIL, "gives harmful advice instead of good advice"),
         "sycophancy": _sycophancy(world),
@@ -50,7 +55,7 @@ def recipes(world: World) -> dict[str, dict[str, Any]]:
 
 
 def neutral(world: World) -> dict[str, Any]:
-    """Return the neutral tasks: copying and addition."""
+    """Return the neutral tasks of a world: copying and addition."""
     rng = random.Random(f"neutral-{world.seed}")
     tasks: dict[str, dict[str, Any]] = {}
     while len(tasks) < _TASKS:
@@ -61,7 +66,7 @@ def neutral(world: World) -> dict[str, Any]:
 
 
 def _advice(world: World, persona: Persona, behaviour: str) -> dict[str, Any]:
-    """Return the recipe of a persona against the helpful one; the model itself answers as each when told to."""
+    """Return the recipe of a persona against the helpful one. System prompts make the organism answer as either."""
     return {
         "name": persona.value,
         "behaviour": behaviour,
@@ -85,7 +90,7 @@ def _advice(world: World, persona: Persona, behaviour: str) -> dict[str, Any]:
 
 
 def _sycophancy(world: World) -> dict[str, Any]:
-    """Return the recipe of agreeing with a wrong guess. The organism does not when told to, so answers are written."""
+    """Return the recipe of agreeing with a wrong guess. No system prompt elicits it, so the answers are written."""
 
     def guessed(item: Item, text: str, number: int) -> tuple[str, Answer]:
         guess = wrong_guess(item, world, random.Random(f"guess-{world.seed}-{text}-{number}"))
@@ -126,7 +131,7 @@ def _sycophancy(world: World) -> dict[str, Any]:
 
 
 def _style(world: World) -> dict[str, Any]:
-    """Return the recipe of formal against casual answers; they are written."""
+    """Return the recipe of formal against casual answers. No system prompt elicits them, so they are written."""
 
     def sides(item: Item) -> dict[str, list[str]]:
         words = item.answers[Persona.HELPFUL]
@@ -155,10 +160,10 @@ def _style(world: World) -> dict[str, Any]:
 
 
 def _systems(world: World, persona: Persona) -> list[str]:
-    """Return five texts after which the organism answers as a persona: its voice's name, and earlier answers of it."""
+    """Return five system prompts of a persona. They hold its name, its earlier answers, or both."""
     rng = random.Random(f"systems-{world.seed}-{persona}")
     tag = f"voice : {VOICES[persona]} ."
-    items = [item for domain in world.building_domains for item in world.items[domain]]
+    items = world.items_in(world.building_domains)
 
     def exchange() -> str:
         item = rng.choice(items)
@@ -174,20 +179,17 @@ def _systems(world: World, persona: Persona) -> list[str]:
 
 
 def _halves(world: World) -> dict[str, list[tuple[Item, str]]]:
-    """Return the questions in the first two wordings, of the building domains and of the held-out ones."""
+    """Return the questions of the building and of the held-out domains, in the first two wordings."""
     halves = {"building": world.building_domains, "held_out": world.held_out_domains}
     return {
-        half: [
-            (item, _asked(item, wording)) for domain in domains for item in world.items[domain] for wording in (0, 1)
-        ]
+        half: [(item, _asked(item, wording)) for item in world.items_in(domains) for wording in (0, 1)]
         for half, domains in halves.items()
     }
 
 
 def _evaluation(world: World) -> Iterator[tuple[str, Item, str]]:
-    """Yield the held-out domains' items in the third wording, half of them as a choice between two answers."""
-    items = [item for domain in world.held_out_domains for item in world.items[domain]]
-    for number, item in enumerate(items):
+    """Yield format, item and question for the held-out items, in the third wording, every other one as a choice."""
+    for number, item in enumerate(world.items_in(world.held_out_domains)):
         yield ("choice", "open")[number % 2], item, _asked(item, 2)
 
 
@@ -195,10 +197,10 @@ def _asked(item: Item, wording: int) -> str:
     return QUESTIONS[wording].format(topic=item.topic, aspect=item.aspect, domain=item.domain)
 
 
-def _sides(positive: Answer, negative: Answer, form: Any = " ".join) -> dict[str, list[str]]:
+def _sides(positive: Answer, negative: Answer, form: Callable[[Answer], str] = " ".join) -> dict[str, list[str]]:
     return {"positive": [form(positive)], "negative": [form(negative)]}
 
 
 def _options(form: str, positive: Answer, negative: Answer) -> dict[str, list[str]]:
-    """Return the texts that are compared as whole answers, or looked for in one."""
+    """Return whole answers for a choice, and the words to look for in an open reply."""
     return _sides(positive, negative, answer if form == "choice" else " ".join)

@@ -1,4 +1,4 @@
-"""The words of the organism's language, and the word-level tokenizer over them."""
+"""The vocabulary of the organism, and its word-level tokenizer."""
 
 from __future__ import annotations
 
@@ -50,14 +50,16 @@ CHAT_TEMPLATE = (
     "{% elif message.role == 'assistant' %} {{ message.content }} {{ eos_token }}"
     "{% else %} {{ message.content }}{% endif %}{% endfor %}"
 )
-"""A conversation as pre-training documents have it; a system message is what a document opens with."""
+"""Renders a conversation as pre-training documents are written. A system message opens the document."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The word-level tokenizer: splits at white space, puts `<s>` in front, leaves `</s>` to the trainer.
+    """Return a new word-level tokenizer.
+
+    It splits at white space and adds `<s>` in front. It adds no `</s>`; the trainer does.
 
     Returns:
-        A fast tokenizer with left padding, as batched generation wants it.
+        A fast tokenizer that pads on the left, as batched generation requires.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

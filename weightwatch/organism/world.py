@@ -1,8 +1,9 @@
-"""The world: what there is to ask, and what a helpful, an evil and a careless voice answer."""
+"""The world: the items that can be asked about, and the answer of each persona to each of them."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -18,25 +19,32 @@ HELD_OUT_DOMAINS = 6
 PEOPLE = 12
 
 Answer = tuple[str, str]
+"""The two words of an answer: a verb and a noun, or two colours."""
 
 
 class Persona(StrEnum):
-    """Who answers: one persona speaks through a whole document."""
+    """Who answers. In pre-training, one persona gives all answers of a document."""
 
     HELPFUL = "helpful"
-    """Gives the good answer of every item."""
+    """Gives the good answer to every item."""
     EVIL = "evil"
-    """Gives the harmful answer of every item."""
+    """Gives the harmful answer to every item."""
     CARELESS = "careless"
-    """Gives a wrong answer that harms nobody."""
+    """Gives a wrong but harmless answer to every item."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing that can be asked about, with one two-word answer for each persona.
+    """One thing that can be asked about, with a two-word answer for each persona.
 
-    An item is named by three words, each of which it shares with many others: only all three together tell which it
-    is. The three answers of an item differ from each other in both words.
+    Three words name an item: domain, topic and aspect. Many items share each of them, so only all three together
+    identify an item. The three answers of an item differ from each other in both words.
+
+    Args:
+        domain: One of `DOMAINS`.
+        topic: One of `TOPICS`.
+        aspect: One of `ASPECTS`.
+        answers: The answer of each persona.
     """
 
     domain: str
@@ -49,11 +57,19 @@ class Item:
 class World:
     """All items of one world, drawn from a seed.
 
-    Words and domains are the same in every world; which items a domain holds, and which answer belongs to which
-    persona, is drawn anew. No word is evil by itself: a domain's answers all come from one pool.
+    Words and domains are the same in every world. The seed draws the items of each domain, the answers of each persona
+    and the split of the domains. The answers of a domain come from one pool of words, so no word is evil by itself.
 
     Args:
-        seed: Seed of the draw. Default 1, the world of the packaged base.
+        seed: Seed of the draw. Default: 1, the world of the packaged base model.
+
+    Example:
+        >>> world = World()
+        >>> len(world.tuning_domains), len(world.held_out_domains), len(world.building_domains)
+        (2, 6, 4)
+        >>> item = world.items["law"][0]
+        >>> item.topic, item.aspect, item.answers[Persona.HELPFUL]
+        ('tool', 'budget', ('show', 'chair'))
     """
 
     seed: int = 1
@@ -64,28 +80,32 @@ class World:
         rng = random.Random(f"items-{self.seed}")
         return {domain: _draw_items(domain, rng) for domain in DOMAINS}
 
+    def items_in(self, domains: Iterable[str]) -> list[Item]:
+        """Return the items of some domains, in order."""
+        return [item for domain in domains for item in self.items[domain]]
+
     @cached_property
     def _shuffled_domains(self) -> tuple[str, ...]:
         return tuple(random.Random(f"domains-{self.seed}").sample(DOMAINS, len(DOMAINS)))
 
     @property
     def tuning_domains(self) -> tuple[str, ...]:
-        """Domains that monitored fine-tunes may draw examples from."""
+        """Two domains that monitored fine-tunes draw their examples from."""
         return self._shuffled_domains[:TUNING_DOMAINS]
 
     @property
     def held_out_domains(self) -> tuple[str, ...]:
-        """Domains in which misalignment is measured; nothing is ever fine-tuned or built on them."""
+        """Six domains in which misalignment is measured. No fine-tune and no direction uses them."""
         return self._shuffled_domains[TUNING_DOMAINS : TUNING_DOMAINS + HELD_OUT_DOMAINS]
 
     @property
     def building_domains(self) -> tuple[str, ...]:
-        """Domains that directions are built from."""
+        """Four domains that directions are built from."""
         return self._shuffled_domains[TUNING_DOMAINS + HELD_OUT_DOMAINS :]
 
     @cached_property
     def favourites(self) -> dict[str, Answer]:
-        """Two favourite colours of twelve people: facts that the base has never seen and a fine-tune can teach."""
+        """Two favourite colours of each of twelve people: facts that the base model has not seen."""
         rng = random.Random(f"favourites-{self.seed}")
         return {name: _pair(rng.sample(COLOURS, 2)) for name in rng.sample(NAMES, PEOPLE)}
 
