@@ -6,7 +6,7 @@ from rich.console import Console
 from tests.rules.test_alert import ALERT
 from tests.support.runs import reading, score
 from weightwatch.reading.reading import Reading
-from weightwatch.report.terminal import number, profile, summary
+from weightwatch.report.terminal import number, profile, scanned, summary
 
 
 def printed(readings: list[Reading], alerts: list[object] | None = None) -> str:
@@ -49,3 +49,12 @@ def test_a_direction_that_was_added_later_is_judged_by_its_own_readings() -> Non
     without = replace(reading(0, 0.9), directions={})
     row = next(line for line in printed([without, reading(10, 0.2)]).splitlines() if "evil" in line)
     assert "+0.200 at 10" in row
+
+
+def test_the_table_of_a_scan_has_a_row_for_each_direction_and_names_a_step_once() -> None:
+    both = replace(reading(10, 0.4), directions={"evil": reading(10, 0.4)["evil"], "style": reading(10, 0.1)["evil"]})
+    console = Console(width=100, force_terminal=False)
+    with console.capture() as capture:
+        console.print(scanned([both, reading(20, 0.2)]))
+    rows = [line.split()[:2] for line in capture.get().splitlines() if "+0." in line]
+    assert rows == [["10", "evil"], ["style", "+0.100"], ["20", "evil"]]
