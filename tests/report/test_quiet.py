@@ -34,6 +34,7 @@ def test_libraries_are_quiet_in_the_block_and_as_before_after_an_error() -> None
     before = state()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        pytest.raises(KeyError, fail)
+        with pytest.raises(KeyError):
+            fail()
     assert state() == before
     assert caught == []

@@ -29,6 +29,10 @@ class Steered:
         model: The model before steering.
         terms: The directions by name, each with its coefficient.
         tensors: Number of tensors that changed.
+
+    Example:
+        >>> print(Steered(Path("out"), "checkpoint", "base", [("evil", -0.5), ("style", 0.2)], 12))
+        out: checkpoint, base - 0.5·evil + 0.2·style, 12 tensors changed
     """
 
     out: Path
