@@ -1,10 +1,3 @@
-"""Exit statuses of the command line, beside 0 for success."""
+"""Exit statuses of the command line: an alert fired, an input is wrong, an unexpected exception. Success is 0."""
 
-ALERT = 1
-"""An alert fired."""
-
-BAD_INPUT = 2
-"""An argument, a setting or a file is wrong."""
-
-FAULT = 3
-"""An unexpected exception."""
+ALERT, BAD_INPUT, FAULT = 1, 2, 3

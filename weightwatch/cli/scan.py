@@ -76,7 +76,7 @@ def scan(
                     config=settings,
                     reference=reference,
                     record=output or beside,
-                    on_read=lambda size: _advance(bars, size),
+                    on_read=lambda size: bars.advance(bars.task_ids[-1], size),
                 )
 
             def measuring(one: "Stored") -> AbstractContextManager[None]:
@@ -147,11 +147,6 @@ def _bar(bars: Progress, name: str, total: int | None) -> Iterator[None]:
         yield
     finally:
         bars.remove_task(task)
-
-
-def _advance(bars: Progress, size: int) -> None:
-    for task in bars.task_ids:  # one at most
-        bars.advance(task, size)
 
 
 @contextmanager
