@@ -98,7 +98,7 @@ def steered_back(folder: Path) -> str:
     for k in BACK:
         out = folder / f"steered{k}"
         if not out.exists():
-            command("steer", str(adapter), f"{folder / DIRECTION}={k}", f"--out={out}")
+            command("steer", str(adapter), f"{folder / DIRECTION}={k}", f"--output={out}")
         rows.append([f"{k:g}", *(f"{share:.1%}" for share in asked(out))])
     return table(("steering units added", "evil on held-out domains", "narrow task right"), rows)
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tests.support.models import dense, lora, move, tiny_llama
-from weightwatch.cli.main import ALERT, BAD_INPUT, FAULT, app
+from weightwatch.cli.exit_status import ALERT, BAD_INPUT, FAULT
+from weightwatch.cli.main import app
 from weightwatch.vectors import Direction
 
 RULES = "rules: [{alert: drift, direction: evil, metric: cosine, above: -1.0, for: 2}]\n"
@@ -52,7 +53,9 @@ def test_a_run_is_shown_as_a_table_and_recorded_beside_it(stage: Path) -> None:
 
 
 def test_an_alert_is_the_exit_status(stage: Path) -> None:
-    done = CliRunner().invoke(app, arguments(stage, "--config", str(stage / "rules.yaml"), "--out", str(stage / "out")))
+    done = CliRunner().invoke(
+        app, arguments(stage, "--config", str(stage / "rules.yaml"), "--output", str(stage / "out"))
+    )
     assert done.exit_code == ALERT
     assert "drift (warning) at step 2" in done.stdout
     assert "drift" in (stage / "out" / "alerts.jsonl").read_text()
@@ -75,7 +78,7 @@ def test_a_single_checkpoint_is_recorded_only_where_the_user_says(stage: Path) -
     before = sorted(stage.rglob("*"))
     assert CliRunner().invoke(app, arguments(stage, what="run/checkpoint-2")).exit_code == 0
     assert sorted(stage.rglob("*")) == before
-    done = CliRunner().invoke(app, arguments(stage, "--out", str(stage / "out"), what="run/checkpoint-2"))
+    done = CliRunner().invoke(app, arguments(stage, "--output", str(stage / "out"), what="run/checkpoint-2"))
     assert done.exit_code == 0
     assert (stage / "out" / "readings.jsonl").is_file()
 
@@ -84,18 +87,24 @@ def test_a_single_checkpoint_is_recorded_only_where_the_user_says(stage: Path) -
     ("change", "message"),
     [
         (lambda stage: ["scan", str(stage / "nowhere"), "-d", str(stage / "evil")], "there is no such file or folder"),
-        (lambda stage: ["scan", "some/where", "-d", str(stage / "evil")], "as an id of the Hugging Face Hub it can"),
+        (
+            lambda stage: ["scan", "some/where", "-d", str(stage / "evil")],
+            "can't be downloaded from the Hugging Face Hub",
+        ),
         (lambda stage: ["scan", str(stage / "run")], "Nothing to watch"),
         (lambda stage: ["scan", str(stage / "run"), "-d", "unheard-of"], "Unknown direction 'unheard-of'"),
         (lambda stage: ["scan", str(stage / "run"), "-d", str(stage / "evil")], "θ₀ of"),
         (lambda stage: arguments(stage, "--reference", str(stage / "none")), "No weights at"),
         (lambda stage: arguments(stage, "--config", str(stage / "none.yaml")), "No config at"),
-        (lambda stage: arguments(stage, "--out", str(stage / "rules.yaml")), "--out can be written"),
+        (lambda stage: arguments(stage, "--output", str(stage / "rules.yaml")), "--output is writable"),
         (lambda stage: arguments(stage, "--control", str(stage / "evil")), "Two directions are called 'evil'"),
-        (lambda stage: ["scan", str(stage / "none"), "--follow", "-d", str(stage / "evil")], "No folder at"),
+        (
+            lambda stage: ["scan", str(stage / "none"), "--follow", "-d", str(stage / "evil")],
+            "to follow. Start the training first",
+        ),
     ],
 )
-def test_what_the_user_got_wrong_is_told_in_words_and_exits_with_2(
+def test_a_mistake_of_the_user_is_one_message_and_exits_with_2(
     stage: Path, change: Callable[[Path], list[str]], message: str
 ) -> None:
     code = "import sys; from weightwatch.cli.main import run; run()"
@@ -128,7 +137,7 @@ def test_a_checkpoint_that_cant_be_measured_hides_no_alert(stage: Path, rules: b
 
 
 def test_an_unforeseen_fault_is_never_taken_for_an_alert(stage: Path) -> None:
-    code = "import sys; from weightwatch import cli, table; del table.scanned; cli.run()"
+    code = "from weightwatch.report import terminal; from weightwatch.cli.main import run; del terminal.scanned; run()"
     done = subprocess.run([sys.executable, "-c", code, *arguments(stage)], capture_output=True, text=True, check=False)
     assert done.returncode == FAULT, done.stderr
     assert "ImportError" in done.stderr
@@ -159,7 +168,7 @@ def test_following_where_nothing_comes_is_no_clean_bill(stage: Path) -> None:
     (stage / "empty").mkdir()
     done = weightwatch(*arguments(stage, "--follow", "--poll", "0.05", "--until-idle", "0.1", what="empty"))
     assert done.returncode == BAD_INPUT
-    assert "No checkpoint came to" in done.stderr
+    assert "There is no complete checkpoint in" in done.stderr
 
 
 def test_a_hub_id_is_looked_up_in_the_local_cache_and_nothing_is_written_there(stage: Path) -> None:
@@ -185,7 +194,7 @@ def test_a_hub_id_is_looked_up_in_the_local_cache_and_nothing_is_written_there(s
 def test_help_names_the_command_and_its_options() -> None:
     assert "scan" in CliRunner().invoke(app, ["--help"]).stdout
     shown = CliRunner().invoke(app, ["scan", "--help"], env={"COLUMNS": "200"}).stdout
-    for option in ("--direction", "--reference", "--config", "--control", "--json", "--follow", "--out"):
+    for option in ("--direction", "--reference", "--config", "--control", "--json", "--follow", "--output"):
         assert option in shown
 
 
@@ -252,7 +261,6 @@ import sys
 from functools import partial
 from pathlib import Path
 import torch
-from weightwatch.cli import scan as scanning
 from weightwatch.scan import scanner as scan
 from weightwatch.scan.checkpoints import stored
 

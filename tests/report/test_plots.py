@@ -1,4 +1,4 @@
-"""Heat maps, looked at through their pixels."""
+"""Plots, looked at through their pixels and their text."""
 
 from math import nan
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from weightwatch.report.plots import heat_map
+from weightwatch.report.plots import bars, curves, heat_map
 from weightwatch.vectors import WeightWatchError
 
 
@@ -33,7 +33,7 @@ def test_positive_cosines_are_red_and_negative_ones_blue(tmp_path: Path) -> None
 
 
 def test_nothing_in_common_is_neither(tmp_path: Path) -> None:
-    file = heat_map(["a", "b"], [[1.0, nan], [nan, 1.0]], tmp_path / "a.png", title="nothing")
+    file = heat_map(["a", "b"], [[1.0, nan], [nan, 1.0]], tmp_path / "a.png")
     assert share(file, red=True) == pytest.approx(share(file, red=False), abs=0.02)
 
 
@@ -41,10 +41,26 @@ def test_nothing_in_common_is_neither(tmp_path: Path) -> None:
 def test_labels_and_numbers_are_in_the_picture(count: int, tmp_path: Path) -> None:
     names = [f"direction-{i}" for i in range(count)]
     values = [[1.0 if i == j else 0.017 for j in range(count)] for i in range(count)]
-    text = heat_map(names, values, tmp_path / "a.svg", title="cosines").read_text()
-    for name in (*names, "cosines"):
-        assert text.count(f"<!-- {name} -->") >= (1 if name == "cosines" else 2)
+    text = heat_map(names, values, tmp_path / "a.svg").read_text()
+    assert all(text.count(f"<!-- {name} -->") == 2 for name in names)
     assert count == 1 or text.count("<!-- 0.017 -->") == count * (count - 1)
+
+
+def test_each_line_has_a_colour_and_a_name_in_the_legend(tmp_path: Path) -> None:
+    lines = {"behaviour": [0.0, 0.5, 1.0], "opposite": [1.0, 0.5, 0.0]}
+    text = curves([-1, 0, 1], lines, tmp_path / "a.svg", ("k", "share of items"), "evil").read_text()
+    for word in ("behaviour", "opposite", "k", "share of items", "evil"):
+        assert f"<!-- {word} -->" in text
+    assert "#1f77b4" in text
+    assert "#ff7f0e" in text
+
+
+def test_bars_are_as_high_as_their_values(tmp_path: Path) -> None:
+    def blue(*values: float) -> float:
+        named = dict(zip("abc", values, strict=True))
+        return share(bars(named, tmp_path / "a.png", ("layer", "‖w‖"), "evil"), red=False)
+
+    assert blue(1.0, 1.0, 1.0) == pytest.approx(3 * blue(0.0, 1.0, 0.0), rel=0.02)
 
 
 def test_an_unknown_format_or_place_is_an_error_that_says_so(tmp_path: Path) -> None:

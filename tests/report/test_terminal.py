@@ -7,7 +7,7 @@ from tests.rules.test_alert import ALERT
 from tests.support.runs import reading, score
 from weightwatch.reading.reading import Reading
 from weightwatch.report.base import Outcome
-from weightwatch.report.terminal import number, profile, summary
+from weightwatch.report.terminal import number, profile, scanned, summary
 from weightwatch.rules.alert import Alert
 
 
@@ -46,3 +46,12 @@ def test_the_table_says_where_each_direction_ended_and_peaked() -> None:
 def test_the_table_names_the_first_alert_of_a_direction() -> None:
     text = printed([reading(40, 0.4)], [replace(ALERT, state="resolved", step=30), ALERT, replace(ALERT, step=60)])
     assert "evil-drift at 40" in text
+
+
+def test_the_table_of_a_scan_has_a_row_for_each_direction_and_names_a_step_once() -> None:
+    both = replace(reading(10, 0.4), directions={"evil": reading(10, 0.4)["evil"], "style": reading(10, 0.1)["evil"]})
+    console = Console(width=100, force_terminal=False)
+    with console.capture() as capture:
+        console.print(scanned([both, reading(20, 0.2)]))
+    rows = [line.split()[:2] for line in capture.get().splitlines() if "+0." in line]
+    assert rows == [["10", "evil"], ["style", "+0.100"], ["20", "evil"]]

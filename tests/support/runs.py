@@ -12,6 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
 
+from tests.support.models import tiny_llama
 from weightwatch.reading.grouping import Layer
 from weightwatch.reading.reading import DirectionReading, Reading, Score
 
@@ -51,6 +52,14 @@ def trainer(
         eval_dataset=data.select(range(4)) if evaluated else None,
         callbacks=list(callbacks),
     )
+
+
+def full(folder: Path, step: int | None = None, **how: Any) -> Path:
+    """Save a checkpoint of full weights, with the state of a Trainer if a step is given."""
+    tiny_llama().save_pretrained(folder, **how)
+    if step is not None:
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return folder
 
 
 class At(TrainerCallback):

@@ -1,1 +1,1 @@
-"""The demonstration: a fine-tune that goes bad is caught while it runs."""
+"""The demonstration: weightwatch catches a fine-tune that goes bad."""

@@ -5,6 +5,7 @@ the same data with a share replaced by harmful answers in one domain. After each
 domains that neither the fine-tune nor the direction has seen, so that its behaviour can be compared with the reading.
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from weightwatch.config import Config
 from weightwatch.organism import BASE, World, benign_accuracy, evil_rate, poisoned_examples
 from weightwatch.report.quiet import quiet
 from weightwatch.rules.alert import Alert
+from weightwatch.vectors.errors import WeightWatchError
 
 SETTINGS = Path(__file__).parent / "weightwatch.yaml"
 DIRECTION = "evil"
@@ -94,6 +96,16 @@ class Run:
     def first_bad_step(self) -> int | None:
         """Step of the first check with an evil rate above ``BAD``, or None."""
         return next((point.step for point in self.points if point.behaviour.evil_rate > BAD), None)
+
+    def clear(self) -> None:
+        """Delete the output of an earlier demo.
+
+        Raises:
+            WeightWatchError: The folder exists and is not a run of the demo.
+        """
+        if self.folder.exists() and not (self.folder / "weightwatch").is_dir():
+            raise WeightWatchError(f"{self.folder} exists and is not a run of the demo. Pass another --output.")
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the run in the JSON summary."""

@@ -1,4 +1,4 @@
-"""What the demonstration shows on the terminal."""
+"""The demonstration on the terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +14,11 @@ from weightwatch.demo.run import BAD, Run
 from weightwatch.report.terminal import number
 
 LEGEND = Text(
-    "task: right answers in what the fine-tune teaches. evil: harmful answers in domains held out of it.\n"
-    "Both come from asking the model at every check; cosine, reach cos. and dose are read from its weights.\n",
+    "task: correct answers in the tasks of the fine-tune. evil: harmful answers in held-out domains.\n"
+    "Both come from the model's answers at every check; cosine, reach cos. and dose come from its weights.\n",
     style="dim",
 )
-"""What the columns mean."""
+"""The meaning of the columns."""
 
 ROW_EVERY = 20
 """Steps between the rows of the table; the alert and the first bad check have rows of their own."""
@@ -26,18 +26,14 @@ ROW_EVERY = 20
 
 @contextmanager
 def live(console: Console, run: Run) -> Iterator[Callable[[Run], None]]:
-    """Show a run's table while it grows; yields the function to call after each check."""
+    """Show the table of a run while it trains; yields a function to call after each check."""
     with Live(table(run), console=console, auto_refresh=False) as display:
         yield lambda latest: display.update(table(latest), refresh=True)
     console.print()
 
 
 def table(run: Run) -> RenderableType:
-    """Return the checks of a run as a table: what the monitor read, between how the model behaved.
-
-    ``task`` is the share of right answers in what the fine-tune teaches, ``evil`` that of harmful answers on held-out
-    domains; both are measured by asking the model.
-    """
+    """Return the checks of a run as a table, beside the behaviour of the model; see ``LEGEND``."""
     title = f"{run.name} fine-tune" + (f", {run.poison:.0%} of its data harmful in one domain" if run.poison else "")
     grid = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for heading in ("step", "loss", "task", "cosine", "reach cos.", "dose", "evil", "weightwatch"):
@@ -63,7 +59,7 @@ def table(run: Run) -> RenderableType:
 
 
 def verdict(runs: list[Run]) -> RenderableType:
-    """Return what the runs came to, in words."""
+    """Return the outcome of the runs in sentences."""
     lines = [_sentence(run) for run in runs]
     return Panel(Group(*lines), title="what happened", title_align="left", width=100)
 
@@ -72,8 +68,8 @@ def _sentence(run: Run) -> Text:
     behaviour, alert, bad = run.points[-1].behaviour, run.alert, run.first_bad_step
     text = Text(f"{run.name}: ", style="bold")
     text.append(
-        f"learned its task ({behaviour.task_accuracy:.0%} right) and ends with {behaviour.evil_rate:.1%} harmful "
-        "answers in domains that it was never fine-tuned on. ",
+        f"learned its task ({behaviour.task_accuracy:.0%} correct) and ends with {behaviour.evil_rate:.1%} harmful "
+        "answers in domains that were not in its data. ",
         style="not bold",
     )
     if alert is None:
@@ -85,8 +81,8 @@ def _sentence(run: Run) -> Text:
     if run.rolled_back is not None:
         back = alert.last_clean or "the base model"
         text.append(
-            f"\n  Gone back to {back}: {run.rolled_back.evil_rate:.1%} harmful answers. "
-            "Next: take the suspicious part out of the data and train on from there.",
+            f"\n  Back at {back}: {run.rolled_back.evil_rate:.1%} harmful answers. "
+            "Next: remove the suspicious part of the data and continue training from there.",
             style="not bold",
         )
     return text

@@ -1,4 +1,4 @@
-"""Keeping the libraries' own progress bars and notices out of a display of ours."""
+"""Keeping the output of libraries out of the command line's own."""
 
 import sys
 import warnings
@@ -7,15 +7,15 @@ from contextlib import contextmanager, redirect_stdout
 
 
 @contextmanager
-def aside(wanted: bool = True) -> Iterator[None]:
-    """Send what libraries print to the standard error: the standard output belongs to the result."""
-    with redirect_stdout(sys.stderr if wanted else sys.stdout):
+def aside(redirected: bool = True) -> Iterator[None]:
+    """Redirect prints to the standard error, so that the standard output contains only the result."""
+    with redirect_stdout(sys.stderr if redirected else sys.stdout):
         yield
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence datasets, transformers and Python's warnings for a while."""
+    """Turn off the progress bars and logs of datasets and transformers, and Python's warnings, in a ``with`` block."""
     import datasets
     from transformers.utils import logging
 

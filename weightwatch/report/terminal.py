@@ -16,14 +16,18 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 
 def number(value: float | None) -> str:
-    """Format one figure of a reading: three decimals, always signed; a dash where there is none."""
+    """Format a figure of a reading with a sign and three decimals; None is a dash."""
     return "–" if value is None else f"{value:+.3f}"
 
 
 def profile(layers: Mapping[Layer, Score]) -> str:
-    """Draw the layers' shares of the cosine as bars, first layer left; negative ones are blank.
+    """Draw the share of each layer in the cosine as a bar, first layer left; a negative share is blank.
 
-    A line parts the main stack from each further one.
+    A vertical line separates the main stack from the others, such as an encoder.
+
+    Example:
+        >>> profile({layer: Score(0.3, 0.3, 0.1, 0.9, share) for layer, share in enumerate([0.8, 0.4, -0.2])})
+        '█▄ '
     """
     most = max((score.share for score in layers.values()), default=0.0)
     full = (len(_BARS) - 1) / most if most > 0 else 0.0
@@ -64,21 +68,16 @@ class Summary(Reporter):
         Console().print(summary(outcome))
 
 
-def scanned(readings: Sequence[Reading], title: str = "weightwatch scan") -> Table:
-    """Return the table that closes a scan: one row for each checkpoint and direction.
-
-    Args:
-        readings: By step.
-        title: Heading of the table.
-    """
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+def scanned(readings: Sequence[Reading]) -> Table:
+    """Return the table of a scan: one row for each checkpoint and direction, in the order of the readings."""
+    table = Table(title="weightwatch scan", title_justify="left", box=SIMPLE_HEAD)
     for heading in ("step", "direction", "cosine", "reach cos.", "dose", "z", "reach", "‖τ‖"):
         table.add_column(heading, justify="left" if heading == "direction" else "right", no_wrap=True)
     for reading in readings:
-        place = str(reading.step)
+        step = str(reading.step)
         for name, found in reading.directions.items():
             table.add_row(
-                place,
+                step,
                 name,
                 number(found.cosine),
                 number(found.reach_cosine),
@@ -87,5 +86,5 @@ def scanned(readings: Sequence[Reading], title: str = "weightwatch scan") -> Tab
                 f"{found.reach:.3f}",
                 f"{reading.update_norm:.3g}",
             )
-            place = ""
+            step = ""
     return table

@@ -1,9 +1,8 @@
-"""Checkpoints on disk: what a folder holds, in which order, and whether each of them is whole."""
+"""Checkpoints on disk: which ones a folder contains, their order, and whether each is complete."""
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ class Stored:
     """One checkpoint: full weights, or an adapter.
 
     Attributes:
-        path: Its folder, or its file.
-        step: Optimizer steps (or epochs, where its name counts those) at which it was written.
+        path: Its folder or file.
+        step: Number of optimizer steps at which it was written; of epochs, if that is the number in its name.
         adapter: Whether it is a PEFT adapter.
     """
 
@@ -34,56 +33,56 @@ class Stored:
 
     @property
     def name(self) -> str:
-        """Name under which readings and alerts call it."""
+        """Name in readings and alerts: that of the folder or file."""
         return self.path.name
 
     @property
     def folder(self) -> Path:
-        """Where its settings lie."""
+        """Folder that contains its config."""
         return self.path if self.path.is_dir() else self.path.parent
 
     @property
     def size(self) -> int:
-        """Bytes of its files."""
+        """Size of its files in bytes."""
         return sum(size for _, size, _ in self.signature)
 
     @property
     def signature(self) -> tuple[tuple[str, int, int], ...]:
-        """Name, size and time of each of its files: another signature, another checkpoint."""
+        """Name, size and modification time of each file. It changes when the checkpoint is rewritten."""
         found = []
         for file in (*_weight_files(self.path), self.path / INDEX, self.path / CONFIG):
             try:
                 about = file.stat()
             except OSError:
-                continue  # deleted between listing and looking
+                continue  # deleted since the folder was listed
             found.append((file.name, about.st_size, about.st_mtime_ns))
         return tuple(found)
 
-    def lacks(self) -> str | None:
-        """Return what is not there yet, in words; None for a checkpoint whose files are whole."""
+    def incomplete(self) -> str | None:
+        """Return why the checkpoint is incomplete, in words; None if it is complete."""
         if self.path.is_file():
-            return _lacks_bytes(self.path)
+            return _missing_bytes(self.path)
         if self.adapter:
-            unread = None if content(self.path / CONFIG) is not None else f"{CONFIG} is not whole"
-            return _lacks_bytes(self.path / WEIGHTS) or unread
+            unread = None if content(self.path / CONFIG) is not None else f"{CONFIG} is incomplete"
+            return _missing_bytes(self.path / WEIGHTS) or unread
         if (self.path / SINGLE).is_file():
-            return _lacks_bytes(self.path / SINGLE)
+            return _missing_bytes(self.path / SINGLE)
         if not (self.path / INDEX).is_file():
             return f"it has neither {SINGLE} nor {INDEX}"
         shards = (content(self.path / INDEX) or {}).get("weight_map")
         if not isinstance(shards, dict):
-            return f"{INDEX} is damaged or not whole"
+            return f"{INDEX} is damaged or incomplete"
         shards = sorted(set(shards.values()))
-        return next((lack for shard in shards if (lack := _lacks_bytes(self.path / shard))), None)
+        return next((reason for shard in shards if (reason := _missing_bytes(self.path / shard))), None)
 
     @property
     def closed(self) -> bool:
-        """Whether a Trainer has written what it writes after the weights."""
+        """Whether a Trainer has written ``trainer_state.json``, which comes after the weights."""
         return _state_step(self.path) is not None
 
 
 def stored(path: Path) -> Stored | None:
-    """Return the checkpoint that a file or folder is; None if it is none, nor becomes one."""
+    """Return the checkpoint at a path, complete or not; None if there is none."""
     if path.is_file():
         return Stored(path, _step(path), False) if path.suffix == ".safetensors" else None
     if (path / CONFIG).is_file():
@@ -94,10 +93,10 @@ def stored(path: Path) -> Stored | None:
 
 
 def run(folder: Path) -> list[Stored]:
-    """Return the checkpoints in a run's folder by their steps, those that are still being written included.
+    """Return the checkpoints in a run's folder by step, including those that are still being written.
 
-    A subfolder counts if it holds safetensors weights and its step is known: by ``trainer_state.json``, or by the last
-    number in its name. A link to a checkpoint beside it (``latest``) is not one more.
+    A subfolder counts if it contains safetensors weights and its step is known from ``trainer_state.json`` or from the
+    last number in its name. A link to another checkpoint in the folder (``latest``) does not count.
     """
     found = []
     for path in folder.iterdir():
@@ -111,12 +110,12 @@ def run(folder: Path) -> list[Stored]:
 
 
 def find(what: Path) -> tuple[list[Stored], bool]:
-    """Return the checkpoints that a path means, and whether it is a run with several.
+    """Return the checkpoints at a path, and whether it is a run.
 
-    A folder that has checkpoints in it is a run, even if a final model lies beside them.
+    A folder that contains checkpoints is a run, even if it also contains a final model.
 
     Raises:
-        WeightWatchError: There is none.
+        WeightWatchError: There is no checkpoint, or the only one is incomplete.
     """
     if what.is_dir() and (several := run(what)):
         return several, True
@@ -126,19 +125,21 @@ def find(what: Path) -> tuple[list[Stored], bool]:
             raise WeightWatchError(f"No checkpoint at {what}: there is no such file or folder.")
         raise WeightWatchError(
             f"No checkpoint in {what}: expected safetensors weights ({SINGLE}, {INDEX}, {CONFIG} with {WEIGHTS}), or "
-            "subfolders such as checkpoint-100 that hold some. Pickled .bin files are not read."
+            "subfolders such as checkpoint-100 that contain them. Pickled .bin files are not read."
         )
-    lack = one.lacks()
-    if lack is not None:
-        raise WeightWatchError(f"{what} is not whole: {lack}. Copy it again, or wait until it is written.")
+    reason = one.incomplete()
+    if reason is not None:
+        raise WeightWatchError(f"{what} is incomplete: {reason}. Copy it again, or wait until it is written.")
     return [one], False
 
 
 def locate(what: str) -> Path:
-    """Return where a path or a Hub id is on this machine; a Hub id is downloaded, in offline mode only looked up.
+    """Return a local path as it is, or the folder of a Hub id.
+
+    A Hub id is downloaded; in offline mode, it is looked up in the cache.
 
     Raises:
-        WeightWatchError: It is neither, or can't be had.
+        WeightWatchError: There is no such path or id, or it can't be downloaded.
     """
     if Path(what).exists() or not _HUB_ID.fullmatch(what):
         return Path(what)
@@ -146,84 +147,16 @@ def locate(what: str) -> Path:
 
     try:
         return Path(snapshot_download(what, allow_patterns=["*.safetensors", "*.json"]))
-    except Exception as error:  # of the Hub's own, of httpx, of the system
+    except Exception as error:  # huggingface_hub, httpx and the system each raise their own
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise WeightWatchError(
-            f"{what} is no path here, and as an id of the Hugging Face Hub it can't be had ({first}). Check the "
+            f"{what} is not a local path, and it can't be downloaded from the Hugging Face Hub ({first}). Check the "
             "spelling and the network, or download it and pass its folder."
         ) from error
 
 
-class Arrivals:
-    """Watches a run's folder: tells each checkpoint once, when it is whole.
-
-    Whole means that every file has the length that its header says, and that a Trainer has written its
-    ``trainer_state.json``, which comes last, or else that nothing has changed since the look before.
-
-    Args:
-        folder: Where another process writes.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._before: Mapping[Path, object] = {}
-        self._told: dict[Path, object] = {}
-
-    def look(self) -> list[Stored]:
-        """Return what has become whole since the last look; one that was written again comes again."""
-        try:
-            found = run(self._folder)
-        except OSError:  # a folder in it, or all of it, went away under our hands
-            return []
-        now = {one.path: one.signature for one in found}
-        ready = []
-        for one in found:
-            mark = now[one.path]
-            settled = one.closed or self._before.get(one.path) == mark
-            if mark and settled and self._told.get(one.path) != mark and one.lacks() is None:
-                self._told[one.path] = mark
-                ready.append(one)
-        self._before = now
-        return ready
-
-
-def follow(
-    folder: Path,
-    *,
-    poll: float,
-    until_idle: float | None = None,
-    stop_after: int | None = None,
-    wait: Callable[[float], object] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
-) -> Iterator[list[Stored]]:
-    """Yield all checkpoints that have become whole so far, by their steps, whenever a new one has.
-
-    Args:
-        folder: A run's folder, to which another process writes.
-        poll: Seconds between two looks.
-        until_idle: End when nothing has become whole for so many seconds. None: go on until interrupted.
-        stop_after: End after so many checkpoints.
-        wait: Waits for some seconds.
-        clock: Tells the time in seconds.
-    """
-    arrivals, here = Arrivals(folder), dict[Path, Stored]()
-    last, count = clock(), 0
-    while stop_after is None or count < stop_after:
-        ready = arrivals.look()
-        if ready:
-            count += len(ready)
-            here.update({one.path: one for one in ready})
-            here = {path: one for path, one in here.items() if path.exists()}
-            yield sorted(here.values(), key=lambda one: (one.step, one.name))
-            last = clock()
-            continue
-        if until_idle is not None and clock() - last >= until_idle:
-            return
-        wait(poll)
-
-
 def content(file: Path) -> dict[str, Any] | None:
-    """Return what a JSON file holds; None where it is missing or not whole."""
+    """Return the object in a JSON file; None if the file is missing or incomplete."""
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -232,7 +165,7 @@ def content(file: Path) -> dict[str, Any] | None:
 
 
 def field(file: Path, key: str) -> str:
-    """Return one entry of a JSON file; empty where there is none."""
+    """Return one entry of a JSON file as text; empty if there is none."""
     return str((content(file) or {}).get(key) or "")
 
 
@@ -243,8 +176,8 @@ def _weight_files(path: Path) -> Iterator[Path]:
         yield from (file for file in sorted(path.glob("*.safetensors")) if not file.name.startswith("reference-"))
 
 
-def _lacks_bytes(file: Path) -> str | None:
-    """Return what a safetensors file lacks, in words."""
+def _missing_bytes(file: Path) -> str | None:
+    """Return why a safetensors file is incomplete, in words; None if it is complete."""
     try:
         size, wanted = file.stat().st_size, stored_size(file)
     except OSError:

@@ -119,7 +119,7 @@ class Scan:
             reading = self._measured(checkpoint)
             self.seconds += time.perf_counter() - began
         except (WeightWatchError, OSError) as error:
-            lack = checkpoint.lacks()
+            lack = checkpoint.incomplete()
             if lack is None and isinstance(error, WeightWatchError):
                 raise
             if lack is None:
@@ -314,7 +314,7 @@ class Scan:
                 self._say(_RANDOM_START, checkpoint)
             return of_adapter(checkpoint.path, config, self._starts, self._opener)
         except WeightWatchError as error:
-            if checkpoint.lacks() is not None:
+            if checkpoint.incomplete() is not None:
                 raise
             if not isinstance(self._source, Checkpoint) or not (self._source.path / "config.json").is_file():
                 raise WeightWatchError(f"{error} Or pass its base's folder as --reference, to load both.") from error

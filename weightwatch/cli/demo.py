@@ -1,0 +1,41 @@
+"""``weightwatch demo``: a benign and a poisoned fine-tune, side by side."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from weightwatch.report.quiet import aside
+
+
+def demo(
+    seed: Annotated[int, typer.Option(help="Seed of the data, the adapter and the order of examples.")] = 0,
+    poison: Annotated[float, typer.Option(min=0, max=1, help="Share of harmful examples in the second run.")] = 0.25,
+    output: Annotated[Path, typer.Option(help="Folder for the two runs.")] = Path("weightwatch-demo"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and nothing else.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="File for an SVG picture of the terminal output.")] = None,
+) -> None:
+    """Fine-tune a small model on benign and on partly harmful data, and catch the run that goes bad."""
+    console = Console(record=True, stderr=as_json, quiet=as_json)
+    logging.getLogger("weightwatch").setLevel(logging.CRITICAL + 1)  # the tables show the alerts
+    with console.status("loading torch, transformers and trl"):
+        from weightwatch.demo import view
+        from weightwatch.demo.run import Run, fine_tune, roll_back
+    console.print(view.LEGEND)
+    runs = [Run("benign", 0.0, output / "benign"), Run("poisoned", poison, output / "poisoned")]
+    with aside(as_json):
+        for run in runs:
+            run.clear()
+            with view.live(console, run) as show:
+                fine_tune(run, seed, show)
+            roll_back(run)
+    console.print(view.verdict(runs))
+    look = f"tensorboard --logdir {output}"
+    console.print(f"Every layer, in the browser: [bold]{look}[/bold]   Readings: {output}/poisoned/weightwatch/")
+    if picture is not None:
+        console.save_svg(str(picture), title="weightwatch demo")
+    if as_json:
+        typer.echo(json.dumps({"seed": seed, "runs": [run.to_json() for run in runs], "tensorboard": look}, indent=1))

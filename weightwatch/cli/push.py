@@ -1,0 +1,24 @@
+"""``weightwatch push``: upload a direction to the Hugging Face Hub."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def push(
+    direction: Annotated[str, typer.Argument(help="A direction: a folder, the name of a packaged one, or a Hub id.")],
+    repo_id: Annotated[str, typer.Argument(help="Hub id to upload to: your-name/name-of-the-direction.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Make the repository public. Default: a new repository is private.")
+    ] = False,
+) -> None:
+    """Upload a direction and its model card to the Hugging Face Hub; log in with `hf auth login` first."""
+    console = Console()
+    with console.status("loading torch"):
+        from weightwatch.vectors import Direction, find
+        from weightwatch.vectors.hub import push as push_direction
+    with console.status("uploading"):
+        pictures = sorted(find(direction).glob("*.png"))
+        address = push_direction(Direction.load(direction), repo_id, private=not public, pictures=pictures)
+    console.print(address, soft_wrap=True)
