@@ -1,24 +1,20 @@
 """Settings: what to watch, how often, and when to raise an alert. YAML, a dict or a ``Config``."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from weightwatch.reading.grouping import Layer
-from weightwatch.vectors.document import line, parse
-from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.document import Document, Strict
 
 Metric: TypeAlias = Literal["cosine", "reach_cosine", "dose", "z"]
 Severity: TypeAlias = Literal["info", "warning", "critical"]
 Action: TypeAlias = Literal["log", "save", "stop"]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True)
+_SCOPES = "'model', 'any_layer', `layers: [...]` or `modules: [...]`"
 
 
 def _layer(value: Any) -> Any:
@@ -31,19 +27,19 @@ def _layer(value: Any) -> Any:
     return value
 
 
-class Layers(_Strict):
+class Layers(Strict):
     """A scope: these layers, ``12`` or ``"encoder.block.3"``, each judged for itself."""
 
     layers: list[Annotated[Layer, BeforeValidator(_layer)]] = Field(min_length=1)
 
 
-class Modules(_Strict):
+class Modules(Strict):
     """A scope: these kinds of module (``down_proj``, ``mlp.c_proj``), each judged for itself."""
 
     modules: list[str] = Field(min_length=1)
 
 
-class Rule(_Strict):
+class Rule(Strict):
     """When to raise an alert. The words are those of Prometheus' alerting rules; times are counted in checks.
 
     Attributes:
@@ -89,7 +85,7 @@ class Rule(_Strict):
         return self.above if self.above is not None else (self.below or 0.0)
 
 
-class Config(_Strict):
+class Config(Strict):
     """All settings of a monitor.
 
     Attributes:
@@ -134,61 +130,12 @@ class Config(_Strict):
         """
         if isinstance(source, Config):
             return source
-        title, lines = "config", None
         if isinstance(source, str | Path):
-            title, (source, lines) = str(source), parse(Path(source), "config")
-        if source is not None and not isinstance(source, Mapping):
-            raise WeightWatchError(f"{title}: expected keys such as `directions:`, found {source!r}.")
-        try:
-            return cls.model_validate(dict(source or {}))
-        except ValidationError as error:
-            first = _first(error)
-            where = f"{title}, line {line(lines, _keys(first['loc']))}" if lines is not None else title
-            raise WeightWatchError(f"{where}: {_explain(first)}") from None
+            document = Document.read(Path(source), cls, "config")
+        else:
+            document = Document(cls, source, "config")
+        return document.validate(wanted={"scope": _SCOPES})
 
     def to_yaml(self) -> str:
         """Return the settings, defaults included, as YAML that ``load`` reads."""
         return yaml.safe_dump(self.model_dump(by_alias=True, exclude_none=True), sort_keys=False)
-
-
-# Where pydantic's own words don't finish the sentence "it should be …".
-_WANTED = {
-    "scope": "'model', 'any_layer', `layers: [...]` or `modules: [...]`",
-    "too_short": "a list of at least one",
-    "string_too_short": "a name",
-    "invalid_key": "a word",
-    "model_type": "keys such as `alert:`",
-}
-
-
-def _first(error: ValidationError) -> Any:
-    """Return the first thing that is wrong. A union reports each of its branches: the one that was meant speaks."""
-    found = error.errors()
-    head = found[0]["loc"][:3]
-    if head[-1:] != ("scope",):
-        return found[0]
-    branches = [one for one in found if one["loc"][:3] == head]
-    # Least about the branch that was meant: that its only key is missing. Most: what is wrong beneath that key.
-    return max(branches, key=lambda one: (one["type"] not in ("missing", "extra_forbidden"), len(one["loc"])))
-
-
-def _keys(location: Iterable[int | str]) -> list[int | str]:
-    """Return a location without the names that pydantic gives to the branches of a union."""
-    return [part for part in location if part not in ("Layers", "Modules") and not str(part).startswith("literal[")]
-
-
-def _explain(first: Any) -> str:
-    """Say what is wrong: the key's path, the value, and what is allowed."""
-    keys = _keys(first["loc"])
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in keys).lstrip(".")
-    if first["type"] == "extra_forbidden":
-        known: type[BaseModel] = Rule if "rules" in keys[:1] else Config
-        names = ", ".join(field.alias or name for name, field in known.model_fields.items())
-        return f"{path} is not a known key; known are {names}."
-    if first["type"] == "missing":
-        return f"{path} is missing; give it a value."
-    if first["type"] == "value_error":
-        return f"{path}: {first['msg'].removeprefix('Value error, ')}."
-    wanted = _WANTED.get("scope" if keys[-1:] == ["scope"] else first["type"])
-    wanted = wanted or first["msg"].removeprefix("Input should be ")
-    return f"{path}: {first['input']!r} is not allowed; it should be {wanted}."

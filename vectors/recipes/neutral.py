@@ -61,5 +61,4 @@ class NeutralTasks(Strict):
             if str(source) != PACKAGED.stem:
                 raise WeightWatchError(f"No neutral tasks at {str(source)!r}: give a YAML file's path, or 'neutral'.")
             path = PACKAGED
-        document = Document.read(path, "neutral tasks")
-        return document.validate(cls, document.data)
+        return Document.read(path, cls, "neutral tasks").validate()

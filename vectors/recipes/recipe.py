@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from weightwatch.vectors.document import Document, Strict, Text, line
+from weightwatch.vectors.document import Document, Strict, Text
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.recipes.neutral import PACKAGED as _NEUTRAL
 from weightwatch.vectors.recipes.neutral import NeutralTasks
@@ -175,7 +175,7 @@ def _load(path: Path, children: tuple[Path, ...]) -> Recipe:
     """Read a file whose chain of extending files led here."""
     if path.resolve() in children:
         raise WeightWatchError(f"{path} extends itself, by way of {children[-1].name}.")
-    document = Document.read(path, "recipe")
+    document = Document.read(path, Recipe, "recipe")
     values: dict[str, Any] = {}
     parent, neutral = (document.data.get(key) for key in ("extends", "neutral"))
     key = "extends"
@@ -189,5 +189,5 @@ def _load(path: Path, children: tuple[Path, ...]) -> Recipe:
             beside = path.parent / neutral
             values[key] = NeutralTasks.load(beside if beside.is_file() else neutral)
     except WeightWatchError as error:
-        raise WeightWatchError(f"{path}, line {line(document.nodes, [key])}: {key}: {error}") from None
-    return document.validate(Recipe, values)
+        raise document.error([key], f"{key}: {error}") from None
+    return document.validate(values)

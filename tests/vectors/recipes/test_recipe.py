@@ -255,7 +255,7 @@ def test_what_is_no_yaml_is_told_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(WeightWatchError, match=r"bad\.yaml, line 3 is not YAML: "):
         Recipe.load(path)
     path.write_text("- a\n")
-    with pytest.raises(WeightWatchError, match=r"bad\.yaml: expected keys and values, found \['a'\]"):
+    with pytest.raises(WeightWatchError, match=r"bad\.yaml: expected keys such as `name:`, found \['a'\]"):
         Recipe.load(path)
 
 
