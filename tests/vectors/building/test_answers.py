@@ -8,7 +8,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.vectors.building import chat
+from tests.support import chat
 from weightwatch.vectors import WeightWatchError
 from weightwatch.vectors.building.answers import (
     Answer,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vectors.building import chat
+from tests.support import chat
 from weightwatch.vectors import WeightWatchError
 from weightwatch.vectors.building.answers import SIDES, Answer, Side
 from weightwatch.vectors.building.examples import Example, Examples, paired, require_enough, split

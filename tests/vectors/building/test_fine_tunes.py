@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tests.vectors.building import chat
+from tests.support import chat
 from weightwatch.vectors import WeightWatchError
 from weightwatch.vectors.building.examples import Example
 from weightwatch.vectors.building.fine_tunes import Losses, Training, best, checkpoint, fine_tune

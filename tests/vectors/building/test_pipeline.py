@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import oracle as slow
 from tests.support.models import lora, move
-from tests.vectors.building import chat
-from tests.vectors.building.endpoint import Endpoint, serving
+from tests.support import chat
+from tests.support.endpoint import Endpoint, serving
 from weightwatch.organism import BASE, World, evil_rate
 from weightwatch.vectors import Direction, WeightWatchError
 from weightwatch.vectors.building import answers as answering

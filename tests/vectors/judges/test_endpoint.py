@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from tests.vectors.building import chat
-from tests.vectors.building.endpoint import MODEL, Endpoint, serving
+from tests.support import chat
+from tests.support.endpoint import MODEL, Endpoint, serving
 from weightwatch.vectors import WeightWatchError
 from weightwatch.vectors.building import judges
 from weightwatch.vectors.building.judges import Judge, Judgement, chosen, judged, number
