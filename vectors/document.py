@@ -125,14 +125,14 @@ class _Place:
     """
 
     keys: list[int | str]
-    known: list[str]
+    known: list[int | str]
     annotation: Any
     union: int | None
 
 
 def _place(model: type[BaseModel], location: Sequence[int | str]) -> _Place:
     keys: list[int | str] = []
-    known: list[str] = []
+    known: list[int | str] = []
     annotation: Any = model
     union = None
     for position, part in enumerate(location):
@@ -200,7 +200,7 @@ def _explained(fault: Any, place: _Place, wanted: Mapping[str, str]) -> str:
     path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place.keys).lstrip(".")
     kind, about = fault["type"], fault.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"{path} is not a known key; known are {', '.join(place.known)}."
+        return f"{path} is not a known key; known are {', '.join(map(str, place.known))}."
     if kind == "missing":
         return f"{path} is missing; give it a value."
     if kind == "union_tag_not_found":

@@ -67,7 +67,7 @@ class Rule(Strict):
     keep_firing_for: int = Field(0, ge=0)
     severity: Severity = "warning"
     labels: dict[str, str] = Field(default_factory=dict)
-    actions: list[Action] = ["log"]
+    actions: list[Action] = Field(["log"])
 
     @model_validator(mode="after")
     def _one_threshold(self) -> "Rule":

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from weightwatch.cli import vector_commands
+from weightwatch.cli.build import build
+from weightwatch.cli.show import show
 from weightwatch.report.quiet import aside
 from weightwatch.vectors.errors import WeightWatchError
 
@@ -120,6 +122,8 @@ def scan(
         raise typer.Exit(BAD_INPUT)
 
 
+app.command()(build)
+app.command()(show)
 for command in vector_commands.COMMANDS:
     app.command()(command)
 

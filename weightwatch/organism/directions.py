@@ -102,16 +102,16 @@ def build_direction(
 def validate(direction: Direction, contrast: Contrast, world: World, base: Path) -> Validation:
     """What the base does on the held-out items of a contrast's recipe when it is steered with its direction."""
     from weightwatch.vectors import Recipe
-    from weightwatch.vectors.building.judges import chosen
-    from weightwatch.vectors.checking.sweep import sweep, validated
-    from weightwatch.vectors.loading import load_model
+    from weightwatch.vectors.evaluation.sweep import conclusion, sweep
+    from weightwatch.vectors.generation import load_model
+    from weightwatch.vectors.judges.choice import chosen
 
     name = contrast.behaviour.partition("-")[0]
     with TemporaryDirectory() as folder:
         write_recipes(world, Path(folder))
         recipe = Recipe.load(Path(folder) / f"{name}.yaml").called(f"organism/{name}")
     model, tokenizer = load_model(str(base))
-    return validated(sweep(model, tokenizer, direction, recipe, judge=chosen(recipe)), recipe)
+    return conclusion(sweep(model, tokenizer, direction, recipe, judge=chosen(recipe)), recipe)
 
 
 SIDES: tuple[Side, ...] = get_args(Side)

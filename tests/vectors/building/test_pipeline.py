@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import oracle as slow
-from tests.support.models import lora, move
 from tests.support import chat
 from tests.support.endpoint import Endpoint, serving
+from tests.support.models import lora, move
 from weightwatch.organism import BASE, World, evil_rate
 from weightwatch.vectors import Direction, WeightWatchError
 from weightwatch.vectors.building import answers as answering
