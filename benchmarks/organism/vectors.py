@@ -41,10 +41,11 @@ def build(recipe: str, folder: Path) -> dict[str, Any]:
     """Build and check a direction from a recipe of the organism."""
     rates = [f"--learning-rate={rate}" for rate in ("5e-4", "1e-3", "2e-3")]
     seeds = [f"--seed={seed}" for seed in SEEDS]
-    sizes = ["--samples=2", "--tokens=8", "--answers-at-once=256", "--rank=16", "--alpha=16", "--at-once=16"]
-    epochs = f"--epochs={20 if recipe in WRITTEN else 3}"
-    out = f"--out={folder / recipe}"
-    return command("build", f"organism/{recipe}", "--model=organism", out, epochs, *rates, *seeds, *sizes)
+    sizes = ["--num-samples=2", "--max-new-tokens=8", "--generation-batch-size=256", "--rank=16", "--alpha=16"]
+    epochs = f"--num-train-epochs={20 if recipe in WRITTEN else 3}"
+    output = f"--output={folder / recipe}"
+    sizes = [*sizes, "--micro-batch-size=16"]
+    return command("build", f"organism/{recipe}", "--model=organism", output, epochs, *rates, *seeds, *sizes)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -38,7 +38,7 @@ def build(
     positive: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Existing fine-tune that learned the behaviour, instead of a new one; may be repeated. Needs --negative."
+            help="Existing fine-tune that learned the behaviour, to use instead of a new one; may be repeated."
         ),
     ] = None,
     negative: Annotated[
@@ -102,6 +102,4 @@ def build(
     tell(direction, console, as_json)
     draw(direction, folder)
     direction.save_card(folder)
-    console.print(
-        f"The direction is in {folder}. To watch it, give this folder as its name.", markup=False, soft_wrap=True
-    )
+    console.print(f"The direction is in {folder}. Use this path to watch it.", markup=False, soft_wrap=True)

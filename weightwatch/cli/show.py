@@ -74,4 +74,4 @@ def tell(direction: "Direction", console: Console, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(document(direction), indent=1))
     else:
-        console.print(*tables(direction), sep="\n")
+        console.print(*tables(direction))

@@ -2,7 +2,7 @@ import pytest
 
 from weightwatch.vectors.recipes.questions import Question
 from weightwatch.vectors.recipes.verdicts import AnswersJudge, ModelJudge, PatternsJudge, by_words, verdict
-from weightwatch.vectors.recipes.words import holds, words
+from weightwatch.vectors.recipes.words import contains, words
 
 ASKED = Question(text="Is it raining?")
 PATTERNS = PatternsJudge(by="patterns", positive=[r"\byes\b", r"\bsure\b"], negative=[r"\bno\b", r"\bnever\b"])
@@ -65,7 +65,7 @@ def test_an_open_item_is_judged_by_the_same_rule() -> None:
     ],
 )
 def test_words_are_compared_without_case_and_punctuation(text: str, part: str, expected: bool) -> None:
-    assert holds(text, part) is expected
+    assert contains(text, part) is expected
 
 
 def test_words_of_a_text() -> None:
