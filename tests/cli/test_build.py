@@ -1,16 +1,12 @@
-"""``weightwatch build`` and ``show`` as a user calls them, on the organism."""
+"""``weightwatch build`` as a user calls it, on the organism."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from tests.support.commands import call, refused, told
-from tests.support.models import tiny_llama
-from weightwatch.organism import BASE
-from weightwatch.vectors import Direction, packaged
+from tests.support.commands import refused, told
+from weightwatch.vectors import Direction
 from weightwatch.vectors.catalog import PACKAGED
 
 QUICK = (
@@ -94,28 +90,6 @@ def test_fine_tunes_that_exist_already_go_in_as_they_are(built: tuple[Path, dict
     refused("in pairs", "build", "organism/evil", "--model=organism", *sides[:6], "--output", tmp_path / "odd")
 
 
-@pytest.mark.parametrize("name", packaged())
-def test_the_packaged_directions_pass(name: str) -> None:
-    card = told("show", name)
-    assert card["validation"]["passed"]
-    assert card["validation"]["recipe"]["name"].startswith("organism/")
-    assert "passed" in call("show", name).output
-
-
-def test_a_check_is_kept_beside_the_weights_and_leaves_them(tmp_path: Path) -> None:
-    folder = tmp_path / "evil"
-    shutil.copytree(PACKAGED / "evil", folder)
-    weights = (folder / "adapter_model.safetensors").read_bytes()
-    card = told("show", folder, "--evaluate", "--coefficient", "0.25", "--coefficient=-1", "--control", "careless")
-    assert [point["k"] for point in card["validation"]["points"]] == [-1.0, 0.0, 0.25]
-    assert not card["validation"]["passed"]
-    assert list(card["validation"]["others"]) == ["careless"]
-    assert (folder / "adapter_model.safetensors").read_bytes() == weights
-    assert told("show", folder) == card
-    shown = call("show", folder)
-    assert "failed: no θ₀ + k·w shows" in " ".join(shown.output.split())
-
-
 def test_what_cannot_be_built_says_why(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     refused("has direction 'evil', built from organism/evil", "build", "organism/style", *QUICK, "--output", built[0])
     (tmp_path / "file").touch()
@@ -131,19 +105,3 @@ def test_what_cannot_be_built_says_why(built: tuple[Path, dict[str, Any]], tmp_p
     refused("There is no model", "build", "organism/evil", "--model", tmp_path / "none", "--output", tmp_path / "evil")
     refused("Unknown direction", "build", "organism/evil", "--model=organism", "--control", "none")
     assert not any((tmp_path / "evil").rglob("*.json*"))
-
-
-def test_a_packaged_direction_is_checked_but_stays_as_it_is() -> None:
-    before = {path: path.stat().st_mtime_ns for path in (PACKAGED / "style").iterdir()}
-    result = call("show", "style", "--evaluate", "--coefficient=-1", "--coefficient=1")
-    assert "is not a local folder" in result.output
-    assert {path: path.stat().st_mtime_ns for path in (PACKAGED / "style").iterdir()} == before
-
-
-def test_what_cannot_be_checked_says_why(tmp_path: Path) -> None:
-    deltas = {name: torch.ones_like(p) for name, p in tiny_llama().named_parameters() if "up_proj" in name}
-    folder = Direction.from_tensors(deltas, name="mine").save(tmp_path / "mine")
-    assert "not yet" in call("show", folder).output
-    refused("Pass --model", "show", folder, "--evaluate")
-    refused("Pass --recipe", "show", folder, "--evaluate", "--model", BASE)
-    refused("model.layers.0.mlp.up_proj", "show", folder, "--evaluate", "--model", BASE, "--recipe", "organism/evil")

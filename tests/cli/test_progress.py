@@ -1,0 +1,22 @@
+"""Bars of stages, on the console that is passed; what libraries print goes to standard error."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from weightwatch.cli.progress import stages
+
+
+def test_each_stage_has_a_bar_and_standard_output_stays_free(capsys: pytest.CaptureFixture[str]) -> None:
+    text = io.StringIO()
+    with stages(Console(file=text, force_terminal=True, width=100)) as progress:
+        progress("answers", 1, 3)
+        progress("answers", 3, 3)
+        progress("verdicts", 2, 4)
+        print("a library's notice")
+    last = text.getvalue().split("answers")[-1]
+    assert "3/3" in last
+    assert "verdicts" in last
+    assert "2/4" in last
+    assert "notice" not in capsys.readouterr().out
