@@ -16,7 +16,7 @@ def build(
     judge: JudgeName = "rule",
     judge_model: JudgeModel = None,
     num_samples: Annotated[int, typer.Option(min=1, help="Number of answers per question and system prompt.")] = 4,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 1.0,
     generation_batch_size: Annotated[int, typer.Option(min=1, help="Number of answers generated at once.")] = 32,
     seed: Annotated[

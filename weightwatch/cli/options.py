@@ -17,6 +17,6 @@ JudgeModel = Annotated[
 ]
 Coefficients = Annotated[
     list[float] | None,
-    typer.Option("--coefficient", help="Coefficient k of θ₀ + k·w to evaluate; may be repeated."),
+    typer.Option("--coefficient", help="Coefficient k of θ₀ + k·w; may be repeated. Default: seven from -2 to 2."),
 ]
 Controls = Annotated[list[str] | None, typer.Option("--control", help="Direction to compare with; may be repeated.")]
