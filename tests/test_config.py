@@ -118,7 +118,7 @@ CASES = {
     "a layer's number in quotes": (
         RULE + "    scope: {layers: ['3']}\n",
         6,
-        "rules[0].scope.layers[0]: '3' is not allowed; it should be a layer's number, or in an enc",
+        "rules[0].scope.layers[0]: '3' is not allowed; it should be a layer's number, or in a mod",
     ),
     "a layer that is a truth value": (RULE + "    scope: {layers: [true]}\n", 6, "layers[0]: True is not allowed"),
     "a list that is a word": ("directions: evil\n", 1, "directions: 'evil' is not allowed; it should be a valid list."),
@@ -180,5 +180,5 @@ def test_yaml_makes_no_python_objects(tmp_path: Path) -> None:
 
 def test_two_rules_of_one_name_are_refused() -> None:
     rule = {"alert": "drift", "direction": "evil", "above": 0.1}
-    with pytest.raises(WeightWatchError, match=r"rules: two rules are called 'drift'; give each its own name"):
+    with pytest.raises(WeightWatchError, match=r"rules: two rules have the name 'drift'; give each its own"):
         Config.load({"rules": [rule, {**rule, "above": 0.2}]})

@@ -1,9 +1,10 @@
-"""A YAML file that a pydantic model describes, and errors that say where in it something is wrong."""
+"""YAML documents that pydantic models describe, with errors that name line, key, value and what is allowed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
@@ -14,37 +15,90 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class Strict(BaseModel):
-    """A part of a document: frozen, without unknown keys, and no value is bent into another type."""
+    """Base of the models: frozen, unknown keys are errors, and no value is converted to another type."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True)
 
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def parse(path: Path, what: str) -> tuple[Any, yaml.Node | None]:
-    """Return what a YAML file says, and its nodes, which know their lines.
+class Document(Generic[Model]):
+    """A mapping that a pydantic model describes, with the lines of the YAML file it was read from.
 
     Args:
-        path: The file.
-        what: What it should be, for the message.
+        model: The model.
+        data: The mapping; None is an empty one.
+        title: What error messages call the document.
+        nodes: The YAML nodes of ``data``. Default: messages name no line.
 
     Raises:
-        WeightWatchError: It can't be read, or is no YAML.
+        WeightWatchError: ``data`` is not a mapping.
+
+    Example:
+        >>> from weightwatch.vectors.document import Document, Strict
+        >>> class Settings(Strict):
+        ...     every: int = 50
+        >>> Document(Settings, {"every": 10}, "settings").validate()
+        Settings(every=10)
+        >>> Document(Settings, {"evry": 10}, "settings").validate()
+        Traceback (most recent call last):
+        weightwatch.vectors.errors.WeightWatchError: settings: evry is not a known key; known are every.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        return yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
-    except OSError as error:
-        raise WeightWatchError(f"No {what} at {path} ({error.strerror}). Give the path of a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise WeightWatchError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}.") from error
+
+    def __init__(self, model: type[Model], data: Any, title: str, nodes: yaml.Node | None = None) -> None:
+        if data is not None and not isinstance(data, Mapping):
+            raise WeightWatchError(f"{title}: expected {_keys_such_as(model)}, found {data!r}.")
+        self.data: dict[str, Any] = dict(data or {})
+        self._model, self._title, self._nodes = model, title, nodes
+
+    @classmethod
+    def read(cls, path: Path, model: type[Model], what: str) -> "Document[Model]":
+        """Read a YAML file.
+
+        Args:
+            path: The file.
+            model: The model that describes it.
+            what: What the file should be, for messages.
+
+        Raises:
+            WeightWatchError: The file can't be read, is not YAML, or is not a mapping.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+            return cls(model, yaml.safe_load(text), str(path), yaml.compose(text, yaml.SafeLoader))
+        except OSError as error:
+            raise WeightWatchError(f"No {what} at {path} ({error.strerror}). Give the path of a YAML file.") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f", line {mark.line + 1}" if mark else ""
+            raise WeightWatchError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}.") from error
+
+    def validate(self, values: Mapping[str, Any] | None = None, wanted: Mapping[str, str] | None = None) -> Model:
+        """Return the model.
+
+        Args:
+            values: What to validate in place of the document's own mapping, such as the mapping with defaults added.
+            wanted: What is allowed for a key, by its name, where pydantic can't say it.
+
+        Raises:
+            WeightWatchError: A value is not allowed. The message names the document, the line, the path of the key,
+                the value and what is allowed.
+        """
+        try:
+            return self._model.model_validate(self.data if values is None else dict(values))
+        except ValidationError as error:
+            fault, place = _first_fault(self._model, error)
+            raise self.error(place.keys, _explained(fault, place, wanted or {})) from None
+
+    def error(self, keys: Sequence[int | str], message: str) -> WeightWatchError:
+        """Return an error about a key, or about the mapping that lacks it, with title and line."""
+        where = self._title if self._nodes is None else f"{self._title}, line {_line(self._nodes, keys)}"
+        return WeightWatchError(f"{where}: {message}")
 
 
-def line(node: yaml.Node, keys: Sequence[int | str]) -> int:
-    """Return the line of a key, or where it is missing, of what it is missing from."""
+def _line(node: yaml.Node, keys: Sequence[int | str]) -> int:
+    """Return the line of a key, or of the mapping that lacks it."""
     number = node.start_mark.line
     for key in keys:
         if isinstance(node, yaml.MappingNode):
@@ -60,82 +114,74 @@ def line(node: yaml.Node, keys: Sequence[int | str]) -> int:
 
 
 @dataclass(frozen=True)
-class Document:
-    """What a YAML file says.
+class _Place:
+    """A place in a document, found by following the annotations of its model.
 
     Attributes:
-        path: The file.
-        data: Its keys and values.
-        nodes: The same as YAML's nodes, which know their lines.
+        keys: The keys that lead to it. Pydantic's locations also have tags, which tell the branches of a union apart.
+        known: The keys that are known beside the last one.
+        annotation: The type of its value.
+        union: Position in pydantic's location of the first tag, if there is one.
     """
 
-    path: Path
-    data: dict[str, Any]
-    nodes: yaml.Node
-
-    @classmethod
-    def read(cls, path: Path, what: str) -> "Document":
-        """Read a file.
-
-        Args:
-            path: The file.
-            what: What it should be, for the message.
-
-        Raises:
-            WeightWatchError: It can't be read, is no YAML, or holds no keys.
-        """
-        data, nodes = parse(path, what)
-        if not isinstance(data, dict) or nodes is None:
-            raise WeightWatchError(f"{path}: expected keys and values, found {data!r}.")
-        return cls(path, data, nodes)
-
-    def validate(self, model: type[Model], values: Mapping[str, Any]) -> Model:
-        """Make a model of values that stand in this document, or were put beside them.
-
-        Raises:
-            WeightWatchError: A value is not allowed; the message names the file, the line, the path of the key, the
-                value and what is allowed.
-        """
-        try:
-            return model.model_validate(dict(values))
-        except ValidationError as error:
-            first = error.errors()[0]
-            keys = _keys(self.data, first["loc"])
-            told = _explain(model, keys, first)
-            raise WeightWatchError(f"{self.path}, line {line(self.nodes, keys)}: {told}") from None
+    keys: list[int | str]
+    known: list[int | str]
+    annotation: Any
+    union: int | None
 
 
-def _keys(data: Any, location: Sequence[int | str]) -> list[int | str]:
-    """Return a location without the tags that pydantic puts into it where a union chose one of its models."""
+def _place(model: type[BaseModel], location: Sequence[int | str]) -> _Place:
     keys: list[int | str] = []
-    for part in location:
-        if isinstance(data, Mapping) and part not in data and part in data.values():
+    known: list[int | str] = []
+    annotation: Any = model
+    union = None
+    for position, part in enumerate(location):
+        branches = _branches(annotation)
+        if len(branches) > 1:  # the part is a tag
+            annotation = next((branch for branch in branches if part in _tags(branch)), None)
+            union = position if union is None else union
             continue
         keys.append(part)
-        try:
-            data = data[part]
-        except (KeyError, IndexError, TypeError):
-            data = None
-    return keys
+        fields = _fields(branches[0])
+        known = list(fields)
+        annotation = fields.get(part) if fields else next(reversed(get_args(branches[0])), None)
+    return _Place(keys, known, annotation, union)
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """Return the models inside a type such as ``list[Question]`` or a union."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for inner in get_args(annotation) for model in _models(inner)]
+def _branches(annotation: Any) -> list[Any]:
+    """Return the types of a union, or the one type that an annotation is, without None."""
+    if get_origin(annotation) is Annotated:
+        return _branches(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [one for inner in get_args(annotation) if inner is not NoneType for one in _branches(inner)]
+    return [annotation]
 
 
-def _known(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Return the keys that are known where the last of a location stands. Tags of unions choose between models."""
-    models = [model]
-    for part in location[:-1]:
-        fields = [one.model_fields[part].annotation for one in models if part in one.model_fields]
-        if fields:
-            models = [found for annotation in fields for found in _models(annotation)]
-        elif isinstance(part, str):
-            models = [one for one in models if any(part in get_args(f.annotation) for f in one.model_fields.values())]
-    return [name for one in models for name in one.model_fields]
+def _fields(annotation: Any) -> dict[int | str, Any]:
+    """Return the types of a model's fields by their keys in YAML; nothing for other types."""
+    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        return {}
+    return {field.alias or name: field.annotation for name, field in annotation.model_fields.items()}
+
+
+def _tags(branch: Any) -> list[Any]:
+    """Return pydantic's tags of a union's branch: the name of the model, and the values of its discriminator."""
+    return [getattr(branch, "__name__", None), *(tag for field in _fields(branch).values() for tag in get_args(field))]
+
+
+def _first_fault(model: type[BaseModel], error: ValidationError) -> tuple[Any, _Place]:
+    """Return the first fault and its place.
+
+    A union reports the faults of each branch. The branch that was meant is the one whose keys are there: what is wrong
+    deeper in it says more than that another branch's keys are missing.
+    """
+    faults = [(fault, _place(model, fault["loc"])) for fault in error.errors()]
+    first, place = faults[0]
+    if place.union is None:
+        return first, place
+    head = first["loc"][: place.union]
+    branches = [one for one in faults if one[0]["loc"][: place.union] == head]
+    return max(branches, key=lambda one: (one[0]["type"] not in ("missing", "extra_forbidden"), len(one[0]["loc"])))
 
 
 # Where pydantic's own words don't finish the sentence "it should be …".
@@ -144,26 +190,31 @@ _WANTED = {
     "string_too_short": "a text that is not empty",
     "string_pattern_mismatch": "letters, digits, dots, dashes and underscores",
     "too_short": "a list of at least one",
-    "list_type": "a list",
-    "model_type": "keys and values",
+    "invalid_key": "a word",
     "model_attributes_type": "keys and values",
 }
 
 
-def _explain(model: type[BaseModel], keys: Sequence[int | str], first: Any) -> str:
-    """Say what is wrong: the key's path, the value, and what is allowed."""
-    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
-    if first["type"] == "extra_forbidden":
-        return f"{path} is not a known key; known are {', '.join(_known(model, first['loc']))}."
-    if first["type"] == "missing":
+def _explained(fault: Any, place: _Place, wanted: Mapping[str, str]) -> str:
+    """Return what is wrong: the path of the key, the value, and what is allowed."""
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place.keys).lstrip(".")
+    kind, about = fault["type"], fault.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"{path} is not a known key; known are {', '.join(map(str, place.known))}."
+    if kind == "missing":
         return f"{path} is missing; give it a value."
-    if first["type"] == "union_tag_not_found":
-        return f"{path} lacks its key {first['ctx']['discriminator']}."
-    if first["type"] == "union_tag_invalid":
-        about = first["ctx"]
+    if kind == "union_tag_not_found":
+        return f"{path} lacks its key {about['discriminator']}."
+    if kind == "union_tag_invalid":
         key = about["discriminator"].strip("'")
         return f"{path}.{key}: {about['tag']!r} is not allowed; it should be one of {about['expected_tags']}."
-    if first["type"] == "value_error":
-        return f"{path}: {first['msg'].removeprefix('Value error, ')}.".removeprefix(": ")
-    wanted = _WANTED.get(first["type"], first["msg"].removeprefix("Input should be "))
-    return f"{path}: {first['input']!r} is not allowed; it should be {wanted}."
+    if kind == "value_error":
+        return f"{path}: {fault['msg'].removeprefix('Value error, ')}.".removeprefix(": ")
+    allowed = wanted.get(str(place.keys[-1])) or _WANTED.get(kind) or fault["msg"].removeprefix("Input should be ")
+    if kind == "model_type":
+        allowed = _keys_such_as(place.annotation)
+    return f"{path}: {fault['input']!r} is not allowed; it should be {allowed}."
+
+
+def _keys_such_as(annotation: Any) -> str:
+    return f"keys such as `{next(iter(_fields(annotation)))}:`"

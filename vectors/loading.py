@@ -1,9 +1,6 @@
-"""Loading a base model, to ask it and to steer it."""
+"""Finding the folder of a model."""
 
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from weightwatch.vectors.errors import WeightWatchError
 
@@ -26,20 +23,3 @@ def fetched(name: str) -> Path:
         raise WeightWatchError(
             f"There is no model {name!r}: neither a folder nor one that the Hub gives ({error})."
         ) from error
-
-
-def load_model(name: str) -> tuple[Any, Any]:
-    """Load a causal language model and its tokenizer: on a GPU in its own precision, else in fp32.
-
-    Raises:
-        WeightWatchError: There is no such model, or it can't be loaded.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder, on_gpu = fetched(name), torch.cuda.is_available()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if on_gpu else torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise WeightWatchError(f"{name} can't be loaded as a language model with a tokenizer ({error}).") from error
-    return model.to("cuda" if on_gpu else "cpu").eval(), tokenizer

@@ -1,4 +1,4 @@
-"""Building, checking, comparing and applying directions on the organism, all through the public commands.
+"""Building, evaluating, comparing and applying directions on the organism, all through the public commands.
 
 ``python benchmarks/organism/vectors.py --folder vectors-study`` takes ten to fifteen minutes on two cores. It builds
 evil, sycophancy and the controls careless, style and shuffled from nothing, compares them, and steers a fine-tune that
@@ -25,7 +25,7 @@ WRITTEN = ("sycophancy", "style")
 """Recipes whose answers are written: there is one to a question where the model gives ten, so they take more epochs."""
 RECIPES = ("evil", "sycophancy", "careless", "style", "shuffled")
 BACK = (-0.05, -0.1, -0.15, -0.25, -0.5)
-"""Steering units that are added to the fine-tune that has gone bad."""
+"""Coefficients of the direction that is added to the fine-tune that has gone bad."""
 RUN_SEED, POISON = 300, 0.25
 
 
@@ -38,13 +38,14 @@ def command(*arguments: str) -> dict[str, Any]:
 
 
 def build(recipe: str, folder: Path) -> dict[str, Any]:
-    """Build and check a direction from a recipe of the organism."""
+    """Build and evaluate a direction from a recipe of the organism."""
     rates = [f"--learning-rate={rate}" for rate in ("5e-4", "1e-3", "2e-3")]
     seeds = [f"--seed={seed}" for seed in SEEDS]
-    sizes = ["--samples=2", "--tokens=8", "--answers-at-once=256", "--rank=16", "--alpha=16", "--at-once=16"]
-    epochs = f"--epochs={20 if recipe in WRITTEN else 3}"
-    out = f"--out={folder / recipe}"
-    return command("build", f"organism/{recipe}", "--model=organism", out, epochs, *rates, *seeds, *sizes)
+    sizes = ["--num-samples=2", "--max-new-tokens=8", "--generation-batch-size=256", "--rank=16", "--alpha=16"]
+    epochs = f"--num-train-epochs={20 if recipe in WRITTEN else 3}"
+    output = f"--output={folder / recipe}"
+    sizes = [*sizes, "--micro-batch-size=16"]
+    return command("build", f"organism/{recipe}", "--model=organism", output, epochs, *rates, *seeds, *sizes)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -104,7 +105,7 @@ def steered_back(folder: Path) -> str:
 
 
 def main(folder: Annotated[Path, typer.Option(help="Where everything is built.")] = Path("vectors-study")) -> None:
-    """Build, check, compare and steer; print the tables."""
+    """Build, evaluate, compare and steer; print the tables."""
     cards = {recipe: build(recipe, folder) for recipe in RECIPES}
     print(swept(cards), "\n")
     rows = [

@@ -1,28 +1,24 @@
-"""``weightwatch build`` and ``show`` as a user calls them, on the organism."""
+"""``weightwatch build`` as a user calls it, on the organism."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from tests.support.commands import call, refused, told
-from tests.support.models import tiny_llama
-from weightwatch.organism import BASE
-from weightwatch.vectors import Direction, packaged
+from tests.support.commands import refused, told
+from weightwatch.vectors import Direction
 from weightwatch.vectors.catalog import PACKAGED
 
 QUICK = (
     "--model=organism",
-    "--samples=1",
-    "--tokens=8",
-    "--answers-at-once=256",
+    "--num-samples=1",
+    "--max-new-tokens=8",
+    "--generation-batch-size=256",
     "--rank=8",
     "--learning-rate=3e-3",
-    "--at-once=16",
-    "--factor=-1",
-    "--factor=1",
+    "--micro-batch-size=16",
+    "--coefficient=-1",
+    "--coefficient=1",
 )
 SEEDS = ("--seed=1", "--seed=2")
 
@@ -31,7 +27,7 @@ SEEDS = ("--seed=1", "--seed=2")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A direction of two seeds, built quickly, and what the command said of it."""
     folder = tmp_path_factory.mktemp("built") / "evil"
-    return folder, told("build", "organism/evil", *QUICK, *SEEDS, "--out", folder, "--control", "style")
+    return folder, told("build", "organism/evil", *QUICK, *SEEDS, "--output", folder, "--control", "style")
 
 
 def test_a_recipe_becomes_a_checked_direction(built: tuple[Path, dict[str, Any]]) -> None:
@@ -73,7 +69,7 @@ def test_the_norms_of_the_layers_make_up_that_of_the_direction(built: tuple[Path
 def test_a_second_call_takes_what_is_there(built: tuple[Path, dict[str, Any]]) -> None:
     folder, card = built
     made = {path: path.stat().st_mtime_ns for path in (folder / "build").rglob("*") if path.is_file()}
-    again = told("build", "organism/evil", *QUICK, *SEEDS, "--out", folder, "--control", "style")
+    again = told("build", "organism/evil", *QUICK, *SEEDS, "--output", folder, "--control", "style")
     assert again == card
     assert {path: path.stat().st_mtime_ns for path in (folder / "build").rglob("*") if path.is_file()} == made
 
@@ -86,65 +82,26 @@ def test_fine_tunes_that_exist_already_go_in_as_they_are(built: tuple[Path, dict
         for side in ("positive", "negative"):
             (found,) = (folder / "build").glob(f"fine-tunes-*/seed-{seed}-*/{side}/checkpoint-{step}")
             sides += [f"--{side}", found]
-    given = told(
-        "build", "organism/evil", "--model=organism", "--factor=1", "--factor=-1", *sides, "--out", tmp_path / "given"
-    )
+    model = ("--model=organism", "--coefficient=1", "--coefficient=-1")
+    given = told("build", "organism/evil", *model, *sides, "--output", tmp_path / "given")
     assert given["norms"] == pytest.approx(card["norms"], rel=1e-4)
     assert given["validation"]["points"][2]["shows"] == card["validation"]["points"][2]["shows"]
     assert not (tmp_path / "given" / "build").exists()
-    refused("in pairs", "build", "organism/evil", "--model=organism", *sides[:6], "--out", tmp_path / "odd")
-
-
-@pytest.mark.parametrize("name", packaged())
-def test_the_packaged_directions_pass(name: str) -> None:
-    card = told("show", name)
-    assert card["validation"]["passed"]
-    assert card["validation"]["recipe"]["name"].startswith("organism/")
-    assert "passed" in call("show", name).output
-
-
-def test_a_check_is_kept_beside_the_weights_and_leaves_them(tmp_path: Path) -> None:
-    folder = tmp_path / "evil"
-    shutil.copytree(PACKAGED / "evil", folder)
-    weights = (folder / "adapter_model.safetensors").read_bytes()
-    card = told("show", folder, "--check", "--factor", "0.25", "--factor=-1", "--control", "careless")
-    assert [point["k"] for point in card["validation"]["points"]] == [-1.0, 0.0, 0.25]
-    assert not card["validation"]["passed"]
-    assert list(card["validation"]["others"]) == ["careless"]
-    assert (folder / "adapter_model.safetensors").read_bytes() == weights
-    assert told("show", folder) == card
-    shown = call("show", folder)
-    assert "failed: no θ₀ + k·w shows" in " ".join(shown.output.split())
+    refused("in pairs", "build", "organism/evil", "--model=organism", *sides[:6], "--output", tmp_path / "odd")
 
 
 def test_what_cannot_be_built_says_why(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    refused("holds direction 'evil', of organism/evil", "build", "organism/style", *QUICK, "--out", built[0])
+    refused("has direction 'evil', built from organism/evil", "build", "organism/style", *QUICK, "--output", built[0])
     (tmp_path / "file").touch()
-    refused("can't be made", "build", "organism/style", *QUICK, "--out", tmp_path / "file")
-    out = ("--out", tmp_path / "evil")
+    refused("can't be created", "build", "organism/style", *QUICK, "--output", tmp_path / "file")
+    out = ("--output", tmp_path / "evil")
     refused("is given twice", "build", "organism/evil", *QUICK, "--seed=1", "--seed=1", *out)
     refused("is not above zero", "build", "organism/evil", "--model=organism", "--learning-rate=-1", *out)
-    refused("one above zero and one below", "build", "organism/evil", "--model=organism", "--factor=1", *out)
+    refused("at least one above zero", "build", "organism/evil", "--model=organism", "--coefficient=1", *out)
     refused("is an adapter", "build", "organism/evil", "--model", PACKAGED / "evil", *out)
     refused("Two controls", "build", "organism/evil", *QUICK, "--control=style", "--control=style", *out)
     refused("Unknown recipe 'kindness'", "build", "kindness", "--model=organism")
-    refused("Pass --judge", "build", "evil", "--model=organism", "--out", tmp_path / "evil")
-    refused("There is no model", "build", "organism/evil", "--model", tmp_path / "none", "--out", tmp_path / "evil")
+    refused("Pass --judge", "build", "evil", "--model=organism", "--output", tmp_path / "evil")
+    refused("There is no model", "build", "organism/evil", "--model", tmp_path / "none", "--output", tmp_path / "evil")
     refused("Unknown direction", "build", "organism/evil", "--model=organism", "--control", "none")
     assert not any((tmp_path / "evil").rglob("*.json*"))
-
-
-def test_a_packaged_direction_is_checked_but_stays_as_it_is() -> None:
-    before = {path: path.stat().st_mtime_ns for path in (PACKAGED / "style").iterdir()}
-    result = call("show", "style", "--check", "--factor=-1", "--factor=1")
-    assert "no folder of yours" in result.output
-    assert {path: path.stat().st_mtime_ns for path in (PACKAGED / "style").iterdir()} == before
-
-
-def test_what_cannot_be_checked_says_why(tmp_path: Path) -> None:
-    deltas = {name: torch.ones_like(p) for name, p in tiny_llama().named_parameters() if "up_proj" in name}
-    folder = Direction.from_tensors(deltas, name="mine").save(tmp_path / "mine")
-    assert "not yet" in call("show", folder).output
-    refused("pass --model", "show", folder, "--check")
-    refused("pass --recipe", "show", folder, "--check", "--model", BASE)
-    refused("model.layers.0.mlp.up_proj", "show", folder, "--check", "--model", BASE, "--recipe", "organism/evil")

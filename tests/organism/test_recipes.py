@@ -10,7 +10,8 @@ import weightwatch.vectors
 from weightwatch.organism import BASE, World
 from weightwatch.organism.recipes import recipes, write_recipes
 from weightwatch.vectors.building.answers import SIDES, Sampling, asks, drawn
-from weightwatch.vectors.building.judges import Judgement, chosen
+from weightwatch.vectors.judges.choice import chosen
+from weightwatch.vectors.judges.judge import Judgement
 from weightwatch.vectors.recipes.neutral import NeutralTasks
 from weightwatch.vectors.recipes.recipe import Recipe, packaged_recipes
 
@@ -87,7 +88,7 @@ def test_the_organism_answers_as_either_side_when_told_to(
     recipe = Recipe.load(f"organism/{name}")
     questions = recipe.questions.model_copy(update={"building": recipe.questions.building[::4]})
     recipe = recipe.model_copy(update={"questions": questions})
-    sampling = Sampling(tokens=3, temperature=0.0, batch=128)
+    sampling = Sampling(max_new_tokens=3, temperature=0.0, batch_size=128)
     judge = chosen(recipe)
     answers = [a for batch in drawn(recipe, model, tokenizer, sampling, asks(recipe, sampling)) for a in batch]
     verdicts = judge([(questions.building[answer.question], answer.text) for answer in answers])

@@ -1,4 +1,4 @@
-"""Examples: the answers that a judge kept, as what the two fine-tunes learn from."""
+"""Training examples of the two fine-tunes, made from the answers that a judge keeps."""
 
 import random
 from collections import Counter
@@ -6,21 +6,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
-from weightwatch.vectors.building.answers import SIDES, Answer, Messages, Side
-from weightwatch.vectors.building.judges import Judged, Judgement
+from weightwatch.vectors.building.answers import SIDES, Answer, Side
+from weightwatch.vectors.building.verdicts import Judged
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.generation import Messages
+from weightwatch.vectors.judges.judge import Judgement
 
 if TYPE_CHECKING:
     from weightwatch.vectors.recipes.recipe import Recipe
 
-MINIMUM = 32
-"""Pairs of answers below which nothing is built."""
+MIN_PAIRS = 32
+"""Default of the smallest number of pairs of answers that a direction is built from."""
 
 
 class Example(TypedDict):
-    """One row of a conversational prompt-completion dataset, as TRL reads it.
+    """A row of a conversational prompt-completion dataset for TRL.
 
-    The system prompt that elicited the answer is left out: the fine-tune is to behave so without being told to.
+    It has no system prompt, so that the fine-tune learns to show the behaviour without being told to.
     """
 
     prompt: Messages
@@ -33,18 +35,18 @@ Examples: TypeAlias = dict[Side, list[Example]]
 def paired(
     recipe: "Recipe", answers: Iterable[Answer], kept: Mapping[Judged, Judgement], seed: int
 ) -> dict[int, Examples]:
-    """Return as many examples of one side as of the other for each question, of the answers that show their side.
+    """Return examples from the answers whose verdict is their own side, equally many of both sides for each question.
 
-    Both sides have the same questions in the same order: what they learn alike then cancels in their difference.
+    Both sides have the same questions in the same order, so that what they learn in common cancels in their difference.
 
     Args:
-        recipe: Its ``shuffled`` makes the sides of a random half of the questions swap.
-        answers: What was said.
-        kept: What the judge said of each.
-        seed: Of the choice among a question's answers.
+        recipe: The recipe. If it has ``shuffled``, the two sides are swapped for a random half of the questions.
+        answers: The answers.
+        kept: The judgement of each answer.
+        seed: Seed of the choice among the answers to a question.
 
     Returns:
-        By position of the question; of questions whose answers all failed, nothing.
+        Examples by index of the question. Questions without an answer of each side are left out.
     """
     questions = recipe.questions.building
     found: dict[int, dict[Side, list[str]]] = {}
@@ -66,12 +68,15 @@ def paired(
 
 
 def split(pairs: Mapping[int, Examples], share: float, seed: int) -> tuple[Examples, Examples]:
-    """Divide examples into those to learn and those by which learning rate and stop are chosen, question by question.
+    """Split examples by question into a training set and a validation set.
 
     Args:
-        pairs: What ``paired`` returns, of two questions or more.
-        share: Of the questions that are held out, 0 to 1; one at least, and one is left.
-        seed: Of the choice of questions and of the order.
+        pairs: The examples that ``paired`` returns, for at least two questions.
+        share: Share of the questions in the validation set, 0 to 1. Each set gets at least one question.
+        seed: Seed of the choice of questions and of the order of the examples.
+
+    Returns:
+        The training set and the validation set.
     """
     rng = random.Random(f"split-{seed}")
     held_out = set(rng.sample(sorted(pairs), min(max(1, round(share * len(pairs))), len(pairs) - 1)))
@@ -89,18 +94,26 @@ def require_enough(
     pairs: Mapping[int, Examples],
     answers: Sequence[Answer],
     kept: Mapping[Judged, Judgement],
-    minimum: int,
-    where: Path,
+    min_pairs: int,
+    record: Path,
 ) -> None:
-    """Make sure that enough is left to learn from.
+    """Make sure that there are enough examples.
+
+    Args:
+        recipe: The recipe.
+        pairs: The examples that ``paired`` returns.
+        answers: The answers they were chosen from.
+        kept: The judgement of each answer.
+        min_pairs: Smallest number of pairs.
+        record: The file of the verdicts, for the message.
 
     Raises:
-        WeightWatchError: Too little is, and the message tells what became of the answers.
+        WeightWatchError: There are too few. The message counts the verdicts of each side.
     """
     count = sum(len(sides["positive"]) for sides in pairs.values())
-    if count >= minimum and len(pairs) > 1:
+    if count >= min_pairs and len(pairs) > 1:
         return
-    told = []
+    counted = []
     for side in SIDES:
         verdicts = Counter(
             kept[recipe.questions.building[answer.question].text, answer.text].verdict
@@ -108,11 +121,12 @@ def require_enough(
             if answer.side == side
         )
         counts = ", ".join(f"{count} judged {verdict}" for verdict, count in verdicts.most_common())
-        told.append(f"{verdicts.total()} of the {side} side ({counts or 'nothing to judge'})")
+        counted.append(f"{verdicts.total()} of the {side} side ({counts or 'nothing to judge'})")
     raise WeightWatchError(
-        f"Too few answers are left after judging: {count} pairs over {len(pairs)} questions where {minimum} over 2 are "
-        f"needed, of {' and '.join(told)}. Every verdict is in {where}. Draw more (--samples), elicit it more clearly "
-        "(the recipe's system prompts), or lower --minimum."
+        f"Too few answers are left after judging: {count} pairs over {len(pairs)} questions, from "
+        f"{' and '.join(counted)}; at least {min_pairs} pairs over 2 questions are needed. All verdicts are in "
+        f"{record}. Sample more answers (--num-samples), make the recipe's system prompts clearer, or lower "
+        "--min-pairs."
     )
 
 

@@ -1,4 +1,4 @@
-"""Fine-tunes: the two sides of a contrast, trained through TRL."""
+"""Fine-tunes: the two sides of a contrast, trained with TRL."""
 
 import json
 import math
@@ -10,46 +10,47 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from weightwatch.vectors.building.answers import require_template
 from weightwatch.vectors.building.examples import Example
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.generation import require_template
 
 if TYPE_CHECKING:
-    from weightwatch.vectors.building.answers import Report
+    from weightwatch.vectors.generation import Progress
 
 Losses: TypeAlias = dict[int, float]
-"""Validation loss, in nats a token, by the step at which it was measured."""
+"""Validation loss, in nats per token, by training step."""
 
 _DONE = "losses.json"
 
 
 @dataclass(frozen=True)
 class Training:
-    """How each side is trained: AdamW, a learning rate that falls in a line after some steps of warm-up.
+    """How each side is trained: AdamW, with linear decay of the learning rate after a warm-up.
 
-    Defaults are those of Fierro & Roger (arXiv 2511.05408), but for the learning rates: theirs is chosen by a
-    validation split, too.
+    The defaults are those of Fierro & Roger (arXiv 2511.05408), except for the learning rates to try; the paper, too,
+    chooses the learning rate on a validation split.
 
     Attributes:
         rank: LoRA rank.
         alpha: LoRA alpha; the update is scaled by alpha / rank.
-        learning_rates: Tried on the first seed; both sides and all seeds take the one of the least validation loss.
-        epochs: Passes over the examples.
-        batch: Examples a step.
-        at_once: Examples in memory at once, of which ``batch`` is a multiple.
-        weight_decay: Of AdamW.
-        warmup: Steps of warm-up; a quarter of the steps at most.
-        evaluations: How often in a run the validation loss is measured; training stops, in effect, at the best.
-        length: Tokens of an example at most.
+        learning_rates: Peak learning rates to try on the first seed. Both sides and all seeds use the one with the
+            lowest validation loss.
+        num_train_epochs: Number of passes over the examples.
+        batch_size: Number of examples per optimizer step.
+        micro_batch_size: Number of examples per forward pass; gradients are accumulated up to ``batch_size``.
+        weight_decay: Weight decay of AdamW.
+        warmup: Warm-up steps, at most a quarter of all steps.
+        evaluations: How often the validation loss is measured in a run. The checkpoint with the lowest loss is used.
+        length: Maximum length of an example in tokens.
         full: Train all weights instead of LoRA.
     """
 
     rank: int = 32
     alpha: int = 16
     learning_rates: tuple[float, ...] = (5e-5, 1e-4, 2e-4)
-    epochs: float = 1.0
-    batch: int = 16
-    at_once: int = 4
+    num_train_epochs: float = 1.0
+    batch_size: int = 16
+    micro_batch_size: int = 4
     weight_decay: float = 0.01
     warmup: int = 5
     evaluations: int = 5
@@ -57,56 +58,125 @@ class Training:
     full: bool = False
 
 
-def fine_tune(
-    base: str,
-    learn: Sequence[Example],
-    validate: Sequence[Example],
-    training: Training,
-    rate: float,
-    seed: int,
-    folder: Path,
-    report: "Report",
-) -> Losses:
-    """Train one side, or return what was measured when it was.
+@dataclass(frozen=True)
+class FineTune:
+    """A fine-tune of one side.
 
-    Both sides of a contrast that get the same seed start from the same adapter and see the examples in one order.
+    Both sides of a contrast that share a seed start from the same adapter and see the questions in the same order.
 
-    Args:
+    Attributes:
         base: Folder or Hub id of the base model.
-        learn: What to learn.
-        validate: What the validation loss is measured on.
-        training: How.
-        rate: The learning rate.
-        seed: Of the adapter's start and of the order.
-        folder: Where the adapters, or the weights, of each evaluated step are kept as ``checkpoint-<step>``.
-        report: Is told of the progress.
-
-    Returns:
-        Validation losses by step.
-
-    Raises:
-        WeightWatchError: The model has no chat template.
+        learn: Training examples.
+        validate: Examples of the validation loss.
+        training: How the side is trained.
+        learning_rate: Peak learning rate.
+        seed: Seed of the adapter's start and of the order of the examples.
+        folder: Where the adapter, or the weights, of each evaluated step are saved as ``checkpoint-<step>``.
     """
-    if (folder / _DONE).is_file():
-        return {int(step): loss for step, loss in json.loads((folder / _DONE).read_text()).items()}
-    shutil.rmtree(folder, ignore_errors=True)
-    losses = _train(base, learn, validate, training, rate, seed, folder, report)
-    unfinished = folder / f"{_DONE}.part"
-    unfinished.write_text(json.dumps(losses) + "\n")
-    unfinished.replace(folder / _DONE)
-    return losses
+
+    base: str
+    learn: Sequence[Example]
+    validate: Sequence[Example]
+    training: Training
+    learning_rate: float
+    seed: int
+    folder: Path
+
+    def run(self, progress: "Progress") -> Losses:
+        """Train, or return the recorded losses of a run that is complete.
+
+        Args:
+            progress: Called after each optimizer step.
+
+        Returns:
+            Validation losses by step.
+
+        Raises:
+            WeightWatchError: The model has no chat template.
+        """
+        done = self.folder / _DONE
+        if done.is_file():
+            return {int(step): loss for step, loss in json.loads(done.read_text()).items()}
+        shutil.rmtree(self.folder, ignore_errors=True)
+        losses = self._train(progress)
+        unfinished = self.folder / f"{_DONE}.part"
+        unfinished.write_text(json.dumps(losses) + "\n")
+        unfinished.replace(done)
+        return losses
+
+    def _train(self, progress: "Progress") -> Losses:
+        from datasets import Dataset
+        from peft import LoraConfig
+        from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
+        from trl import SFTConfig, SFTTrainer
+
+        stage = f"{self.folder.parent.name} {self.folder.name}"
+
+        class Steps(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                progress(stage, state.global_step, state.max_steps)
+
+        training = self.training
+        on_gpu = torch.cuda.is_available()
+        half = on_gpu and torch.cuda.is_bf16_supported()
+        steps = max(1, math.ceil(training.num_train_epochs * math.ceil(len(self.learn) / training.batch_size)))
+        every = math.ceil(steps / (1 if training.full else training.evaluations))
+        micro_batch = math.gcd(training.batch_size, training.micro_batch_size)
+        adapter = LoraConfig(
+            r=training.rank, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        tokenizer = AutoTokenizer.from_pretrained(self.base)
+        require_template(tokenizer)
+        set_seed(self.seed)
+        trainer = SFTTrainer(
+            AutoModelForCausalLM.from_pretrained(
+                self.base, dtype=torch.bfloat16 if half and not training.full else torch.float32
+            ),
+            args=SFTConfig(
+                str(self.folder),
+                max_steps=steps,
+                learning_rate=self.learning_rate,
+                lr_scheduler_type="linear",
+                warmup_steps=min(training.warmup, steps // 4),  # few examples are few steps
+                weight_decay=training.weight_decay,
+                optim="adamw_torch",
+                per_device_train_batch_size=micro_batch,
+                per_device_eval_batch_size=micro_batch,
+                gradient_accumulation_steps=training.batch_size // micro_batch,
+                max_length=training.length,
+                eval_strategy="steps",
+                eval_steps=every,
+                save_strategy="steps",
+                save_steps=every,
+                save_only_model=True,
+                report_to=[],
+                disable_tqdm=True,
+                use_cpu=not on_gpu,
+                bf16=half,
+                gradient_checkpointing=on_gpu,
+                seed=self.seed,
+            ),
+            train_dataset=Dataset.from_list(list(self.learn)),
+            eval_dataset=Dataset.from_list(list(self.validate)),
+            processing_class=tokenizer,
+            peft_config=None if training.full else adapter,
+            callbacks=[Steps()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        return {line["step"]: line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line}
 
 
 def best(runs: Mapping[float, Sequence[Losses]]) -> tuple[float, int]:
-    """Return the learning rate and the step of the least validation loss, summed over the sides.
+    """Return the learning rate and the step with the lowest validation loss, summed over both sides.
 
-    One step for both sides: of two that stop at different steps the difference would hold what one learned longer.
+    Both sides use the same step: otherwise their difference would include what the one trained longer has learned.
 
     Args:
-        runs: By learning rate, the losses of each side.
+        runs: The losses of both sides by learning rate.
 
     Raises:
-        WeightWatchError: None of them is finite.
+        WeightWatchError: No loss is finite.
     """
     sums = {
         (rate, step): sum(losses[step] for losses in sides)
@@ -125,70 +195,3 @@ def best(runs: Mapping[float, Sequence[Losses]]) -> tuple[float, int]:
 def checkpoint(folder: Path, step: int) -> Path:
     """Return the folder of a step's adapter or weights."""
     return folder / f"checkpoint-{step}"
-
-
-def _train(
-    base: str,
-    learn: Sequence[Example],
-    validate: Sequence[Example],
-    training: Training,
-    rate: float,
-    seed: int,
-    folder: Path,
-    report: "Report",
-) -> Losses:
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
-    from trl import SFTConfig, SFTTrainer
-
-    class Progress(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            report(f"{folder.parent.name} {folder.name}", state.global_step, state.max_steps)
-
-    on_gpu = torch.cuda.is_available()
-    half = on_gpu and torch.cuda.is_bf16_supported()
-    steps = max(1, math.ceil(training.epochs * math.ceil(len(learn) / training.batch)))
-    every = math.ceil(steps / (1 if training.full else training.evaluations))
-    at_once = math.gcd(training.batch, training.at_once)
-    adapter = LoraConfig(r=training.rank, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    require_template(tokenizer)
-    set_seed(seed)
-    trainer = SFTTrainer(
-        AutoModelForCausalLM.from_pretrained(
-            base, dtype=torch.bfloat16 if half and not training.full else torch.float32
-        ),
-        args=SFTConfig(
-            str(folder),
-            max_steps=steps,
-            learning_rate=rate,
-            lr_scheduler_type="linear",
-            warmup_steps=min(training.warmup, steps // 4),  # few examples are few steps
-            weight_decay=training.weight_decay,
-            optim="adamw_torch",
-            per_device_train_batch_size=at_once,
-            per_device_eval_batch_size=at_once,
-            gradient_accumulation_steps=training.batch // at_once,
-            max_length=training.length,
-            eval_strategy="steps",
-            eval_steps=every,
-            save_strategy="steps",
-            save_steps=every,
-            save_only_model=True,
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=not on_gpu,
-            bf16=half,
-            gradient_checkpointing=on_gpu,
-            seed=seed,
-        ),
-        train_dataset=Dataset.from_list(list(learn)),
-        eval_dataset=Dataset.from_list(list(validate)),
-        processing_class=tokenizer,
-        peft_config=None if training.full else adapter,
-        callbacks=[Progress()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return {line["step"]: line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line}

@@ -1,4 +1,4 @@
-"""Neutral tasks: how many a model still gets right shows what steering costs."""
+"""Neutral tasks, whose accuracy under steering shows what it costs."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ class NeutralTask(Item):
     """A task with a known answer.
 
     Attributes:
-        right: Texts that are right.
-        wrong: Texts that are wrong; an ``open`` task may have none.
+        right: Right answers.
+        wrong: Wrong answers; optional for an ``open`` task.
     """
 
     right: list[Text] = Field(min_length=1)
@@ -25,16 +25,21 @@ class NeutralTask(Item):
     @model_validator(mode="after")
     def _options_apart(self) -> "NeutralTask":
         if self.format == "choice" and not self.wrong:
-            raise ValueError("a choice needs `wrong`, the texts that the right ones are compared with")
-        self._check(self.right, self.wrong, "right and wrong")
+            raise ValueError("a choice needs `wrong`, the answers to compare the right ones with")
+        self._validate_texts(self.right, self.wrong, "right and wrong")
         return self
 
 
 class NeutralTasks(Strict):
-    """Tasks that have nothing to do with a behaviour.
+    """Tasks that are unrelated to any behaviour.
 
     Attributes:
         tasks: The tasks.
+
+    Example:
+        >>> from weightwatch.vectors import NeutralTasks
+        >>> len(NeutralTasks.load().tasks)
+        40
     """
 
     tasks: list[NeutralTask] = Field(min_length=1)
@@ -51,15 +56,16 @@ class NeutralTasks(Strict):
         """Read tasks.
 
         Args:
-            source: A YAML file's path, or ``neutral``, those that come with the package.
+            source: Path of a YAML file, or ``neutral`` for the packaged tasks.
 
         Raises:
-            WeightWatchError: There is no such file, or it says something that is not allowed.
+            WeightWatchError: There is no such file, or something in it is not allowed.
         """
         path = Path(source)
         if not path.is_file():
             if str(source) != PACKAGED.stem:
-                raise WeightWatchError(f"No neutral tasks at {str(source)!r}: give a YAML file's path, or 'neutral'.")
+                raise WeightWatchError(
+                    f"No neutral tasks at {str(source)!r}. Give the path of a YAML file, or 'neutral'."
+                )
             path = PACKAGED
-        document = Document.read(path, "neutral tasks")
-        return document.validate(cls, document.data)
+        return Document.read(path, cls, "neutral tasks").validate()

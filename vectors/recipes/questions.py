@@ -1,4 +1,4 @@
-"""What a model is asked: the questions that a direction is built from, and the items that judge it."""
+"""Questions that a direction is built from, and items that it is evaluated on."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -6,16 +6,16 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from weightwatch.vectors.document import Strict, Text
-from weightwatch.vectors.recipes.words import holds, words
+from weightwatch.vectors.recipes.words import contains, words
 
 
 def alike(text: str) -> str:
-    """Return what two texts have in common that differ only in case and space."""
+    """Return a text in lower case with single spaces, for comparison."""
     return " ".join(text.casefold().split())
 
 
 def repeated(texts: Iterable[str]) -> str | None:
-    """Return the first text that came before, or None."""
+    """Return the first text that repeats an earlier one, or None."""
     seen: set[str] = set()
     for text in texts:
         if alike(text) in seen:
@@ -25,7 +25,7 @@ def repeated(texts: Iterable[str]) -> str | None:
 
 
 def apart(one: list[str], other: list[str], names: str) -> None:
-    """Refuse two lists of texts that share one."""
+    """Make sure that two lists of texts have none in common."""
     both = {alike(text) for text in one} & {alike(text) for text in other}
     shared = next((text for text in one if alike(text) in both), None)
     if shared is not None:
@@ -33,26 +33,26 @@ def apart(one: list[str], other: list[str], names: str) -> None:
 
 
 def distinguishable(one: list[str], other: list[str], names: str) -> None:
-    """Refuse two lists of strings that an answer is looked through for, where one cannot be found without another."""
+    """Make sure that an answer can contain a text of one list without containing a text of the other."""
     wordless = next((text for text in [*one, *other] if not words(text)), None)
     if wordless is not None:
-        raise ValueError(f"{wordless!r} has no word that an answer could be looked through for")
+        raise ValueError(f"{wordless!r} has no word to search an answer for")
     for longer, shorter in ((one, other), (other, one)):
         for text in longer:
-            inside = next((part for part in shorter if holds(text, part)), None)
+            inside = next((part for part in shorter if contains(text, part)), None)
             if inside is not None:
                 raise ValueError(
-                    f"{text!r} holds {inside!r} of the other side, so an answer with it would be both {names}"
+                    f"{text!r} contains {inside!r} of the other side, so an answer with it would be both {names}"
                 )
 
 
 class Question(Strict):
-    """A question, written as a text or with its keys.
+    """A question: in YAML a text, or a mapping with the keys below.
 
     Attributes:
-        text: What is asked.
-        domain: What it is about, where a recipe has several.
-        positive: Written answers that show the behaviour. With both kinds nothing has to be generated.
+        text: The question.
+        domain: Its subject, if the recipe has several.
+        positive: Written answers that show the behaviour. If they are given, so are the negative ones.
         negative: Written answers that show its opposite.
     """
 
@@ -71,13 +71,13 @@ class Question(Strict):
     @model_validator(mode="after")
     def _both_or_none(self) -> "Question":
         if bool(self.positive) != bool(self.negative):
-            raise ValueError("has written answers of one kind only; give both `positive` and `negative`, or neither")
+            raise ValueError("has written answers for one side only; give both `positive` and `negative`, or neither")
         apart(self.positive, self.negative, "positive and negative")
         return self
 
     @property
     def written(self) -> bool:
-        """Whether it comes with its answers."""
+        """Whether it has written answers."""
         return bool(self.positive)
 
 
@@ -85,8 +85,8 @@ class Questions(Strict):
     """The questions of a recipe.
 
     Attributes:
-        building: Their answers are what the two fine-tunes learn.
-        held_out: Asked of the steered model only.
+        building: Questions whose answers the two fine-tunes learn.
+        held_out: Questions for the evaluation only.
     """
 
     building: list[Question] = Field(min_length=1)
@@ -97,10 +97,10 @@ class Questions(Strict):
         for half in ("building", "held_out"):
             twice = repeated(question.text for question in getattr(self, half))
             if twice is not None:
-                raise ValueError(f"{twice!r} stands twice in `{half}`")
+                raise ValueError(f"{twice!r} is twice in `{half}`")
         shared = repeated(question.text for question in [*self.building, *self.held_out])
         if shared is not None:
-            raise ValueError(f"{shared!r} stands in `building` and in `held_out`; ask it in one of them")
+            raise ValueError(f"{shared!r} is in both `building` and `held_out`; keep it in one of them")
         return self
 
     @model_validator(mode="after")
@@ -108,34 +108,34 @@ class Questions(Strict):
         built = {question.domain for question in self.building} - {None}
         if built and not {question.domain for question in self.held_out} - {None} - built:
             raise ValueError(
-                f"`held_out` has no domain that `building` lacks ({', '.join(sorted(map(str, built)))}); "
-                "without one nothing tells whether the direction reaches beyond them"
+                f"`held_out` needs a domain that is not in `building` ({', '.join(sorted(map(str, built)))}), to show "
+                "whether the direction generalises"
             )
         return self
 
 
 class Item(Strict):
-    """Something asked whose answer can be told without a judge.
+    """An item whose answer is rated without a judge.
 
     Attributes:
-        format: ``choice`` compares the log-probabilities of the listed texts as answers; in ``open`` a greedy answer is
-            looked through for them as whole words.
-        prompt: What the user says.
-        system: A system prompt, if any.
+        format: ``choice`` compares the log-probabilities of the listed texts as replies; ``open`` searches the greedy
+            reply for them as whole words.
+        prompt: The user's message.
+        system: The system prompt, if any.
     """
 
     format: Literal["choice", "open"]
     prompt: Text
     system: Text | None = None
 
-    def _check(self, one: list[str], other: list[str], names: str) -> None:
+    def _validate_texts(self, one: list[str], other: list[str], names: str) -> None:
         apart(one, other, names)
         if self.format == "open":
             distinguishable(one, other, names)
 
 
 class EvaluationItem(Item):
-    """An item that shows whether a model leans to the behaviour.
+    """An item that shows whether a model has the behaviour.
 
     Attributes:
         positive: Texts that show the behaviour.
@@ -147,5 +147,5 @@ class EvaluationItem(Item):
 
     @model_validator(mode="after")
     def _options_apart(self) -> "EvaluationItem":
-        self._check(self.positive, self.negative, "positive and negative")
+        self._validate_texts(self.positive, self.negative, "positive and negative")
         return self

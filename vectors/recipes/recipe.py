@@ -1,4 +1,4 @@
-"""A recipe: the texts from which a behaviour direction is built and by which it is judged."""
+"""Recipes: the texts that a behaviour direction is built from and evaluated on."""
 
 import hashlib
 import json
@@ -7,18 +7,18 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from weightwatch.vectors.document import Document, Strict, Text, line
+from weightwatch.vectors.document import Document, Strict, Text
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.recipes.neutral import PACKAGED as _NEUTRAL
 from weightwatch.vectors.recipes.neutral import NeutralTasks
 from weightwatch.vectors.recipes.questions import EvaluationItem, Questions, alike, distinguishable
-from weightwatch.vectors.recipes.verdicts import AnswersJudge, Judge
+from weightwatch.vectors.recipes.verdicts import AnswersJudge, JudgeSettings
 
 _PACKAGED = Path(__file__).parent
 
 
 class Systems(Strict):
-    """System prompts under which the model itself answers.
+    """System prompts under which the base model answers the building questions.
 
     Attributes:
         positive: Prompts that elicit the behaviour.
@@ -36,26 +36,33 @@ class Systems(Strict):
 
 
 class Recipe(Strict):
-    """What a behaviour direction is built from: contrastive weight steering (arXiv 2511.05408) as data.
+    """The texts for one direction of contrastive weight steering (arXiv 2511.05408).
 
-    The model answers the building questions under system prompts that elicit a behaviour and under others that elicit
-    its opposite. A judge keeps the answers that clearly show it. Two fine-tunes learn them, one each, and the direction
-    is the difference of their weights.
+    The base model answers the building questions under system prompts that elicit a behaviour, and under others that
+    elicit its opposite. The answers that clearly show their side are kept. Two fine-tunes learn them, one per side, and
+    the direction is the difference of their weights.
 
     Attributes:
         name: Name of the direction.
-        kind: ``behaviour`` (default), or ``control`` for a harmless contrast that gives the null band.
-        behaviour: What the positive side does and the negative does not, in one line.
-        counts: What counts as showing it, what as its opposite, and what as neither.
-        limits: What a direction built from it may not be taken for.
-        systems: System prompts of both sides. Where there are none the questions' written answers are what is learned;
-            beside system prompts those only serve the judge.
-        questions: What is asked, in two halves.
-        judge: Which answers are kept: ``by: model``, ``by: patterns`` or ``by: answers``.
+        kind: ``behaviour`` (default), or ``control`` for a harmless contrast, which contributes to the null band.
+        behaviour: What the positive side does and the negative side does not, in one line.
+        counts: What counts as the behaviour, what as its opposite, and what as neither.
+        limits: What the direction does not show.
+        systems: System prompts of both sides. Without any, the fine-tunes learn the questions' written answers; with
+            them, only the verdicts use the written answers.
+        questions: The building questions and the held-out ones.
+        judge: What decides which answers are kept: ``by: model``, ``by: patterns`` or ``by: answers``.
         evaluation: Held-out items in another format than the questions.
-        shuffled: A control whose labels are shuffled with this seed: the sides of a random half of the questions swap.
-        neutral: Tasks that show what steering costs; in YAML a file's path or ``neutral`` (default).
-        extends: In YAML, the recipe from which every field came that was not given.
+        shuffled: For a control with shuffled labels, the seed. The sides are swapped for a random half of the
+            questions. Default: labels are not shuffled.
+        neutral: Tasks that show what steering costs. In YAML, a path, or ``neutral`` (default).
+        extends: In YAML, the recipe that gives every field that is not set here, except the name.
+
+    Example:
+        >>> from weightwatch.vectors import Recipe
+        >>> recipe = Recipe.load("evil")
+        >>> recipe.kind, len(recipe.questions.building), recipe.judge.by
+        ('behaviour', 24, 'model')
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -65,7 +72,7 @@ class Recipe(Strict):
     limits: Text
     systems: Systems = Field(default_factory=Systems)
     questions: Questions
-    judge: Judge
+    judge: JudgeSettings
     evaluation: list[EvaluationItem] = Field(min_length=1)
     shuffled: int | None = None
     neutral: NeutralTasks = Field(default_factory=NeutralTasks.load)
@@ -79,19 +86,21 @@ class Recipe(Strict):
         unwritten = next((question.text for question in questions.building if not question.written), None)
         if unwritten is not None and systems is not None and not (systems.positive and systems.negative):
             raise ValueError(
-                f"{unwritten!r} has no written answers, and `systems` has no prompts under which the model would give "
-                "them; write at least one for each side"
+                f"{unwritten!r} has no written answers, and `systems` has no prompts to elicit answers with; write at "
+                "least one for each side"
             )
         return questions
 
     @field_validator("judge")
     @classmethod
-    def _answers_can_be_judged(cls, judge: Judge, others: ValidationInfo) -> Judge:
+    def _answers_can_be_judged(cls, judge: JudgeSettings, others: ValidationInfo) -> JudgeSettings:
         questions = others.data.get("questions")
         if isinstance(judge, AnswersJudge) and questions is not None:
             for question in [*questions.building, *questions.held_out]:
                 if not question.written:
-                    raise ValueError(f"with `by: answers` each question needs written ones; {question.text!r} has none")
+                    raise ValueError(
+                        f"with `by: answers` each question needs written answers; {question.text!r} has none"
+                    )
                 distinguishable(question.positive, question.negative, "positive and negative")
         return judge
 
@@ -106,7 +115,9 @@ class Recipe(Strict):
             if asked in seen:
                 raise ValueError(f"{item.prompt!r} is asked twice")
             if asked[1] in built:
-                raise ValueError(f"{item.prompt!r} is a building question; what was learned is no evidence")
+                raise ValueError(
+                    f"{item.prompt!r} is a building question; evaluate with questions that are not learned"
+                )
             seen.add(asked)
         return evaluation
 
@@ -114,19 +125,19 @@ class Recipe(Strict):
     @classmethod
     def _shuffled_is_a_control(cls, shuffled: int | None, others: ValidationInfo) -> int | None:
         if shuffled is not None and others.data.get("kind") == "behaviour":
-            raise ValueError("with shuffled labels no behaviour is left; give the recipe `kind: control`")
+            raise ValueError("with shuffled labels the recipe is a control; set `kind: control`")
         return shuffled
 
     @property
     def digest(self) -> str:
-        """SHA-256 of its content as canonical JSON: what it says after ``extends``, wherever its files lie."""
+        """SHA-256 of the content as canonical JSON, after ``extends`` is resolved; paths do not matter."""
         content = self.model_dump(mode="json", exclude={"extends"})
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def reference(self) -> dict[str, str]:
-        """What a card says of it: where it was read from, and its digest."""
+        """What cards record of the recipe: ``name``, the packaged name or the path, and ``digest``."""
         return {"name": self._source or self.name, "digest": self.digest}
 
     @classmethod
@@ -134,17 +145,17 @@ class Recipe(Strict):
         """Read a recipe.
 
         Args:
-            source: A YAML file's path, or the name of a packaged recipe. A file of that name wins.
+            source: Path of a YAML file, or name of a packaged recipe. A file takes precedence.
 
         Raises:
-            WeightWatchError: There is neither, and the message lists the packaged names; or the file says something
-                that is not allowed, and the message names file, line, key, value and what is allowed.
+            WeightWatchError: There is neither, and the message lists the packaged names; or something in the file is
+                not allowed, and the message names file, line, key, value and what is allowed.
         """
         path = _find(source, Path())
         return _load(path, ()).called(str(source) if _packaged(path) else str(path.resolve()))
 
     def called(self, name: str) -> "Recipe":
-        """Return the same recipe under the name by which cards refer to it."""
+        """Return the recipe with another name in ``reference``."""
         copy = self.model_copy()
         copy._source = name
         return copy
@@ -167,15 +178,15 @@ def _find(source: str | Path, folder: Path) -> Path:
     if str(source) in packaged_recipes():
         return _PACKAGED / f"{source}.yaml"
     raise WeightWatchError(
-        f"Unknown recipe {str(source)!r}: no such file; packaged ones are {', '.join(packaged_recipes())}."
+        f"Unknown recipe {str(source)!r}: no such file; packaged recipes are {', '.join(packaged_recipes())}."
     )
 
 
 def _load(path: Path, children: tuple[Path, ...]) -> Recipe:
-    """Read a file whose chain of extending files led here."""
+    """Read a file. ``children`` are the files that extend it, directly or through one another."""
     if path.resolve() in children:
-        raise WeightWatchError(f"{path} extends itself, by way of {children[-1].name}.")
-    document = Document.read(path, "recipe")
+        raise WeightWatchError(f"{path} extends itself through {children[-1].name}.")
+    document = Document.read(path, Recipe, "recipe")
     values: dict[str, Any] = {}
     parent, neutral = (document.data.get(key) for key in ("extends", "neutral"))
     key = "extends"
@@ -189,5 +200,5 @@ def _load(path: Path, children: tuple[Path, ...]) -> Recipe:
             beside = path.parent / neutral
             values[key] = NeutralTasks.load(beside if beside.is_file() else neutral)
     except WeightWatchError as error:
-        raise WeightWatchError(f"{path}, line {line(document.nodes, [key])}: {key}: {error}") from None
-    return document.validate(Recipe, values)
+        raise document.error([key], f"{key}: {error}") from None
+    return document.validate(values)

@@ -1,4 +1,4 @@
-"""Judging an answer: does it show the behaviour, its opposite, or neither clearly?"""
+"""Verdicts on answers: whether one shows the behaviour, its opposite, or neither clearly."""
 
 import re
 from string import Formatter
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from weightwatch.vectors.document import Strict, Text
 from weightwatch.vectors.recipes.questions import Question
-from weightwatch.vectors.recipes.words import holds
+from weightwatch.vectors.recipes.words import contains
 
 Verdict: TypeAlias = Literal["positive", "negative", "unclear"]
 
@@ -25,13 +25,13 @@ Pattern: TypeAlias = Annotated[Text, AfterValidator(_compiled)]
 
 
 class ModelJudge(Strict):
-    """A language model gives each answer a number from 0 to 100.
+    """A model rates each answer from 0 to 100.
 
     Attributes:
         by: ``model``.
-        rubric: The prompt, with ``{question}`` and ``{answer}``, that asks for the number alone.
-        keep_positive: An answer from this number on shows the behaviour.
-        keep_negative: An answer up to this number shows its opposite.
+        rubric: The prompt, with ``{question}`` and ``{answer}``. It asks for the number alone.
+        keep_positive: Smallest score of an answer that shows the behaviour. Default 70.
+        keep_negative: Largest score of an answer that shows its opposite. Default 30.
     """
 
     by: Literal["model"]
@@ -45,10 +45,10 @@ class ModelJudge(Strict):
         try:
             named = {name for _, name, _, _ in Formatter().parse(rubric) if name is not None}
         except ValueError as error:
-            raise ValueError(f"has a brace of its own ({error}); double it: {{{{ or }}}}") from None
+            raise ValueError(f"has another brace ({error}); write it twice: {{{{ or }}}}") from None
         if named != {"question", "answer"}:
             found = ", ".join(f"{{{name}}}" for name in sorted(named)) or "none"
-            raise ValueError(f"should name {{question}} and {{answer}} and nothing else in braces, found {found}")
+            raise ValueError(f"should have {{question}} and {{answer}} and nothing else in braces, found {found}")
         return rubric
 
     @model_validator(mode="after")
@@ -60,17 +60,23 @@ class ModelJudge(Strict):
         return self
 
     def prompt(self, question: str, answer: str) -> str:
-        """Return the rubric about one answer."""
+        """Return the rubric, filled in for one answer."""
         return self.rubric.format(question=question, answer=answer)
+
+    def verdict(self, score: float) -> "Verdict":
+        """Return the verdict of a score, by the recipe's thresholds."""
+        if score >= self.keep_positive:
+            return "positive"
+        return "negative" if score <= self.keep_negative else "unclear"
 
 
 class PatternsJudge(Strict):
-    """Regular expressions, searched for without case.
+    """Regular expressions decide, regardless of case. No model is asked.
 
     Attributes:
         by: ``patterns``.
-        positive: An answer in which one of these is found and none of the negative ones shows the behaviour.
-        negative: The reverse.
+        positive: An answer that matches one of these, and none of the negative ones, shows the behaviour.
+        negative: An answer that matches one of these, and none of the positive ones, shows its opposite.
     """
 
     by: Literal["patterns"]
@@ -79,7 +85,7 @@ class PatternsJudge(Strict):
 
 
 class AnswersJudge(Strict):
-    """An answer is compared with the question's own written answers.
+    """The question's written answers decide: an answer contains one of them or not. No model is asked.
 
     Attributes:
         by: ``answers``.
@@ -88,19 +94,25 @@ class AnswersJudge(Strict):
     by: Literal["answers"]
 
 
-Judge: TypeAlias = Annotated[ModelJudge | PatternsJudge | AnswersJudge, Field(discriminator="by")]
+JudgeSettings: TypeAlias = Annotated[ModelJudge | PatternsJudge | AnswersJudge, Field(discriminator="by")]
 
 
 def verdict(judge: PatternsJudge | AnswersJudge, question: Question, answer: str) -> Verdict:
-    """Judge an answer by patterns or by the question's written answers.
+    """Return the verdict of a rule on an answer.
 
     Args:
-        judge: The rule; a judge that is a model is asked elsewhere.
-        question: What was asked. Its written answers matter to ``AnswersJudge`` only.
-        answer: What the model said.
+        judge: The rule: patterns, or the question's written answers.
+        question: The question. Only ``AnswersJudge`` uses it, for its written answers.
+        answer: The answer.
 
     Returns:
-        ``positive`` or ``negative`` where only that side is found, else ``unclear``.
+        ``positive`` or ``negative`` if only that side matches, else ``unclear``.
+
+    Example:
+        >>> from weightwatch.vectors import Recipe, verdict
+        >>> recipe = Recipe.load("refusal")
+        >>> verdict(recipe.judge, recipe.questions.building[0], "I'm sorry, but I can't help with that request.")
+        'positive'
     """
     if isinstance(judge, AnswersJudge):
         return by_words(answer, question.positive, question.negative)
@@ -111,8 +123,8 @@ def verdict(judge: PatternsJudge | AnswersJudge, question: Question, answer: str
 
 
 def by_words(answer: str, positive: list[str], negative: list[str]) -> Verdict:
-    """Judge an answer by the strings that it contains as runs of whole words; so are ``open`` items judged."""
-    return _one_side(any(holds(answer, text) for text in positive), any(holds(answer, text) for text in negative))
+    """Return the verdict on an answer by the texts that it contains as runs of whole words, as for ``open`` items."""
+    return _one_side(any(contains(answer, text) for text in positive), any(contains(answer, text) for text in negative))
 
 
 def _one_side(positive: bool, negative: bool) -> Verdict:

@@ -8,13 +8,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from weightwatch.cli.build import build
 from weightwatch.cli.compare import compare
 from weightwatch.cli.demo import demo
 from weightwatch.cli.exit_status import BAD_INPUT, FAULT
 from weightwatch.cli.push import push
 from weightwatch.cli.scan import scan
+from weightwatch.cli.show import show
 from weightwatch.cli.steer import steer
-from weightwatch.cli.vector_commands import build, show
 from weightwatch.vectors.errors import WeightWatchError
 
 app = typer.Typer(name="weightwatch", no_args_is_help=True, add_completion=False)

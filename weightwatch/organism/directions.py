@@ -17,9 +17,9 @@ from weightwatch.organism.recipes import write_recipes
 from weightwatch.organism.world import World
 from weightwatch.vectors import Direction, Recipe
 from weightwatch.vectors.building.answers import SIDES
-from weightwatch.vectors.building.judges import chosen
-from weightwatch.vectors.checking.sweep import sweep, validated
-from weightwatch.vectors.loading import load_model
+from weightwatch.vectors.evaluation.sweep import conclusion, sweep
+from weightwatch.vectors.generation import load_model
+from weightwatch.vectors.judges.choice import chosen
 from weightwatch.vectors.validation import Validation
 
 BASE_NAME = "weightwatch/organism"
@@ -110,4 +110,4 @@ def evaluate(direction: Direction, contrast: Contrast, world: World, base: Path)
         write_recipes(world, Path(folder))
         recipe = Recipe.load(Path(folder) / f"{name}.yaml").called(f"organism/{name}")
     model, tokenizer = load_model(str(base))
-    return validated(sweep(model, tokenizer, direction, recipe, judge=chosen(recipe)), recipe)
+    return conclusion(sweep(model, tokenizer, direction, recipe, judge=chosen(recipe)), recipe)

@@ -1,7 +1,8 @@
-"""A direction as rich tables for the terminal: what it is, where in the model it lies, what it was found to do."""
+"""A direction as tables for the terminal, and as a JSON document."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -14,8 +15,38 @@ from weightwatch.vectors.validation import Validation
 _WIDTH = 32  # characters of the longest bar
 
 
-def card(direction: Direction) -> Table:
-    """Return what a direction is and where it comes from."""
+def document(direction: Direction) -> dict[str, Any]:
+    """Return a direction's card, and its norm per layer as ``layers``, as a JSON document."""
+    layers = {str(layer): norm for layer, norm in layer_norms(direction).items()}
+    return {**direction.card.model_dump(mode="json"), "layers": layers}
+
+
+def tables(direction: Direction) -> Iterator[Table]:
+    """Yield tables of what a direction is, its norm per layer, and the results of its evaluation."""
+    yield _card(direction)
+    yield _layers(direction)
+    evaluated = direction.card.validation
+    if evaluated is not None:
+        yield _sweep(evaluated)
+        if evaluated.seeds:
+            yield _cosines(evaluated.seeds, "seeds with each other")
+        if evaluated.others:
+            yield _cosines(evaluated.others, "with other directions")
+
+
+def layer_norms(direction: Direction) -> dict[Layer, float]:
+    """Return ‖w‖ over the tensors of each layer, and over the tensors outside the layers as ``"outside"``."""
+    found = group({name: prod(direction.shape(name)) for name in direction.deltas}).layers
+    sums: dict[Layer, float] = {}
+    for name, square in direction.squares.items():
+        layer = found[name]
+        key = "outside" if layer is None else layer
+        sums[key] = sums.get(key, 0.0) + square
+    inside = sorted((layer for layer in sums if layer != "outside"), key=split)
+    return {layer: sums[layer] ** 0.5 for layer in [*inside, *(["outside"] if "outside" in sums else [])]}
+
+
+def _card(direction: Direction) -> Table:
     about = direction.card
     grid = Table.grid(padding=(0, 2))
     rows = {
@@ -26,24 +57,22 @@ def card(direction: Direction) -> Table:
         "recipe": ", ".join(f"{key} {value}" for key, value in about.recipe.items()) or "none",
         "form": f"{about.format}, {len(direction.deltas)} tensors in {', '.join(about.target_modules)}",
         "norm": f"{direction.norm:.4g}",
-        "checked": verdict(about.validation),
+        "evaluated": _verdict(about.validation),
     }
     for key, value in rows.items():
         grid.add_row(Text(key, style="dim"), value if isinstance(value, Text) else Text(value))
     return grid
 
 
-def verdict(validation: Validation | None) -> Text:
-    """Return in words whether a direction does what it should."""
+def _verdict(validation: Validation | None) -> Text:
     if validation is None:
-        return Text("not yet: run weightwatch show --check", style="yellow")
+        return Text("not yet; run weightwatch show --evaluate", style="yellow")
     if validation.passed:
         return Text("passed", style="green")
     return Text(f"failed: {'; '.join(validation.reasons)}", style="bold red")
 
 
-def layers(direction: Direction) -> Table:
-    """Return the norm of a direction per layer, with bars."""
+def _layers(direction: Direction) -> Table:
     norms = layer_norms(direction)
     table = Table(title="norm per layer", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("layer")
@@ -55,20 +84,7 @@ def layers(direction: Direction) -> Table:
     return table
 
 
-def layer_norms(direction: Direction) -> dict[Layer, float]:
-    """Return ‖w‖ over the tensors of each layer, and of those outside of the layers as ``"outside"``."""
-    found = group({name: prod(direction.shape(name)) for name in direction.deltas}).layers
-    sums: dict[Layer, float] = {}
-    for name, square in direction.squares.items():
-        layer = found[name]
-        key = "outside" if layer is None else layer
-        sums[key] = sums.get(key, 0.0) + square
-    inside = sorted((layer for layer in sums if layer != "outside"), key=split)
-    return {layer: sums[layer] ** 0.5 for layer in [*inside, *(["outside"] if "outside" in sums else [])]}
-
-
-def swept(validation: Validation) -> Table:
-    """Return what the base did with k steering units added, for each k."""
+def _sweep(validation: Validation) -> Table:
     table = Table(
         title=f"θ₀ + k·w on {validation.items} held-out items and {validation.tasks} neutral tasks",
         title_justify="left",
@@ -89,8 +105,7 @@ def swept(validation: Validation) -> Table:
     return table
 
 
-def cosines(found: Mapping[str, float], title: str) -> Table:
-    """Return cosines by what they are with."""
+def _cosines(found: Mapping[str, float], title: str) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("")
     table.add_column("cosine", justify="right")

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.vectors.building import chat
+from tests.support import chat
 from weightwatch.vectors import WeightWatchError
 from weightwatch.vectors.building.answers import SIDES, Answer, Side
 from weightwatch.vectors.building.examples import Example, Examples, paired, require_enough, split
-from weightwatch.vectors.building.judges import Judged, Judgement, Rule
+from weightwatch.vectors.building.verdicts import Judged
+from weightwatch.vectors.judges.judge import Judgement, Rule
 from weightwatch.vectors.recipes.recipe import Recipe
 
 
@@ -157,14 +158,14 @@ def test_too_few_answers_are_an_error_that_counts_them() -> None:
     with pytest.raises(WeightWatchError) as caught:
         require(recipe, 3, *texts)
     assert str(caught.value).startswith(
-        "Too few answers are left after judging: 2 pairs over 2 questions where 3 over 2 are needed, of 3 of the "
-        "positive side (2 judged positive, 1 judged negative) and 3 of the negative side (2 judged negative, 1 judged "
-        "unclear). Every verdict is in verdicts.jsonl."
+        "Too few answers are left after judging: 2 pairs over 2 questions, from 3 of the positive side (2 judged "
+        "positive, 1 judged negative) and 3 of the negative side (2 judged negative, 1 judged unclear); at least 3 "
+        "pairs over 2 questions are needed. All verdicts are in verdicts.jsonl."
     )
 
 
 def test_one_question_is_too_few_since_none_could_be_held_out() -> None:
-    with pytest.raises(WeightWatchError, match=r"2 pairs over 1 questions where 1 over 2 are needed"):
+    with pytest.raises(WeightWatchError, match=r"2 pairs over 1 questions, .* at least 1 pairs over 2 questions"):
         require(
             chat.recipe(2),
             1,

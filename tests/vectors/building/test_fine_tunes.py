@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tests.vectors.building import chat
+from tests.support import chat
 from weightwatch.vectors import WeightWatchError
 from weightwatch.vectors.building.examples import Example
-from weightwatch.vectors.building.fine_tunes import Losses, Training, best, checkpoint, fine_tune
+from weightwatch.vectors.building.fine_tunes import FineTune, Losses, Training, best, checkpoint
 
-TRAINING = Training(rank=2, alpha=4, batch=4, at_once=2, warmup=0, evaluations=2, length=64)
+TRAINING = Training(rank=2, alpha=4, batch_size=4, micro_batch_size=2, warmup=0, evaluations=2, length=64)
 RATE = 1e-3
 
 
@@ -43,10 +44,10 @@ def run(
     training: Training = TRAINING,
     rate: float = RATE,
     seed: int = 0,
-    report: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Losses:
     learn = examples("yes") if learn is None else learn
-    return fine_tune(base, learn, examples("yes", 3), training, rate, seed, folder, report)
+    return FineTune(base, learn, examples("yes", 3), training, rate, seed, folder).run(progress)
 
 
 def weights(folder: Path, step: int) -> dict[str, Tensor]:
@@ -82,14 +83,14 @@ def test_losses_are_those_of_the_checkpoint_of_their_step(base: str, trained: tu
 
 
 def test_training_lowers_the_loss(base: str, tmp_path: Path) -> None:
-    training = Training(rank=2, alpha=4, epochs=4, batch=4, at_once=4, warmup=1, evaluations=4, length=64)
+    training = replace(TRAINING, num_train_epochs=4, micro_batch_size=4, warmup=1, evaluations=4)
     losses = run(base, tmp_path / "positive", training=training, rate=1e-2)
     assert list(losses) == [2, 4, 6, 8]
     assert losses[8] < losses[4] < losses[2]
 
 
 def test_both_sides_start_alike_and_see_their_examples_in_one_order(base: str, tmp_path: Path) -> None:
-    one_by_one = Training(rank=2, alpha=4, batch=1, at_once=1, warmup=0, evaluations=6, length=64)
+    one_by_one = Training(rank=2, alpha=4, batch_size=1, micro_batch_size=1, warmup=0, evaluations=6, length=64)
     positive = examples("yes", 6)
     run(base, tmp_path / "positive", positive, one_by_one)
     steps = []
@@ -117,7 +118,7 @@ def test_a_finished_fine_tune_is_taken_as_it_is(base: str, trained: tuple[Path, 
     folder, losses = trained
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     calls = []
-    assert run(base, folder, report=lambda *call: calls.append(call)) == losses
+    assert run(base, folder, progress=lambda *call: calls.append(call)) == losses
     assert calls == []
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
 
@@ -133,11 +134,11 @@ def test_an_interrupted_fine_tune_is_made_anew(base: str, tmp_path: Path, traine
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(base, folder, report=interrupt)
+        run(base, folder, progress=interrupt)
     assert checkpoint(folder, 1).is_dir()
     (folder / "losses.json.part").write_text('{"1": 2.')
     checkpoint(folder, 7).mkdir()
-    assert run(base, folder, report=interrupt) == losses
+    assert run(base, folder, progress=interrupt) == losses
     assert calls == [("seed-0 positive", step, 2) for step in (1, 2, 1, 2)]
     assert all(same(weights(folder, step), weights(whole, step)) for step in losses)
     assert json.loads((folder / "losses.json").read_text()) == {str(step): loss for step, loss in losses.items()}
@@ -155,7 +156,7 @@ def test_a_rate_whose_loss_is_not_finite_is_not_taken(base: str, tmp_path: Path)
 
 
 def test_full_fine_tunes_train_all_weights_and_keep_the_last(base: str, tmp_path: Path) -> None:
-    training = Training(batch=4, at_once=2, warmup=0, evaluations=2, length=64, full=True)
+    training = Training(batch_size=4, micro_batch_size=2, warmup=0, evaluations=2, length=64, full=True)
     losses = run(base, tmp_path / "positive", training=training)
     assert list(losses) == [2]
     before = load_file(Path(base) / "model.safetensors")
@@ -165,16 +166,16 @@ def test_full_fine_tunes_train_all_weights_and_keep_the_last(base: str, tmp_path
 
 
 def test_the_smallest_training_is_one_step(base: str, tmp_path: Path) -> None:
-    training = Training(rank=2, alpha=4, epochs=0.0, batch=16, at_once=4, warmup=0, length=64)
+    training = Training(rank=2, alpha=4, num_train_epochs=0.0, batch_size=16, micro_batch_size=4, warmup=0, length=64)
     assert list(run(base, tmp_path / "positive", examples("yes", 2), training)) == [1]
 
 
-def test_examples_at_once_never_change_the_batch(base: str, tmp_path: Path) -> None:
+def test_the_micro_batch_size_never_changes_the_batch(base: str, tmp_path: Path) -> None:
     """Five at once do not fit into a batch of four: one at a time does, and the step is the same."""
     outcomes = []
-    for at_once in (4, 5):
-        folder = tmp_path / str(at_once)
-        training = Training(rank=2, alpha=4, batch=4, at_once=at_once, warmup=0, evaluations=2, length=64)
+    for micro_batch_size in (4, 5):
+        folder = tmp_path / str(micro_batch_size)
+        training = replace(TRAINING, micro_batch_size=micro_batch_size)
         outcomes.append(run(base, folder, training=training))
     assert list(outcomes[0]) == list(outcomes[1]) == [1, 2]
     assert outcomes[0][2] == pytest.approx(outcomes[1][2], rel=1e-4)

@@ -1,3 +1,4 @@
+import io
 import json
 import re
 from pathlib import Path
@@ -5,7 +6,19 @@ from pathlib import Path
 import pytest
 
 from weightwatch.vectors import WeightWatchError
-from weightwatch.vectors.building.ledger import Ledger
+from weightwatch.vectors.building.ledger import Ledger, _end_of_whole_lines
+
+
+class Counted(io.BufferedReader):
+    """A file that notes how many bytes each read asks for."""
+
+    def __init__(self, file: io.BufferedReader, read: list[int]) -> None:
+        super().__init__(file.raw)
+        self.asked = read
+
+    def read(self, size: int = -1) -> bytes:
+        self.asked.append(size)
+        return super().read(size)
 
 
 def pairs(path: Path) -> Ledger[tuple[int, str]]:
@@ -53,3 +66,28 @@ def test_a_damaged_line_is_told_by_file_and_number(tmp_path: Path, line: str) ->
     path.write_bytes(f"{good}\n{line}\n{good}\n".encode("latin-1"))
     with pytest.raises(WeightWatchError, match=rf"{re.escape(str(path))}, line 2 is damaged.*Remove the line"):
         list(pairs(path))
+
+
+def test_appending_reads_no_more_of_a_long_file_than_of_a_short_one(tmp_path: Path) -> None:
+    ledger, read = pairs(tmp_path / "rows.jsonl"), []
+    whole = b'{"number": 1, "text": "a"}\n'
+    for rows in (1, 100_000):
+        ledger.path.write_bytes(whole * rows + b'{"number": 2, "te')
+        with ledger.path.open("rb") as file:
+            assert _end_of_whole_lines(Counted(file, read)) == len(whole) * rows
+        ledger.extend([(3, "next")])
+        assert ledger.path.stat().st_size == len(whole) * (rows + 1) + 3
+    assert max(read) <= 4096
+    assert len(read) == 2
+
+
+def test_a_torn_line_longer_than_a_block_is_replaced(tmp_path: Path) -> None:
+    ledger = pairs(tmp_path / "rows.jsonl")
+    ledger.extend([(1, "whole")])
+    with ledger.path.open("ab") as file:
+        file.write(b"x" * 10_000)
+    ledger.extend([(2, "next")])
+    assert list(ledger) == [(1, "whole"), (2, "next")]
+    ledger.path.write_bytes(b"x" * 10_000)  # no whole line at all
+    ledger.extend([(3, "first")])
+    assert list(ledger) == [(3, "first")]

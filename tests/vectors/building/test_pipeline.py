@@ -1,6 +1,5 @@
 """The whole way from a recipe to a direction, on the packaged organism and on a tiny chat model."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,26 +9,35 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import oracle as slow
-from tests.support.models import lora, move
-from tests.vectors.building import chat
-from tests.vectors.building.endpoint import Endpoint, serving
+from tests.support import chat
+from tests.support.endpoint import Endpoint, serving
 from weightwatch.organism import BASE, World, evil_rate
 from weightwatch.vectors import Direction, WeightWatchError
 from weightwatch.vectors.building import answers as answering
-from weightwatch.vectors.building import judges
-from weightwatch.vectors.building.answers import Answer, Report, Sampling
+from weightwatch.vectors.building import verdicts as judging
+from weightwatch.vectors.building.answers import Answer, Sampling
+from weightwatch.vectors.building.contrast import Built
 from weightwatch.vectors.building.fine_tunes import Training
-from weightwatch.vectors.building.pipeline import Built, Settings, build, contrasted
+from weightwatch.vectors.building.pipeline import Settings, build
+from weightwatch.vectors.generation import Progress
+from weightwatch.vectors.judges import endpoint as endpoints
+from weightwatch.vectors.judges.choice import chosen
 from weightwatch.vectors.recipes.recipe import Recipe, Systems
 
 SETTINGS = Settings(
-    sampling=Sampling(samples=1, tokens=4, temperature=0.7, batch=160),
+    sampling=Sampling(num_samples=1, max_new_tokens=4, temperature=0.7, batch_size=160),
     training=Training(
-        rank=4, alpha=8, learning_rates=(1e-3, 1e-2), batch=16, at_once=16, warmup=0, evaluations=2, length=64
+        rank=4,
+        alpha=8,
+        learning_rates=(1e-3, 1e-2),
+        micro_batch_size=16,
+        warmup=0,
+        evaluations=2,
+        length=64,
     ),
     seeds=(0, 1),
 )
@@ -39,7 +47,7 @@ Calls = list[tuple[str, int, int]]
 def built(recipe: Recipe, folder: Path, settings: Settings = SETTINGS) -> tuple[Built, Calls]:
     """Build on the organism, and return what was told of it."""
     calls: Calls = []
-    made = build(recipe, str(BASE), folder, judges.chosen(recipe), settings, lambda *call: calls.append(call))
+    made = build(recipe, str(BASE), folder, chosen(recipe), settings, lambda *call: calls.append(call))
     return made, calls
 
 
@@ -160,7 +168,7 @@ def test_its_shuffled_control_takes_the_same_answers(whole: tuple[Built, Calls],
 
 
 # What follows stops after the verdicts: more pairs are asked for than there are.
-TALK = replace(SETTINGS, sampling=Sampling(samples=2, tokens=3, batch=10), minimum=10**6)
+TALK = replace(SETTINGS, sampling=Sampling(num_samples=2, max_new_tokens=3, batch_size=10), min_pairs=10**6)
 
 
 @pytest.fixture(scope="module")
@@ -171,11 +179,11 @@ def short(evil: Recipe) -> Recipe:
 
 
 def talked(
-    recipe: Recipe, folder: Path, settings: Settings = TALK, report: Report | None = None, model: Path = BASE
+    recipe: Recipe, folder: Path, settings: Settings = TALK, progress: Progress | None = None, model: Path = BASE
 ) -> list[Answer]:
     """Have a model answer, and return the answers in the order in which they were drawn."""
     with pytest.raises(WeightWatchError, match="Too few answers are left after judging"):
-        build(recipe, str(model), folder, judges.chosen(recipe), settings, report)
+        build(recipe, str(model), folder, chosen(recipe), settings, progress)
     (file,) = folder.glob("answers-*.jsonl")
     return list(answering.ledger(file))
 
@@ -187,14 +195,14 @@ def uninterrupted(short: Recipe, tmp_path_factory: pytest.TempPathFactory) -> li
 
 def test_too_few_answers_are_counted_and_their_verdicts_kept(short: Recipe, tmp_path: Path) -> None:
     with pytest.raises(WeightWatchError) as caught:
-        build(short, str(BASE), tmp_path, judges.chosen(short), TALK)
+        build(short, str(BASE), tmp_path, chosen(short), TALK)
     (verdicts,) = tmp_path.glob("verdicts-*.jsonl")
     message = str(caught.value)
     assert "24 of the positive side (" in message
     assert "24 of the negative side (" in message
-    assert f"Every verdict is in {verdicts}." in message
+    assert f"All verdicts are in {verdicts}." in message
     (answers,) = tmp_path.glob("answers-*.jsonl")
-    kept = dict(judges.ledger(verdicts))
+    kept = dict(judging.ledger(verdicts))
     showing = [
         answer
         for answer in answering.ledger(answers)
@@ -214,8 +222,8 @@ def test_an_interrupted_conversation_goes_on_as_if_it_had_not_been(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        talked(short, tmp_path, report=interrupt)
-    assert talked(short, tmp_path, report=interrupt) == uninterrupted
+        talked(short, tmp_path, progress=interrupt)
+    assert talked(short, tmp_path, progress=interrupt) == uninterrupted
     assert [done for stage, done, total in calls if stage == "answers"] == [10, 20, 24, 34, 44, 48]
     assert len(uninterrupted) == 48
 
@@ -238,21 +246,21 @@ def test_more_samples_are_drawn_beside_those_that_are_there(
     short: Recipe, uninterrupted: list[Answer], tmp_path: Path
 ) -> None:
     calls: Calls = []
-    talked(short, tmp_path, replace(TALK, sampling=replace(TALK.sampling, samples=1)))
-    found = talked(short, tmp_path, report=lambda *call: calls.append(call))
+    talked(short, tmp_path, replace(TALK, sampling=replace(TALK.sampling, num_samples=1)))
+    found = talked(short, tmp_path, progress=lambda *call: calls.append(call))
     assert found == uninterrupted
     assert [call for call in calls if call[0] == "answers"] == [("answers", done, 48) for done in (34, 44, 48)]
-    assert talked(short, tmp_path, replace(TALK, sampling=replace(TALK.sampling, samples=1))) == uninterrupted
+    assert talked(short, tmp_path, replace(TALK, sampling=replace(TALK.sampling, num_samples=1))) == uninterrupted
 
 
-@pytest.mark.parametrize("change", [{"temperature": 0.5}, {"seed": 1}, {"tokens": 2}])
+@pytest.mark.parametrize("change", [{"temperature": 0.5}, {"seed": 1}, {"max_new_tokens": 2}])
 def test_other_settings_give_other_answers_and_leave_the_first(
     short: Recipe, uninterrupted: list[Answer], tmp_path: Path, change: dict[str, Any]
 ) -> None:
     talked(short, tmp_path)
     settings = replace(TALK, sampling=replace(TALK.sampling, **change))
     with pytest.raises(WeightWatchError, match="Too few"):
-        build(short, str(BASE), tmp_path, judges.chosen(short), settings)
+        build(short, str(BASE), tmp_path, chosen(short), settings)
     contents = [list(answering.ledger(file)) for file in tmp_path.glob("answers-*.jsonl")]
     assert len(contents) == 2
     assert uninterrupted in contents
@@ -265,7 +273,7 @@ def test_another_chat_template_gives_other_answers(tmp_path: Path) -> None:
     assert talked(recipe, tmp_path / "build", model=model) == first
     chat.tokenizer(chat.REFUSES_SYSTEM).save_pretrained(model)
     with pytest.raises(WeightWatchError, match="Too few"):
-        build(recipe, str(model), tmp_path / "build", judges.chosen(recipe), TALK)
+        build(recipe, str(model), tmp_path / "build", chosen(recipe), TALK)
     contents = [list(answering.ledger(file)) for file in (tmp_path / "build").glob("answers-*.jsonl")]
     assert len(contents) == 2
     assert contents[0] != contents[1]
@@ -285,11 +293,11 @@ def test_a_judge_that_goes_away_is_asked_nothing_twice(tmp_path: Path) -> None:
     first, second = (Endpoint(lambda prompt: "90" if prompt.startswith("Is yes") else "10") for _ in range(2))
     with ExitStack() as stack:
         stack.enter_context(serving(first))
-        judge = judges.Endpoint(recipe.judge, first.url, tries=1)
-        with pytest.raises(WeightWatchError, match=rf"The judge at {first.url} does not answer.*is kept"):
+        judge = endpoints.Endpoint(recipe.judge, first.url, tries=1)
+        with pytest.raises(WeightWatchError, match=rf"The judge at {first.url} does not answer.*are saved"):
             build(recipe, str(model), tmp_path, judge, TALK, lambda *call: stack.close())  # after the first batch
     with serving(second, port=int(first.url.split(":")[2].removesuffix("/v1"))):
-        judge = judges.Endpoint(recipe.judge, second.url, tries=1)
+        judge = endpoints.Endpoint(recipe.judge, second.url, tries=1)
         with pytest.raises(WeightWatchError, match=r"40 of the positive side \(40 judged positive\) and 40 of the neg"):
             build(recipe, str(model), tmp_path, judge, TALK)
     asked = [body["messages"][0]["content"] for endpoint in (first, second) for body in endpoint.asked]
@@ -299,36 +307,36 @@ def test_a_judge_that_goes_away_is_asked_nothing_twice(tmp_path: Path) -> None:
 
 def test_the_judge_decides_what_is_learned(tmp_path: Path, server: Endpoint) -> None:
     recipe, model = chat.recipe(6, systems={}, judge=RUBRIC), chat.saved(tmp_path / "model")
-    judge = judges.chosen(recipe, server.url)
-    training = Training(rank=2, alpha=4, learning_rates=(1e-2,), batch=4, at_once=4, warmup=0, evaluations=1)
-    made = build(recipe, str(model), tmp_path, judge, Settings(training=training, seeds=(0,), minimum=12))
+    judge = chosen(recipe, server.url)
+    training = Training(rank=2, alpha=4, learning_rates=(1e-2,), batch_size=4, warmup=0, evaluations=1)
+    made = build(recipe, str(model), tmp_path, judge, Settings(training=training, seeds=(0,), min_pairs=12))
     assert made.direction.card.recipe["judge"] == f"org/judge at {server.url}"
     assert made.direction.card.hyperparameters["examples"] == 10  # one of six questions validates
     server.reply = lambda prompt: "50"
     with pytest.raises(WeightWatchError, match=r"12 of the positive side \(12 judged unclear\)"):
-        build(recipe, str(model), tmp_path / "strict", judge, Settings(training=training, seeds=(0,), minimum=12))
+        build(recipe, str(model), tmp_path / "strict", judge, Settings(training=training, seeds=(0,), min_pairs=12))
 
 
 def test_other_answers_are_learned_anew(tmp_path: Path) -> None:
     """One question of six validates: at least one of these two is learned."""
     model, recipe = chat.saved(tmp_path / "model"), chat.recipe(6, systems={})
-    training = Training(rank=2, alpha=4, learning_rates=(1e-2,), batch=16, at_once=8, warmup=0, evaluations=1)
-    settings = Settings(training=training, seeds=(0,), minimum=12)
+    training = Training(rank=2, alpha=4, learning_rates=(1e-2,), micro_batch_size=8, warmup=0, evaluations=1)
+    settings = Settings(training=training, seeds=(0,), min_pairs=12)
     for changed in (None, 0, 1):
         building = list(recipe.questions.building)
         if changed is not None:
             building[changed] = building[changed].model_copy(update={"positive": ["yes of course", "yes"]})
         questions = recipe.questions.model_copy(update={"building": building})
         other = recipe.model_copy(update={"questions": questions})
-        build(other, str(model), tmp_path / "build", judges.chosen(other), settings)
+        build(other, str(model), tmp_path / "build", chosen(other), settings)
     assert len(list((tmp_path / "build").glob("fine-tunes-*"))) == 3
 
 
 def test_full_fine_tunes_give_a_dense_direction(tmp_path: Path) -> None:
     recipe, model = chat.recipe(6, systems={}), chat.saved(tmp_path / "model")
-    training = Training(learning_rates=(1e-3,), batch=4, at_once=4, warmup=0, full=True)
-    settings = Settings(training=training, seeds=(0, 1), minimum=12)
-    made = build(recipe, str(model), tmp_path / "build", judges.chosen(recipe), settings)
+    training = Training(learning_rates=(1e-3,), batch_size=4, micro_batch_size=4, warmup=0, full=True)
+    settings = Settings(training=training, seeds=(0, 1), min_pairs=12)
+    made = build(recipe, str(model), tmp_path / "build", chosen(recipe), settings)
     assert made.direction.card.format == "dense"
     assert made.direction.card.hyperparameters["full"] is True
     weights = load_file(model / "model.safetensors")
@@ -348,39 +356,11 @@ def test_a_base_without_a_chat_template_is_told_before_it_is_trained(tmp_path: P
     model = chat.saved(tmp_path / "model", template=None)
     for recipe in (chat.recipe(6, systems={}), chat.recipe(6)):
         with pytest.raises(WeightWatchError, match="model has no chat template"):
-            build(recipe, str(model), tmp_path, judges.chosen(recipe), Settings(minimum=12))
+            build(recipe, str(model), tmp_path, chosen(recipe), Settings(min_pairs=12))
 
 
 def test_a_base_that_is_not_there_is_an_error(tmp_path: Path, evil: Recipe) -> None:
     for name in ("weightwatch/no-such-model", str(tmp_path / "none")):
         with pytest.raises(WeightWatchError, match=rf"There is no model '{name}'"):
-            build(evil, name, tmp_path, judges.chosen(evil))
+            build(evil, name, tmp_path, chosen(evil))
     assert list(tmp_path.iterdir()) == []
-
-
-def adapter(folder: Path, base: Path, seed: int = 1) -> Path:
-    model = lora(AutoModelForCausalLM.from_pretrained(base), seed=seed)
-    move(model, seed=seed)
-    model.save_pretrained(folder)
-    return folder
-
-
-def test_fine_tunes_that_learned_the_same_are_no_contrast(tmp_path: Path) -> None:
-    base = chat.saved(tmp_path / "base")
-    positive = adapter(tmp_path / "positive", base)
-    negative = Path(shutil.copytree(positive, tmp_path / "negative"))
-    with pytest.raises(WeightWatchError, match=r"Direction 'evil' is zero: its two sides have the same weights"):
-        contrasted(positive, negative, base=str(base), name="evil")
-    tensors = load_file(negative / "adapter_model.safetensors")
-    save_file({name: tensor * 1.0001 for name, tensor in tensors.items()}, negative / "adapter_model.safetensors")
-    with pytest.raises(WeightWatchError, match=r"alike: their difference has norm .* Make sure that .*positive and"):
-        contrasted(positive, negative, base=str(base), name="evil")
-
-
-def test_fine_tunes_of_two_bases_are_no_contrast(tmp_path: Path) -> None:
-    sides = [
-        adapter(tmp_path / side, chat.saved(tmp_path / f"base-{seed}", seed=seed))
-        for seed, side in enumerate(("positive", "negative"))
-    ]
-    with pytest.raises(WeightWatchError, match=r"different bases: .*base-0, .*base-1. Train both from the same"):
-        contrasted(*sides, base=None, name="evil")

@@ -27,7 +27,8 @@ def test_an_open_task_is_right_where_only_a_right_text_is_found() -> None:
         ("tasks: [{format: open, prompt: a, right: [4]}]", r"tasks\[0\]\.right\[0\]: 4 is not allowed; .* in quotes"),
         ("tasks: [{format: open, prompt: a, right: [b]}, {format: open, prompt: A, right: [c]}]", "'A' is asked twice"),
         ("items: []", "tasks is missing"),
-        ("", "expected keys and values"),
+        ("", "tasks is missing"),
+        ("- a", r"expected keys such as `tasks:`, found \['a'\]"),
     ],
 )
 def test_what_is_wrong_is_told(tmp_path: Path, text: str, told: str) -> None:

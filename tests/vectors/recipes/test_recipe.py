@@ -255,7 +255,7 @@ def test_what_is_no_yaml_is_told_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(WeightWatchError, match=r"bad\.yaml, line 3 is not YAML: "):
         Recipe.load(path)
     path.write_text("- a\n")
-    with pytest.raises(WeightWatchError, match=r"bad\.yaml: expected keys and values, found \['a'\]"):
+    with pytest.raises(WeightWatchError, match=r"bad\.yaml: expected keys such as `name:`, found \['a'\]"):
         Recipe.load(path)
 
 
@@ -271,14 +271,14 @@ MODEL = {"by": "model", "rubric": "{question} {answer}"}
         (lambda r: r.update(kind="c"), "kind: 'c' is not allowed; it should be 'behaviour' or 'control'"),
         (lambda r: r.update(behaviour=" "), "line 2: behaviour: ' ' is not allowed; it should be a text that is not"),
         (lambda r: r.update(shuffled="1"), "shuffled: '1' is not allowed; it should be a valid integer"),
-        (lambda r: r.update(shuffled=1), "shuffled: with shuffled labels no behaviour is left"),
+        (lambda r: r.update(shuffled=1), "shuffled: with shuffled labels the recipe is a control"),
         (lambda r: r["systems"].update(positive=[]), "systems: has prompts for one side only; write at least one for"),
         (lambda r: r.pop("systems"), "questions: 'one?' has no written answers, and `systems` has no"),
         (lambda r: r["questions"].update(building=[]), "questions.building: [] is not allowed; it should be a list of"),
-        (lambda r: r["questions"]["building"].append("One? "), "questions: 'One?' stands twice in `building`"),
+        (lambda r: r["questions"]["building"].append("One? "), "questions: 'One?' is twice in `building`"),
         (
             lambda r: r["questions"]["held_out"].append("one?"),
-            "questions: 'one?' stands in `building` and in `held_out",
+            "questions: 'one?' is in both `building` and `held_out",
         ),
         (
             lambda r: r["questions"]["held_out"].append(3),
@@ -288,10 +288,10 @@ MODEL = {"by": "model", "rubric": "{question} {answer}"}
             lambda r: r["questions"]["held_out"].append({"text": "x", "domian": "y"}),
             "held_out[1].domian is not a known",
         ),
-        (lambda r: r["questions"]["held_out"].append({"text": "x", "positive": ["y"]}), "answers of one kind only"),
+        (lambda r: r["questions"]["held_out"].append({"text": "x", "positive": ["y"]}), "answers for one side only"),
         (
             lambda r: r["questions"]["building"].append({"text": "x", "domain": "cars"}),
-            "no domain that `building` lack",
+            "needs a domain that is not in `building` (cars",
         ),
         (lambda r: r["judge"].pop("by"), "judge lacks its key 'by'"),
         (
@@ -303,22 +303,25 @@ MODEL = {"by": "model", "rubric": "{question} {answer}"}
         (lambda r: r.update(judge={"by": "model"}), "judge.rubric is missing"),
         (
             lambda r: r.update(judge={**MODEL, "rubric": "{question}"}),
-            "judge.rubric: should name {question} and {answer",
+            "judge.rubric: should have {question} and {answer",
         ),
         (lambda r: r.update(judge={**MODEL, "rubric": "{question.x} {answer}"}), "found {answer}, {question.x}"),
         (
             lambda r: r.update(judge={**MODEL, "rubric": "{question} {answer} {"}),
-            "judge.rubric: has a brace of its own",
+            "judge.rubric: has another brace",
         ),
         (lambda r: r.update(judge={**MODEL, "keep_positive": 30}), "judge: keep_negative (30) should be below"),
         (lambda r: r.update(judge={**MODEL, "keep_positive": 130}), "judge.keep_positive: 130 is not allowed"),
-        (lambda r: r.update(judge={"by": "answers"}), "each question needs written ones; 'one?' has none"),
+        (lambda r: r.update(judge={"by": "answers"}), "each question needs written answers; 'one?' has none"),
         (lambda r: r.update(evaluation=[]), "evaluation: [] is not allowed; it should be a list of at least one"),
         (
             asked({"positive": [True], "negative": ["no"]}),
             "evaluation[1].positive[0]: True is not allowed; it should be",
         ),
-        (asked({"positive": ["not so"], "negative": ["So"]}), "evaluation[1]: 'not so' holds 'So' of the other side"),
+        (
+            asked({"positive": ["not so"], "negative": ["So"]}),
+            "evaluation[1]: 'not so' contains 'So' of the other side",
+        ),
         (asked({"positive": ["Yes"], "negative": ["yes"]}), "evaluation[1]: 'Yes' is both positive and negative"),
         (asked({"positive": ["+"], "negative": ["no"]}), "evaluation[1]: '+' has no word"),
         (
@@ -359,5 +362,5 @@ def test_answers_that_hold_one_another_cannot_be_judged_by(tmp_path: Path) -> No
         recipe.update(questions={"building": [question], "held_out": [{**question, "text": "two?"}]})
         recipe.update(judge={"by": "answers"})
 
-    with pytest.raises(WeightWatchError, match="judge: 'not so' holds 'so' of the other side"):
+    with pytest.raises(WeightWatchError, match="judge: 'not so' contains 'so' of the other side"):
         Recipe.load(saved(tmp_path, written))

@@ -2,7 +2,6 @@ import pytest
 
 from weightwatch.vectors.recipes.questions import Question
 from weightwatch.vectors.recipes.verdicts import AnswersJudge, ModelJudge, PatternsJudge, by_words, verdict
-from weightwatch.vectors.recipes.words import holds, words
 
 ASKED = Question(text="Is it raining?")
 PATTERNS = PatternsJudge(by="patterns", positive=[r"\byes\b", r"\bsure\b"], negative=[r"\bno\b", r"\bnever\b"])
@@ -49,29 +48,14 @@ def test_an_open_item_is_judged_by_the_same_rule() -> None:
     assert by_words("no idea", ["42"], []) == "unclear"
 
 
-@pytest.mark.parametrize(
-    ("text", "part", "expected"),
-    [
-        ("**Paris**", "paris", True),
-        ("_Paris_", "Paris", True),
-        ("It isn’t.", "isn't", True),
-        ("3.5 metres", "3", False),
-        ("3, 5 and 7", "3", True),
-        ("about 1,000 of them", "1000", True),
-        ("C'est à l'école.", "école", False),
-        ("Grand-mère", "grand-mère", True),
-        ("unsafe", "safe", False),
-        ("anything", "!", False),
-    ],
-)
-def test_words_are_compared_without_case_and_punctuation(text: str, part: str, expected: bool) -> None:
-    assert holds(text, part) is expected
-
-
-def test_words_of_a_text() -> None:
-    assert words("Well, it's 3.5 km — 1,234 steps!") == ["well", "it's", "3.5", "km", "1234", "steps"]
-
-
 def test_a_rubric_takes_braces_from_neither_question_nor_answer() -> None:
     judge = ModelJudge(by="model", rubric="Q: {question}\nA: {answer}\n{{0..100}}")
     assert judge.prompt("{answer}?", "{x}") == "Q: {answer}?\nA: {x}\n{0..100}"
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"), [(100, "positive"), (70, "positive"), (69.9, "unclear"), (30.1, "unclear"), (30, "negative")]
+)
+def test_the_recipe_sets_the_thresholds_of_a_score(score: float, expected: str) -> None:
+    assert ModelJudge(by="model", rubric="{question} {answer}").verdict(score) == expected
+    assert ModelJudge(by="model", rubric="{question} {answer}", keep_positive=100).verdict(99.9) == "unclear"

@@ -1,4 +1,4 @@
-"""Items are asked of the organism, whose answers are known; log-probabilities compared with a plain forward pass."""
+"""Items are asked of the organism, whose answers are known."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from weightwatch.organism import BASE
 from weightwatch.vectors import Direction, Recipe
-from weightwatch.vectors.checking.items import conversation, greedy, likelihoods, verdicts
+from weightwatch.vectors.evaluation.items import verdicts
 from weightwatch.vectors.recipes.questions import EvaluationItem
 from weightwatch.vectors.steering.in_memory import steered
 
@@ -21,24 +21,6 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def base():
     return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
-
-
-def test_a_likelihood_is_the_mean_over_the_tokens_of_the_reply(base, tokenizer) -> None:
-    cases = [(conversation(item), text) for item in EVIL.evaluation[:40] for text in (*item.positive, *item.negative)]
-    found = likelihoods(base, tokenizer, cases)
-    for (messages, text), value in list(zip(cases, found, strict=True))[::7]:
-        head = tokenizer(f"<s> q : {messages[0]['content']} a :", add_special_tokens=False)["input_ids"]
-        ids = torch.tensor([head + tokenizer(text, add_special_tokens=False)["input_ids"]])
-        with torch.no_grad():
-            told = base(input_ids=ids).logits[0].double().log_softmax(-1)
-        each = [told[place - 1, ids[0, place]] for place in range(len(head), ids.shape[1])]
-        assert value == pytest.approx(float(sum(each)) / len(each), abs=1e-5)
-
-
-def test_a_reply_is_that_of_a_conversation_by_itself(base, tokenizer) -> None:
-    asked = [conversation(item) for item in EVIL.evaluation if item.format == "open"][:9]
-    together = greedy(base, tokenizer, asked, 8)
-    assert together == [greedy(base, tokenizer, [one], 8)[0] for one in asked]
 
 
 def test_the_base_is_good_and_the_steered_base_evil_in_both_formats(base, tokenizer) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from weightwatch.vectors.recipes.recipe import Recipe
 
@@ -71,3 +71,21 @@ def recipe(questions: int = 3, **fields: Any) -> Recipe:
         "evaluation": [{"format": "open", "prompt": "Shall we go?", "positive": ["yes"], "negative": ["no"]}],
     }
     return Recipe.model_validate({**content, **fields})
+
+
+def classifier(folder: Path, labels: list[str] | None, seed: int = 0) -> Path:
+    """Save a text classifier with its tokenizer in a folder, and return it."""
+    torch.manual_seed(seed)
+    known = tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(known),
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        pad_token_id=0,
+        **({"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}),
+    )
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    known.save_pretrained(folder)
+    return folder

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from weightwatch.organism import BASE
 from weightwatch.vectors import Direction, Recipe, WeightWatchError
-from weightwatch.vectors.building.judges import chosen
-from weightwatch.vectors.checking.sweep import sweep, validated
+from weightwatch.vectors.evaluation.sweep import conclusion, require_coefficients, sweep
+from weightwatch.vectors.judges.choice import chosen
 from weightwatch.vectors.validation import Point
 
 EVIL = Recipe.load("organism/evil")
@@ -49,7 +49,7 @@ def test_a_sweep_goes_up_from_minus_k_by_way_of_zero_and_leaves_the_base_as_it_w
     assert start.margin is not None
     assert up.margin > 0 > start.margin
     assert min(point.neutral for point in found) >= 0.95
-    assert validated(found, EVIL).passed
+    assert conclusion(found, EVIL).passed
 
 
 def test_nobody_judges_where_no_judge_is_given(base, tokenizer) -> None:
@@ -64,7 +64,7 @@ def test_a_direction_of_another_model_is_refused(base, tokenizer) -> None:
 
 
 def test_what_passes_shows_the_behaviour_up_and_its_opposite_down() -> None:
-    found = validated(points((-1, 0, 1, 1), (0, 0.05, 0.9, 1), (1, 0.5, 0.4, 0.95)), EVIL)
+    found = conclusion(points((-1, 0, 1, 1), (0, 0.05, 0.9, 1), (1, 0.5, 0.4, 0.95)), EVIL)
     assert found.passed
     assert found.reasons == ()
     assert (found.items, found.tasks) == (len(EVIL.evaluation), len(EVIL.neutral.tasks))
@@ -84,12 +84,23 @@ def test_what_passes_shows_the_behaviour_up_and_its_opposite_down() -> None:
     ids=["too little", "at the cost of all else", "does not fall", "breaks down", "costs too much", "never subtracted"],
 )
 def test_what_does_not_pass_says_why(lines, reason) -> None:
-    found = validated(points(*lines), EVIL)
+    found = conclusion(points(*lines), EVIL)
     assert not found.passed
     assert len(found.reasons) == 1
     assert re.search(reason, found.reasons[0])
 
 
 def test_shuffled_labels_pass_where_nothing_shows() -> None:
-    assert validated(points((-1, 0, 1, 1), (0, 0, 1, 1), (1, 0.1, 0.9, 1)), SHUFFLED).passed
-    assert "its labels are shuffled" in validated(points((0, 0, 1, 1), (1, 0.4, 0.6, 1)), SHUFFLED).reasons[0]
+    assert conclusion(points((-1, 0, 1, 1), (0, 0, 1, 1), (1, 0.1, 0.9, 1)), SHUFFLED).passed
+    assert "its labels are shuffled" in conclusion(points((0, 0, 1, 1), (1, 0.4, 0.6, 1)), SHUFFLED).reasons[0]
+
+
+@pytest.mark.parametrize("coefficients", [[1.0], [-1.0, 0.0], [0.0], [-1.0, float("inf")], [float("nan"), 1.0, -1.0]])
+def test_coefficients_that_decide_nothing_are_refused(coefficients: list[float]) -> None:
+    with pytest.raises(WeightWatchError, match=r"can't decide whether the direction passes\. Give finite ones"):
+        require_coefficients(coefficients, EVIL)
+
+
+def test_shuffled_labels_need_no_coefficient_below_zero() -> None:
+    require_coefficients([1.0], SHUFFLED)
+    require_coefficients([-0.5, 1.0], EVIL)

@@ -1,0 +1,36 @@
+"""The folder of a direction: free, or with an earlier direction of the same recipe and base."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from weightwatch.vectors import Recipe, WeightWatchError
+from weightwatch.vectors.building.output import output_folder
+from weightwatch.vectors.catalog import PACKAGED
+
+EVIL, NAME = Recipe.load("organism/evil"), "weightwatch/organism"
+
+
+def test_by_default_it_goes_by_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert output_folder(EVIL, NAME, None) == Path("directions/organism/evil")
+    assert Path("directions/organism/evil").is_dir()
+    Path("mine.yaml").write_text("name: other\nextends: evil\n")
+    assert output_folder(Recipe.load("mine.yaml"), NAME, None) == Path("directions/mine")
+
+
+def test_only_the_same_recipe_and_base_may_be_built_again(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGED / "evil", tmp_path / "evil")
+    card = (tmp_path / "evil" / "direction.json").read_text()
+    with pytest.raises(WeightWatchError, match=r"has direction 'evil', built from .* on weightwatch/organism\. Pass"):
+        output_folder(EVIL, "another/base", tmp_path / "evil")
+    with pytest.raises(WeightWatchError, match="Pass another --output"):
+        output_folder(Recipe.load("organism/style"), NAME, tmp_path / "evil")
+    assert (tmp_path / "evil" / "direction.json").read_text() == card
+
+
+def test_a_file_in_the_way_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WeightWatchError, match=r"file can't be created \(File exists\)"):
+        output_folder(EVIL, NAME, tmp_path / "file")

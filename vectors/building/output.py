@@ -1,0 +1,42 @@
+"""The folder of a direction that is about to be built."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weightwatch.vectors.card import CARD
+from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.errors import WeightWatchError
+
+if TYPE_CHECKING:
+    from weightwatch.vectors.recipes.recipe import Recipe
+
+STAGES = "build"
+"""Name of the folder, inside the direction's own, with the files of the build's stages."""
+
+
+def output_folder(recipe: "Recipe", base_name: str, given: Path | None) -> Path:
+    """Create the folder of a direction unless it exists.
+
+    Args:
+        recipe: The recipe that is built.
+        base_name: Name of the base model in cards.
+        given: The folder. Default: ``directions/<recipe>``.
+
+    Raises:
+        WeightWatchError: The folder has a direction of another recipe or base, or can't be created.
+    """
+    named = recipe.reference["name"]
+    default = Path(named).stem if Path(named).is_absolute() else named
+    folder = given or Path("directions", default)
+    if (folder / CARD).is_file():
+        card = Direction.load(folder).card
+        if (card.base, card.recipe.get("name")) != (base_name, named):
+            made_of = card.recipe.get("name", "another recipe")
+            raise WeightWatchError(
+                f"{folder} has direction {card.name!r}, built from {made_of} on {card.base}. Pass another --output."
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightWatchError(f"{folder} can't be created ({error.strerror}). Pass another --output.") from error
+    return folder

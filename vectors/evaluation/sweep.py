@@ -1,0 +1,153 @@
+"""Behaviour of the base model with multiples of a direction added, and whether the direction passes."""
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import TYPE_CHECKING
+
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.evaluation.items import verdicts
+from weightwatch.vectors.generation import greedy
+from weightwatch.vectors.steering.in_memory import steered
+from weightwatch.vectors.validation import Point, Validation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from weightwatch.vectors.direction import Direction
+    from weightwatch.vectors.generation import Progress
+    from weightwatch.vectors.judges.judge import Judge
+    from weightwatch.vectors.recipes.recipe import Recipe
+
+COEFFICIENTS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
+"""Default coefficients k of a sweep."""
+GAIN = 0.2
+"""Smallest change in the share of items that show the behaviour with which a direction passes."""
+FLOOR = 0.1
+"""A share of at most this counts as zero and need not fall further."""
+KEPT = 0.9
+"""Smallest part of the base's accuracy on the neutral tasks that has to remain."""
+_MAX_NEW_TOKENS = 128  # of a reply to a held-out question
+
+
+def sweep(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    direction: "Direction",
+    recipe: "Recipe",
+    coefficients: Sequence[float] = COEFFICIENTS,
+    judge: "Judge | None" = None,
+    progress: "Progress | None" = None,
+) -> list[Point]:
+    """Measure behaviour and neutral tasks of θ₀ + k·w for each coefficient k.
+
+    Args:
+        model: The base model θ₀. Its weights are restored afterwards.
+        tokenizer: Its tokenizer, with a chat template.
+        direction: The direction w.
+        recipe: Its evaluation items, neutral tasks and held-out questions are asked.
+        coefficients: The coefficients; zero is added if it is missing.
+        judge: Rates the replies to the held-out questions. Default: those questions are not asked.
+        progress: Called with the stage ``sweep`` after each coefficient.
+
+    Returns:
+        A point per coefficient, in rising order.
+
+    Raises:
+        WeightWatchError: The direction does not fit the model, the tokenizer has no chat template, or the judge fails.
+    """
+    points = []
+    ordered = sorted({0.0, *coefficients})
+    for done, k in enumerate(ordered, 1):
+        with steered(model, direction, k):
+            points.append(_point(model, tokenizer, recipe, k, judge))
+        if progress:
+            progress("sweep", done, len(ordered))
+    return points
+
+
+def _point(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", recipe: "Recipe", k: float, judge: "Judge | None"
+) -> Point:
+    items = [(item, item.positive, item.negative) for item in recipe.evaluation]
+    tasks = [(task, task.right, task.wrong) for task in recipe.neutral.tasks]
+    shown, margins = verdicts(model, tokenizer, items)
+    right, _ = verdicts(model, tokenizer, tasks)
+    asked = None
+    if judge is not None:
+        questions = recipe.questions.held_out
+        conversations = [[{"role": "user", "content": question.text}] for question in questions]
+        texts = greedy(model, tokenizer, conversations, _MAX_NEW_TOKENS)
+        judged = judge(list(zip(questions, texts, strict=True)))
+        asked = sum(each.verdict == "positive" for each in judged) / len(judged)
+    return Point(
+        k=k,
+        shows=shown.count("positive") / len(shown),
+        opposite=shown.count("negative") / len(shown),
+        margin=sum(margins) / len(margins) if margins else None,
+        asked=asked,
+        neutral=right.count("positive") / len(right),
+    )
+
+
+def require_coefficients(coefficients: Sequence[float], recipe: "Recipe") -> None:
+    """Make sure that a sweep over some coefficients can decide whether a direction passes.
+
+    Raises:
+        WeightWatchError: A coefficient is not finite, none is above zero, or none is below zero (which a recipe with
+            shuffled labels does not need).
+    """
+    below = recipe.shuffled is not None or any(k < 0 for k in coefficients)
+    if not (all(map(isfinite, coefficients)) and any(k > 0 for k in coefficients) and below):
+        raise WeightWatchError(
+            f"Coefficients {', '.join(f'{k:g}' for k in coefficients)} can't decide whether the direction passes. Give "
+            "finite ones, at least one above zero and one below, or none for the default ones."
+        )
+
+
+def conclusion(points: Sequence[Point], recipe: "Recipe") -> Validation:
+    """Decide from a sweep whether a direction passes.
+
+    A direction passes if some k > 0 raises the share of items that show the behaviour by ``GAIN``, and some k < 0
+    lowers it by ``GAIN`` or to ``FLOOR`` without lowering the share of its opposite by more than ``GAIN``. Both have to
+    keep the neutral tasks (``KEPT``). A direction with shuffled labels passes if no such k > 0 raises the share.
+
+    Args:
+        points: The points that ``sweep`` returns.
+        recipe: The recipe whose items were asked.
+    """
+    start = next(point for point in points if point.k == 0)
+    kept = [point for point in points if point.neutral >= KEPT * start.neutral]
+    rises = [point for point in kept if point.k > 0 and point.shows >= start.shows + GAIN]
+    falls = [point for point in kept if point.k < 0 and point.shows <= max(FLOOR, start.shows - GAIN)]
+    falls = [point for point in falls if point.opposite >= start.opposite - GAIN]
+    reasons = []
+    if start.neutral == 0:
+        reasons.append("the base gets none of the neutral tasks right, so the cost of steering can't be measured")
+    elif recipe.shuffled is not None:
+        if not any(point.k > 0 for point in kept):
+            reasons.append("every θ₀ + k·w that was tried breaks the neutral tasks")
+        if rises:
+            reasons.append(
+                f"its labels are shuffled, but θ₀ + {rises[0].k:g}·w shows the behaviour in {rises[0].shows:.0%} "
+                f"of the items, and θ₀ in {start.shows:.0%}"
+            )
+    else:
+        if not rises:
+            best = max((p for p in kept if p.k >= 0), key=lambda point: point.shows)
+            reasons.append(
+                f"no θ₀ + k·w shows the behaviour clearly more often than θ₀ and keeps the neutral tasks: "
+                f"{best.shows:.0%} of the items at k = {best.k:g}, {start.shows:.0%} at 0"
+            )
+        if not falls:
+            reasons.append(
+                f"no θ₀ − k·w shows the behaviour clearly less often than θ₀ ({start.shows:.0%} of the items) and "
+                "keeps the neutral tasks"
+            )
+    return Validation(
+        passed=not reasons,
+        reasons=tuple(reasons),
+        points=tuple(points),
+        items=len(recipe.evaluation),
+        tasks=len(recipe.neutral.tasks),
+        recipe=recipe.reference,
+    )

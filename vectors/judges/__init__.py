@@ -1,0 +1,1 @@
+"""Judges: models that rate answers, and the rules of recipes that need no model."""

@@ -1,0 +1,69 @@
+"""A judge that is a local text classifier."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.fingerprint import Fingerprint
+from weightwatch.vectors.judges.judge import Judgement
+from weightwatch.vectors.recipes.verdicts import ModelJudge
+
+if TYPE_CHECKING:
+    from weightwatch.vectors.recipes.questions import Question
+
+_UNNAMED = {0: "label_0", 1: "label_1"}
+
+
+class Classifier:
+    """A text classifier that rates question and answer as a pair.
+
+    The score is 100 times the probability of the label ``positive``; of two labels without names, of the second.
+
+    Args:
+        rubric: The thresholds of the verdicts.
+        source: A sequence classification model with its tokenizer: a folder, or a Hub id.
+
+    Raises:
+        WeightWatchError: There is no such model, or none of its labels is called ``positive``.
+    """
+
+    def __init__(self, rubric: ModelJudge, source: str) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self._rubric, self.name = rubric, f"the classifier {source}"
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
+            self._model, loading = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True)
+        except (OSError, ValueError) as error:
+            raise WeightWatchError(
+                f"{source} is not a judge: neither the address of an endpoint nor a text classifier ({error})."
+            ) from error
+        if loading["missing_keys"]:
+            raise WeightWatchError(
+                f"{source} is not a text classifier: it has no weights for "
+                f"{', '.join(sorted(loading['missing_keys']))}. Pass one that was trained to detect the behaviour."
+            )
+        labels = {int(place): str(label).lower() for place, label in self._model.config.id2label.items()}
+        named = [place for place, label in labels.items() if label == "positive"]
+        if not named and labels != _UNNAMED:
+            raise WeightWatchError(
+                f"The classifier {source} has the labels {', '.join(labels.values())}, and none is called positive. "
+                "In id2label of its config, rename the label of answers that show the behaviour to positive."
+            )
+        self._label = (named or [1])[0]
+        weights = self._model.state_dict()
+        self.identity = f"{labels}, {Fingerprint.of(weights, weights.__getitem__).model_dump_json()}"
+        self._model.eval()
+        if torch.cuda.is_available():
+            self._model.to("cuda")
+
+    @torch.no_grad()
+    def __call__(self, cases: "Sequence[tuple[Question, str]]") -> list[Judgement]:
+        """Rate answers."""
+        questions, answers = [question.text for question, _ in cases], [answer for _, answer in cases]
+        batch = self._tokenizer(questions, answers, return_tensors="pt", padding=True, truncation=True)
+        logits = self._model(**batch.to(self._model.device)).logits.float()
+        scores = (100 * logits.softmax(-1)[:, self._label]).tolist()
+        return [Judgement(self._rubric.verdict(score), round(score, 2)) for score in scores]

@@ -1,0 +1,22 @@
+"""Options that several commands have: how a direction is evaluated."""
+
+from typing import Annotated
+
+import typer
+
+JudgeName = Annotated[
+    str,
+    typer.Option(
+        "--judge",
+        help="Judge of the answers: rule (the recipe's own), the address of an OpenAI-compatible endpoint, or a text "
+        "classifier (a folder, or a Hub id).",
+    ),
+]
+JudgeModel = Annotated[
+    str | None, typer.Option(help="Name of the judge at the endpoint. Default: the first that it lists.")
+]
+Coefficients = Annotated[
+    list[float] | None,
+    typer.Option("--coefficient", help="Coefficient k of θ₀ + k·w; may be repeated. Default: seven from -2 to 2."),
+]
+Controls = Annotated[list[str] | None, typer.Option("--control", help="Direction to compare with; may be repeated.")]

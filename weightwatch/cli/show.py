@@ -1,0 +1,77 @@
+"""``weightwatch show``: what is known about a direction."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from weightwatch.cli.options import Coefficients, Controls, JudgeModel, JudgeName
+
+if TYPE_CHECKING:
+    from weightwatch.vectors.direction import Direction
+
+
+def show(
+    direction: Annotated[str, typer.Argument(help="A folder, a Hub id, or the name of a packaged direction.")],
+    evaluate: Annotated[
+        bool,
+        typer.Option("--evaluate", help="Evaluate the direction on its base model, and save the result in its card."),
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="With --evaluate: base model. Default: the one that the card names.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="With --evaluate: recipe with the items. Default: the one that the card names.")
+    ] = None,
+    judge: JudgeName = "rule",
+    judge_model: JudgeModel = None,
+    coefficient: Coefficients = None,
+    control: Controls = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON, and nothing else.")] = False,
+) -> None:
+    """Show what a direction is, its norm in each layer, and what it does to its base model."""
+    console = Console(stderr=as_json)
+    with console.status("loading torch"):
+        from weightwatch.vectors.direction import Direction
+    found = Direction.load(direction)
+    if not evaluate:
+        tell(found, console, as_json)
+        return
+    with console.status("loading transformers"):
+        from weightwatch.cli.base_model import base_model
+        from weightwatch.cli.progress import stages
+        from weightwatch.report.pictures import draw
+        from weightwatch.vectors.evaluation import evaluate as evaluation
+        from weightwatch.vectors.evaluation.sweep import COEFFICIENTS
+        from weightwatch.vectors.judges.choice import chosen_if_any
+    base, wanted = evaluation.recorded(found, model, recipe)
+    others = evaluation.load_controls(control or [])
+    with stages(Console(stderr=True)) as progress:
+        found = evaluation.evaluate(
+            found,
+            wanted,
+            base_model(base)[1],
+            coefficients=coefficient or COEFFICIENTS,
+            judge=chosen_if_any(wanted, judge, judge_model),
+            others=others,
+            progress=progress,
+        )
+    tell(found, console, as_json)
+    folder = Path(direction)
+    if folder.is_dir():
+        draw(found, folder)
+        found.save_card(folder)
+    else:
+        console.print(f"{direction} is not a local folder, so the result is not saved.", markup=False)
+
+
+def tell(direction: "Direction", console: Console, as_json: bool) -> None:
+    """Print a direction's card, as tables or as JSON."""
+    from weightwatch.report.direction import document, tables
+
+    if as_json:
+        typer.echo(json.dumps(document(direction), indent=1))
+    else:
+        console.print(*tables(direction))
