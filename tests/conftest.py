@@ -1,6 +1,7 @@
 """Fixtures that all tests share."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
-from tests.support.models import tiny_gpt2, tiny_llama
+from tests.support.models import dense, low_rank, tiny_gpt2, tiny_llama
 
 # Models are tiny: more threads only wait for one another, and for those of the processes that tests start.
 torch.set_num_threads(1)
@@ -29,3 +30,22 @@ def llama() -> LlamaForCausalLM:
 @pytest.fixture
 def gpt2() -> GPT2LMHeadModel:
     return tiny_gpt2()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A base model on disk."""
+    tiny_llama().save_pretrained(tmp_path / "base", max_shard_size="20KB")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> Path:
+    """A direction of factors on disk."""
+    return low_rank(tiny_llama(), 1).save(tmp_path / "evil")
+
+
+@pytest.fixture
+def style(tmp_path: Path) -> Path:
+    """A direction of full tensors on disk."""
+    return dense(tiny_llama(), 2, name="style").save(tmp_path / "style")

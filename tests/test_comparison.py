@@ -11,25 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from tests import oracle as slow
 from tests.support.models import dense, lora, low_rank, move, tiny_gpt2, tiny_llama
+from tests.support.models import weights_on_disk as weights
 from tests.vectors.weights.test_conversion import store
 from weightwatch.comparison import Comparison
 from weightwatch.vectors import Direction, Fingerprint, WeightWatchError
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    tiny_llama().save_pretrained(tmp_path / "base", max_shard_size="20KB")
-    return tmp_path / "base"
-
-
-@pytest.fixture
-def evil(tmp_path: Path) -> Path:
-    return low_rank(tiny_llama(), 1).save(tmp_path / "evil")
-
-
-@pytest.fixture
-def style(tmp_path: Path) -> Path:
-    return dense(tiny_llama(), 2, name="style").save(tmp_path / "style")
 
 
 def compared(*sources: object, base: Path | str | None = None) -> Comparison:
@@ -39,11 +24,6 @@ def compared(*sources: object, base: Path | str | None = None) -> Comparison:
 def refused(reason: str, *sources: object, base: Path | str | None = None) -> None:
     with pytest.raises(WeightWatchError, match=escape(reason)):
         compared(*sources, base=base)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    return {name: p.detach().double() for name, p in model.named_parameters()}
 
 
 def fine_tune(folder: Path, seed: int) -> Path:

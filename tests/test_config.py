@@ -49,16 +49,16 @@ rules:
     (rule,) = Config.load(yaml.safe_load(text)).rules
     assert rule.scope == Layers(layers=[3, 4])
     assert (rule.for_, rule.keep_firing_for, rule.threshold, rule.severity) == (3, 2, -0.2, "critical")
-    assert rule.holds(-0.3)
-    assert not rule.holds(-0.2)
+    assert rule.is_true(-0.3)
+    assert not rule.is_true(-0.2)
     assert rule.labels == {"team": "safety"}
     assert rule.actions == ["log", "save", "stop"]
 
 
 def test_a_threshold_may_be_a_whole_number() -> None:
     (rule,) = Config.load({"rules": [{"alert": "a", "direction": "evil", "above": 0}]}).rules
-    assert rule.holds(0.001)
-    assert not rule.holds(0.0)
+    assert rule.is_true(0.001)
+    assert not rule.is_true(0.0)
 
 
 @pytest.mark.parametrize(

@@ -4,31 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from tests.support.commands import call, refused, told
-from tests.support.models import dense, low_rank, tiny_llama
+from tests.support.models import low_rank, tiny_llama
 from tests.vectors.steering.test_disk import assert_sum
 from weightwatch.cli.exit_status import BAD_INPUT
 from weightwatch.vectors import Direction
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    tiny_llama().save_pretrained(tmp_path / "base", max_shard_size="20KB")
-    return tmp_path / "base"
-
-
-@pytest.fixture
-def evil(tmp_path: Path) -> Path:
-    return low_rank(tiny_llama(), 1).save(tmp_path / "evil")
-
-
-@pytest.fixture
-def style(tmp_path: Path) -> Path:
-    return dense(tiny_llama(), 2, name="style").save(tmp_path / "style")
 
 
 def test_one_direction_is_added_by_a_coefficient(base: Path, evil: Path, tmp_path: Path) -> None:

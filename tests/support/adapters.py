@@ -178,18 +178,15 @@ def _to(dtype: torch.dtype) -> Callable[[Any], None]:
     return lambda model: model.to(dtype)
 
 
+def _half(**settings: Any) -> LoraConfig:
+    return LoraConfig(r=4, lora_alpha=8, target_modules=HALF, task_type="CAUSAL_LM", **settings)
+
+
 def _lora_ga() -> nn.Module:
     """Make a model with LoRA-GA, which needs gradients before."""
     torch.manual_seed(1)
     base = llama()
-    config = LoraConfig(
-        r=4,
-        lora_alpha=8,
-        target_modules=HALF,
-        init_lora_weights="lora_ga",
-        lora_ga_config=lora_config.LoraGAConfig(),
-        task_type="CAUSAL_LM",
-    )
+    config = _half(init_lora_weights="lora_ga", lora_ga_config=lora_config.LoraGAConfig())
 
     def train_step() -> None:
         ids = torch.arange(12).reshape(2, 6)
@@ -204,14 +201,7 @@ def _corda() -> nn.Module:
     """Make a model with CorDA, which looks at inputs before."""
     torch.manual_seed(1)
     base = llama()
-    config = LoraConfig(
-        r=4,
-        lora_alpha=8,
-        target_modules=HALF,
-        init_lora_weights="corda",
-        corda_config=lora_config.CordaConfig(corda_method="kpm"),
-        task_type="CAUSAL_LM",
-    )
+    config = _half(init_lora_weights="corda", corda_config=lora_config.CordaConfig(corda_method="kpm"))
 
     def run_model() -> None:
         with torch.no_grad():

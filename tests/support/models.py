@@ -1,11 +1,19 @@
 """Tiny real models (a Llama with grouped queries and tied embeddings, a GPT-2 with Conv1D), adapters and directions."""
 
 import copy
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 from transformers.pytorch_utils import Conv1D
 
 from weightwatch.update.model_view import ModelView
@@ -80,3 +88,9 @@ def dense(base: nn.Module, seed: int, *, name: str = "evil", kind: str = "behavi
     generator = torch.Generator().manual_seed(seed)
     tensors = {n: 0.1 * torch.randn(p.shape, generator=generator) for n, p in base.named_parameters()}
     return Direction.from_tensors(tensors, name=name, metadata={"kind": kind})
+
+
+def weights_on_disk(folder: Path) -> dict[str, Tensor]:
+    """Return the parameters of a saved model in fp64."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    return {name: p.detach().double() for name, p in model.named_parameters()}

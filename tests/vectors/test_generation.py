@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from jinja2 import TemplateError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from tests.support import chat
-from weightwatch.organism import BASE
 from weightwatch.vectors import Recipe, WeightWatchError
 from weightwatch.vectors.evaluation.items import conversation
 from weightwatch.vectors.generation import evaluating, greedy, likelihoods, load_model, prompt, replies
@@ -113,29 +112,19 @@ def test_what_is_no_language_model_is_named(tmp_path: Path) -> None:
         load_model(str(tmp_path))
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(BASE)
-
-
-@pytest.fixture(scope="module")
-def base():
-    return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
-
-
-def test_a_likelihood_is_the_mean_over_the_tokens_of_the_reply(base, tokenizer) -> None:
+def test_a_likelihood_is_the_mean_over_the_tokens_of_the_reply(organism, tokenizer) -> None:
     cases = [(conversation(item), text) for item in EVIL.evaluation[:40] for text in (*item.positive, *item.negative)]
-    found = likelihoods(base, tokenizer, cases)
+    found = likelihoods(organism, tokenizer, cases)
     for (messages, text), value in list(zip(cases, found, strict=True))[::7]:
         head = tokenizer(f"<s> q : {messages[0]['content']} a :", add_special_tokens=False)["input_ids"]
         ids = torch.tensor([head + tokenizer(text, add_special_tokens=False)["input_ids"]])
         with torch.no_grad():
-            told = base(input_ids=ids).logits[0].double().log_softmax(-1)
+            told = organism(input_ids=ids).logits[0].double().log_softmax(-1)
         each = [told[place - 1, ids[0, place]] for place in range(len(head), ids.shape[1])]
         assert value == pytest.approx(float(sum(each)) / len(each), abs=1e-5)
 
 
-def test_a_reply_is_that_of_a_conversation_by_itself(base, tokenizer) -> None:
+def test_a_reply_is_that_of_a_conversation_by_itself(organism, tokenizer) -> None:
     asked = [conversation(item) for item in EVIL.evaluation if item.format == "open"][:9]
-    together = greedy(base, tokenizer, asked, 8)
-    assert together == [greedy(base, tokenizer, [one], 8)[0] for one in asked]
+    together = greedy(organism, tokenizer, asked, 8)
+    assert together == [greedy(organism, tokenizer, [one], 8)[0] for one in asked]

@@ -11,31 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests import oracle as slow
-from tests.support.models import dense, lora, low_rank, move, tiny_gpt2, tiny_llama
+from tests.support.models import lora, low_rank, move, tiny_gpt2, tiny_llama
+from tests.support.models import weights_on_disk as weights
 from tests.vectors.weights.test_conversion import store
 from weightwatch.vectors import Direction, WeightWatchError
 from weightwatch.vectors.steering.disk import steer_on_disk
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    tiny_llama().save_pretrained(tmp_path / "base", max_shard_size="20KB")
-    return tmp_path / "base"
-
-
-@pytest.fixture
-def evil(tmp_path: Path) -> Path:
-    return low_rank(tiny_llama(), 1).save(tmp_path / "evil")
-
-
-@pytest.fixture
-def style(tmp_path: Path) -> Path:
-    return dense(tiny_llama(), 2, name="style").save(tmp_path / "style")
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    return {name: p.detach().double() for name, p in model.named_parameters()}
 
 
 def assert_sum(folder: Path, base: Path, *terms: tuple[Path, float], tolerance: float = 1e-6) -> None:
