@@ -474,7 +474,7 @@ def test_weights_that_become_nan_are_reported_once_and_recorded_at_each_check(
 
 def test_weights_that_become_nan_end_the_training_of_those_who_want_it(tmp_path: Path) -> None:
     task, _ = watched(tmp_path, beside=[At(3, poison)])
-    with pytest.raises(WeightWatchError, match="holds NaN or infinite values"):
+    with pytest.raises(WeightWatchError, match="has NaN or infinite values"):
         task.train()
     assert task.state.global_step == 4
 
@@ -612,7 +612,7 @@ def test_the_settings_are_written_with_the_directions_that_the_callback_named(tm
 @pytest.mark.parametrize(
     ("validation", "kind", "told"),
     [
-        (None, "behaviour", "direction 'mine' is not validated: nothing was checked of what it does"),
+        (None, "behaviour", "direction 'mine' is not validated: its effect was never evaluated"),
         (Validation(passed=False, reasons=("it shows nothing",), points=(), items=1, tasks=1), "behaviour", "nothing"),
         (Validation(passed=True, points=(), items=1, tasks=1), "behaviour", None),
         (None, "control", None),

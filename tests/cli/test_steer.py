@@ -125,7 +125,7 @@ def test_bad_input_is_told_and_nothing_is_written(base: Path, evil: Path, style:
     refused("Unknown direction 'evli'", "steer", base, "evli", "-o", out)
     refused("'much' is no coefficient. Write it as", "steer", base, f"{evil}=much", "-o", out)
     refused("finite", "steer", base, f"{evil}=nan", "-o", out)
-    refused("is there already and is not empty", "steer", base, evil, "-o", base)
+    refused("already exists and is not empty", "steer", base, evil, "-o", base)
     refused("which no adapter can express", "steer", base, style, "--adapter", "-o", out)
     narrow = low_rank(tiny_llama(intermediate_size=48), 1).save(tmp_path / "narrow")
     for further in ([], ["--adapter"]):
@@ -271,5 +271,5 @@ def test_a_direction_is_pushed_and_steers_by_its_id(base: Path, evil: Path, tmp_
         assert done.returncode == 0, done.stderr
         done = weightwatch("push", str(evil), "evil")
         assert done.returncode == BAD_INPUT
-        assert "'evil' is no id of the Hub" in done.stderr
+        assert "'evil' is not a Hub id" in done.stderr
     assert_sum(tmp_path / "out", base, (evil, 0.5))

@@ -75,7 +75,7 @@ def test_what_is_no_checkpoint_is_said(tmp_path: Path) -> None:
         find(tmp_path / "empty")
     with pytest.raises(WeightWatchError, match="there is no such file or folder"):
         find(tmp_path / "nowhere")
-    with pytest.raises(WeightWatchError, match="as an id of the Hugging Face Hub it can't be had"):
+    with pytest.raises(WeightWatchError, match="it can't be downloaded from the Hugging Face Hub"):
         locate("someone/something")
     whole = full(tmp_path / "cut")
     os.truncate(whole / "model.safetensors", 5000)

@@ -196,7 +196,7 @@ def test_nan_in_a_stored_direction_is_an_error(tmp_path: Path) -> None:
     tensors = load_file(file)
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, file)
-    with pytest.raises(WeightWatchError, match=r"Direction 'evil' holds NaN or infinite values in model\.norm\.weight"):
+    with pytest.raises(WeightWatchError, match=r"Direction 'evil' has NaN or infinite values in model\.norm\.weight"):
         Direction.load(tmp_path)
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from weightwatch.vectors.low_rank import BLOCK, LowRank, blocks, exact, square
+from weightwatch.vectors.low_rank import LowRank, square
+from weightwatch.vectors.precision import BLOCK, blocks, exact
 
 
 def factors(seed: int, rank: int, *, transposed: bool = False) -> LowRank:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank
-from weightwatch.vectors.weights.checkpoint import Checkpoint, Mapped, Opener
+from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.reader import Mapped, Opener
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -25,6 +26,11 @@ _INPUT_DEPENDENT = ("alora_invocation_tokens", "arrow_config")
 
 KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
 """Values of ``init_lora_weights`` under which the base keeps its weights, so that ``B A`` is the whole change."""
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is that of a PEFT adapter, of any kind."""
+    return (folder / CONFIG).is_file()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -75,11 +81,11 @@ def read_adapter(folder: Path, config: Mapping[str, Any], opener: Opener = Mappe
     return factors(Checkpoint(folder / WEIGHTS, opener), config, folder)
 
 
-def factors(stored: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> dict[str, LowRank]:
+def factors(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> dict[str, LowRank]:
     """Return the changes that an adapter's tensors make, by parameter name.
 
     Args:
-        stored: The tensors, named as in an adapter's file.
+        tensors: The tensors, named as in an adapter's file.
         config: The adapter's settings.
         folder: Where they are from, for messages.
     """
@@ -87,7 +93,7 @@ def factors(stored: Mapping[str, Tensor], config: Mapping[str, Any], folder: Pat
 
     halves: dict[str, dict[str, Tensor]] = {}
     others = []
-    for key, tensor in stored.items():
+    for key, tensor in tensors.items():
         module, _, half = key.removesuffix(".weight").rpartition(".lora_")
         if half in ("A", "B", "embedding_A", "embedding_B"):
             halves.setdefault(module, {})[half] = tensor

@@ -12,7 +12,9 @@ from weightwatch.measure.kernel import TINY, pass_over, pass_over_tiny
 from weightwatch.measure.low_rank import Figures, Found
 from weightwatch.update.change import Difference
 from weightwatch.update.sharding.shards import Box
-from weightwatch.vectors.low_rank import LowRank, wide
+from weightwatch.vectors.low_rank import LowRank
+from weightwatch.vectors.precision import wide
+from weightwatch.vectors.weights.difference import moved
 
 _PART = 1 << 24  # elements of θ₀ that are brought to another device at a time
 _BLOCK = 1 << 19  # elements whose change is multiplied with a direction's factors at a time
@@ -31,7 +33,7 @@ def full(change: Difference, found: Found) -> Figures:
         parts = [w.reshape(held.shape)[box].to(device).reshape(-1) for w in dense.values()]
         sums.append(wide(pass_over(now.reshape(-1), before.reshape(-1), parts, held.dtype)))
         if low:
-            block = now.float() - before.to(held.dtype).float()
+            block = moved(now, before, held.dtype)
             for k, w in low.items():
                 inner[k].append(along(w, block, box))
     sums = sums or [wide(torch.zeros(1 + len(dense), device=device))]

@@ -17,7 +17,7 @@ from torch import Tensor
 from weightwatch.update.sharding.ranks import Ranks
 from weightwatch.update.sharding.shards import Box, Held
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.weights.checkpoint import Mapped, Opener
+from weightwatch.vectors.weights.reader import Mapped, Opener
 
 
 class Snapshot:

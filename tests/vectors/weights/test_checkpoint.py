@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 
 from tests.support.models import tiny_llama
 from weightwatch.vectors import WeightWatchError
-from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.sources import local_folder
 
 
 @pytest.mark.parametrize("shard", ["1GB", "20KB"])
