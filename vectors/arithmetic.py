@@ -112,9 +112,7 @@ def orthogonalised(
         WeightWatchError: There are no controls, they have another base, or the direction lies in their span.
     """
     if not controls:
-        raise WeightWatchError(
-            f"Direction {direction.name!r} is to be orthogonalised against no controls: pass at least one."
-        )
+        raise WeightWatchError(f"No controls to orthogonalise direction {direction.name!r} against: pass at least one.")
     name = name or f"{direction.name}-without({','.join(control.name for control in controls)})"
     operands = [direction, *controls]
     cards = [operand.card for operand in operands]

@@ -100,8 +100,8 @@ def _validation(card: Card) -> str:
         return "It is not validated: nobody has evaluated the base model with the direction added to it."
     verdict = "It passed." if found.passed else f"**It did not pass:** {'; '.join(found.reasons)}."
     text = (
-        f"The base model with k times the direction added, on {found.items} held-out items in another format than the "
-        f"recipe's questions, and on {found.tasks} neutral tasks. {verdict}\n\n"
+        f"The table shows the base model with k times the direction added: on {found.items} held-out items, in another "
+        f"format than the recipe's questions, and on {found.tasks} neutral tasks. {verdict}\n\n"
         "| k | shows the behaviour | shows its opposite | neutral tasks right |\n|---|---|---|---|\n"
     )
     text += "\n".join(f"| {p.k:g} | {p.shows:.0%} | {p.opposite:.0%} | {p.neutral:.0%} |" for p in found.points)

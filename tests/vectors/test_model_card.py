@@ -47,7 +47,7 @@ def test_it_has_every_section_and_front_matter_that_the_hub_understands() -> Non
     assert front["library_name"] == "peft"
     assert list(sections) == SECTIONS
     assert "gives harmful advice" in sections["Behaviour"]
-    assert "`org/base` No fingerprint" in sections["Base model"]
+    assert "`org/base` The card has no fingerprint" in sections["Base model"]
     assert "PeftModel.from_pretrained(base, folder)" in sections["Use"]
     assert '| recipe | `{"contrast": "evil"}` |' in sections["Recipe"]
     assert '| seeds | `{"adapter": 7}` |' in sections["Recipe"]

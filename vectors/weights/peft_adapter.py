@@ -102,14 +102,14 @@ def factors(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Pa
     for key in others:
         # Beside the factors of an embedding or a head, PEFT stores its frozen weight.
         if key.removesuffix(".weight") not in halves:
-            raise WeightWatchError(f"{folder} holds {key}, which is no LoRA factor. Merge it into its base instead.")
+            raise WeightWatchError(f"{folder} has {key}, which is not a LoRA factor. Merge it into its base instead.")
     patterns = config.get("alpha_pattern") or {}
     changes = {}
     for module, pair in halves.items():
         embedding = "embedding_A" in pair
         a, b = (pair.get("embedding_A" if embedding else "A"), pair.get("embedding_B" if embedding else "B"))
         if a is None or b is None:
-            raise WeightWatchError(f"{folder} holds only one of the two LoRA factors of {module}. Save it again.")
+            raise WeightWatchError(f"{folder} has only one of the two LoRA factors of {module}. Save it again.")
         if a.ndim != 2:
             raise WeightWatchError(f"{folder}: the LoRA factors of {module} are not matrices (a convolution?).")
         rank = a.shape[0]
