@@ -33,7 +33,7 @@ def find(source: str | Path, revision: str | None = None) -> Path:
         lack = f"it has no {CARD}. Save one with Direction.save" if revision is None else "a folder has no revision"
         raise WeightWatchError(f"{source} is not a direction: {lack}.")
     if is_hub_id(str(source)):
-        return fetch(str(source), allow=FILES, revision=revision, marker=CARD)
+        return fetch(str(source), allow=list(FILES), revision=revision, marker=CARD)
     raise WeightWatchError(
         f"Unknown direction {str(source)!r}: it is neither a folder nor a Hub id (org/name). Packaged directions: "
         f"{', '.join(packaged()) or 'none'}."

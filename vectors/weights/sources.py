@@ -1,7 +1,7 @@
 """Finding a model, an adapter or a direction by its path or its id on the Hugging Face Hub."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,8 +41,8 @@ def local_folder(name: str) -> Path | None:
 def fetch(
     name: str,
     *,
-    allow: Sequence[str] | None = None,
-    ignore: Sequence[str] | None = None,
+    allow: list[str] | None = None,
+    ignore: list[str] | None = None,
     revision: str | None = None,
     marker: str | None = None,
 ) -> Path:
@@ -73,9 +73,7 @@ def fetch(
                 raise
             except RemoteEntryNotFoundError as error:
                 raise WeightWatchError(f"{name} on the Hub has no {marker}. Check the id.") from error
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=_list(allow), ignore_patterns=_list(ignore))
-        )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=allow, ignore_patterns=ignore))
 
 
 @contextmanager
@@ -87,33 +85,32 @@ def hub_errors(what: str) -> Iterator[None]:
     """
     from huggingface_hub import errors
 
+    # In this order: a gated repository also counts as one that is not found.
+    reasons = (
+        (errors.OfflineModeIsEnabled, "offline mode is on. Unset HF_HUB_OFFLINE"),
+        (errors.RevisionNotFoundError, "it has no such revision. Look up its revisions on its page"),
+        (errors.GatedRepoError, "it is gated. Ask for access on its page, then run `hf auth login`"),
+        (
+            errors.RepositoryNotFoundError,
+            "no repository of that id exists, or you have no access to it. Check the spelling; for a private one, run "
+            "`hf auth login`",
+        ),
+        (
+            errors.LocalEntryNotFoundError,
+            "it is not in the cache, and the Hub can't be reached. Check the network, or unset HF_HUB_OFFLINE",
+        ),
+    )
     try:
         yield
     except WeightWatchError:
         raise
-    except errors.OfflineModeIsEnabled as error:
-        raise WeightWatchError(f"{what}: offline mode is on. Unset HF_HUB_OFFLINE.") from error
-    except errors.RevisionNotFoundError as error:
-        raise WeightWatchError(f"{what}: it has no such revision. Look up its revisions on its page.") from error
-    except errors.GatedRepoError as error:
-        raise WeightWatchError(f"{what}: it is gated. Ask for access on its page, then run `hf auth login`.") from error
-    except errors.RepositoryNotFoundError as error:
-        raise WeightWatchError(
-            f"{what}: no repository of that id exists, or you have no access to it. Check the spelling; for a private "
-            "one, run `hf auth login`."
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise WeightWatchError(
-            f"{what}: it is not in the cache, and the Hub can't be reached. Check the network, or unset HF_HUB_OFFLINE."
-        ) from error
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        advice = "Run `hf auth login` with a token that may write" if status in (401, 403) else "Try again later"
-        raise WeightWatchError(f"{what}: the Hub answers {status}. {advice}.") from error
-    except Exception as error:  # of the network's library, of the system
+    except Exception as error:  # of the Hub's own, of the network's library, of the system
+        reason = next((reason for kind, reason in reasons if isinstance(error, kind)), None)
+        if reason is None and isinstance(error, errors.HfHubHTTPError):
+            status = error.response.status_code
+            advice = "Run `hf auth login` with a token that may write" if status in (401, 403) else "Try again later"
+            reason = f"the Hub answers {status}. {advice}"
+        if reason is not None:
+            raise WeightWatchError(f"{what}: {reason}.") from error
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise WeightWatchError(f"{what} ({first}). Check the network and the spelling.") from error
-
-
-def _list(patterns: Sequence[str] | None) -> list[str] | None:
-    return None if patterns is None else list(patterns)
