@@ -47,10 +47,5 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     Products are fp32 and summed pairwise within a block; the sums of the blocks are added in fp64. ``torch.dot`` adds
     one product after the other, which drifts by 1e-4 if all values are alike.
     """
-    pieces = zip(blocks(a), blocks(b), strict=True)
+    pieces = zip(a.split(BLOCK), b.split(BLOCK), strict=True)
     return torch.stack([wide((x.float() * y.float()).sum()) for x, y in pieces]).sum()
-
-
-def blocks(tensor: Tensor, size: int = BLOCK) -> Iterator[Tensor]:
-    """Yield a tensor as flat pieces of at most ``size`` elements, without a copy if it is contiguous."""
-    yield from tensor.reshape(-1).split(size)
