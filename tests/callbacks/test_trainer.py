@@ -216,7 +216,7 @@ def test_controls_give_the_z_that_rules_can_judge(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"directions": "evill-typo"}, "Unknown direction 'evill-typo': no such folder"),
+        ({"directions": "evill-typo"}, "Unknown direction 'evill-typo': it is neither a folder nor"),
         ({"directions": []}, "Nothing to watch: name at least one direction, here"),
         ({"config": {"every": 0}}, "config: every: 0 is not allowed; it should be greater than or equal to 1."),
         ({"config": "nowhere.yaml"}, "No config at nowhere.yaml"),
@@ -474,7 +474,7 @@ def test_weights_that_become_nan_are_reported_once_and_recorded_at_each_check(
 
 def test_weights_that_become_nan_end_the_training_of_those_who_want_it(tmp_path: Path) -> None:
     task, _ = watched(tmp_path, beside=[At(3, poison)])
-    with pytest.raises(WeightWatchError, match="has NaN or infinite values"):
+    with pytest.raises(WeightWatchError, match="holds NaN or infinite values"):
         task.train()
     assert task.state.global_step == 4
 
