@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,3 +35,13 @@ def test_public_names_are_there_and_listed(name: str) -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Directoin'"):
         weightwatch.Directoin  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["vectors", "callbacks"])
+def test_a_folder_imported_by_its_short_name_is_refused(name: str) -> None:
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {name}"], capture_output=True, text=True, cwd=root, check=False
+    )
+    assert done.returncode == 1
+    assert f"ImportError: Import this package as weightwatch.{name}" in done.stderr

@@ -1,4 +1,4 @@
-"""Behaviour directions: what one is, from which texts and fine-tunes it is made; stored, found, added up, applied."""
+"""Behaviour directions: building, saving, finding, adding and applying them."""
 
 from weightwatch.vectors.arithmetic import (
     add,
@@ -25,6 +25,9 @@ from weightwatch.vectors.recipes.verdicts import verdict
 from weightwatch.vectors.steering.adapter import steer_adapter, steering_adapter
 from weightwatch.vectors.steering.checkpoint import steer_checkpoint
 from weightwatch.vectors.steering.in_memory import steer, steered
+
+if __name__ != "weightwatch.vectors":
+    raise ImportError("Import this package as weightwatch.vectors: under another name its classes would exist twice.")
 
 __all__ = [
     "Card",

@@ -1,16 +1,17 @@
-"""What is known about a direction: the contents of ``direction.json`` and of the model card beside it."""
+"""The description of a direction: the contents of ``direction.json`` and of the model card."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
 from weightwatch.vectors.validation import Validation
 
 CARD = "direction.json"
-"""The file that it is stored in."""
+"""Its file in a direction's folder."""
 
 _LIBRARIES = ("weightwatch", "torch", "transformers", "peft")
 
@@ -27,13 +28,18 @@ class Card(BaseModel):
         format: ``lora`` (a PEFT adapter) or ``dense`` (full tensors).
         ranks: Rank of the positive and of the negative fine-tune; empty for full ones.
         target_modules: Module kinds that the fine-tunes trained.
-        recipe: Name and parameters of what it was built from.
-        seeds: Every seed that went into it.
-        hyperparameters: Of the two fine-tunes.
+        recipe: Name, digest and parameters of the recipe; of a computed direction, the operation and its operands.
+        seeds: All seeds of the build.
+        hyperparameters: Hyper-parameters of the two fine-tunes.
         data_hash: SHA-256 of the training data.
-        validation: What was measured when the direction was applied; None means that nothing was.
+        validation: What the base model does with the direction added; None if nobody has evaluated it.
         norms: Frobenius norm of the direction per tensor.
-        versions: Of the libraries that built it.
+        versions: Versions of the libraries that built it.
+
+    Example:
+        >>> card = Card.of("evil", {"behaviour": "harmful advice", "seeds": {"adapter": 1}})
+        >>> card.name, card.format, card.doubt
+        ('evil', 'dense', 'its effect was never evaluated')
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,15 +60,25 @@ class Card(BaseModel):
     norms: dict[str, float] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=lambda: {name: version(name) for name in _LIBRARIES})
 
+    @classmethod
+    def of(cls, name: str, fields: Mapping[str, Any]) -> "Card":
+        """Make a card of a name and further fields.
+
+        Raises:
+            WeightWatchError: A field is unknown or has a value of the wrong type.
+        """
+        try:
+            return cls(**{**fields, "name": name})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise WeightWatchError(
+                f"Direction {name!r}: metadata {where}: {first['msg']}. Known fields: {', '.join(cls.model_fields)}."
+            ) from error
+
     @property
     def doubt(self) -> str | None:
-        """Why nobody can rely on the direction to mean its behaviour; None where a check has shown that it does."""
+        """Why the direction may not stand for its behaviour; None if its validation passed."""
         if self.validation is None:
-            return "nothing was checked of what it does"
+            return "its effect was never evaluated"
         return None if self.validation.passed else "; ".join(self.validation.reasons)
-
-    def markdown(self, pictures: Sequence[str] = ()) -> str:
-        """Return the card as a Hub model card."""
-        from weightwatch.vectors.model_card import model_card
-
-        return model_card(self, pictures)

@@ -1,12 +1,14 @@
-"""Finding a stored direction: by path, by the name of one that comes with the package, or by an id of the Hub."""
+"""Finding a direction: by path, by the name of one that comes with the package, or by its Hub id."""
 
 from pathlib import Path
 
 from weightwatch.vectors.card import CARD
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.hub import fetch, is_id
+from weightwatch.vectors.storage import FILES
+from weightwatch.vectors.weights.sources import fetch, is_hub_id
 
 PACKAGED = Path(__file__).parent / "packaged"
+"""The folder of the directions that come with the package."""
 
 
 def packaged() -> list[str]:
@@ -19,20 +21,20 @@ def find(source: str | Path, revision: str | None = None) -> Path:
 
     Args:
         source: A folder, the name of a packaged direction, or a Hub id, ``org/name``. A folder of that name wins.
-        revision: Branch, tag or commit of one on the Hub.
+        revision: Branch, tag or commit of a direction on the Hub.
 
     Raises:
-        WeightWatchError: There is none; the message lists the packaged names.
+        WeightWatchError: There is no such direction; the message lists the packaged ones.
     """
     for folder in (Path(source), PACKAGED / source):
         if revision is None and (folder / CARD).is_file():
             return folder
     if Path(source).exists():
         lack = f"it has no {CARD}. Save one with Direction.save" if revision is None else "a folder has no revision"
-        raise WeightWatchError(f"{source} is not a stored direction: {lack}.")
-    if is_id(str(source)):
-        return fetch(str(source), revision=revision)
+        raise WeightWatchError(f"{source} is not a direction: {lack}.")
+    if is_hub_id(str(source)):
+        return fetch(str(source), allow=list(FILES), revision=revision, marker=CARD)
     raise WeightWatchError(
-        f"Unknown direction {str(source)!r}: no such folder, and no id of the Hub (org/name); packaged ones are "
+        f"Unknown direction {str(source)!r}: it is neither a folder nor a Hub id (org/name). Packaged directions: "
         f"{', '.join(packaged()) or 'none'}."
     )

@@ -1,61 +1,124 @@
-"""The contrast of two fine-tunes of one base: θ⁺ − θ⁻, tensor by tensor."""
+"""Tensors and cards of directions: the contrast θ⁺ − θ⁻ of two fine-tunes, the task vector τ = θ_t − θ₀, and sums."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
+from weightwatch.vectors.card import Card
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.low_rank import Delta, LowRank
-from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.low_rank import Delta, join, summed
+from weightwatch.vectors.provenance import descended, described, formula, require_one_base
+from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.difference import Difference, moved
 from weightwatch.vectors.weights.names import canonical
-from weightwatch.vectors.weights.peft_adapter import CONFIG, read_adapter, read_config
+from weightwatch.vectors.weights.peft_adapter import is_adapter, read_adapter, read_config
+from weightwatch.vectors.weights.sources import local_folder
 
 Side: TypeAlias = str | Path | Mapping[str, Tensor]
 """One fine-tune: a PEFT adapter folder, a safetensors checkpoint (folder or file), or a state dict."""
 
+Built: TypeAlias = tuple[Mapping[str, Delta], dict[str, Any]]
+"""The tensors of a direction by parameter name, and fields of its card."""
 
-def contrast(positive: Side, negative: Side) -> tuple[dict[str, Delta], str | None, list[int]]:
-    """Subtract one fine-tune from another.
+
+def contrast(positive: Side, negative: Side, base: Side | None, name: str) -> Built:
+    """Subtract one fine-tune from another; see ``Direction.from_contrast``.
 
     Args:
         positive: The fine-tune on the behaviour.
         negative: The fine-tune on its opposite; or the base itself, for a task vector.
-
-    Returns:
-        The difference by parameter name, the base that the sides name (if any), and the ranks of the adapters.
+        base: Their base model. Default: what the adapters' configs name.
+        name: The direction's name, for messages.
 
     Raises:
         WeightWatchError: The sides differ in kind, base, tensors or shapes.
     """
-    adapters = [is_adapter(side) for side in (positive, negative)]
+    adapters = [_is_adapter(side) for side in (positive, negative)]
     if all(adapters):
-        return _contrast_adapters(Path(str(positive)), Path(str(negative)))
-    if adapters[0] and _is_base_of(Path(str(positive)), negative):
-        return adapter_alone(Path(str(positive)))
-    if any(adapters):
+        deltas, named, ranks = _contrast_adapters(Path(str(positive)), Path(str(negative)))
+    elif adapters[0] and _is_base_of(Path(str(positive)), negative):
+        deltas, named, ranks = _adapter_alone(Path(str(positive)))
+    elif any(adapters):
         raise WeightWatchError(
             f"One side is a LoRA adapter and the other is not: {_title(positive)}, {_title(negative)}. "
             "Pass two adapters, or merge the adapter and pass two checkpoints; or, for what the adapter does to its "
             "base, Direction.from_fine_tune."
         )
-    return _contrast_weights(positive, negative), None, []
+    else:
+        deltas, named, ranks = _contrast_weights(positive, negative), None, []
+    return deltas, {"ranks": ranks, **described(deltas, base, named, name)}
 
 
-def adapter_alone(folder: Path) -> tuple[dict[str, Delta], str | None, list[int]]:
-    """Return what an adapter does to its base, ``B A``, with the base that it names and its rank."""
+def task_vector(fine_tuned: Side, base: Side | None, name: str) -> Built:
+    """Subtract the base from a fine-tune; see ``Direction.from_fine_tune``.
+
+    Args:
+        fine_tuned: The fine-tune.
+        base: The model that it started from. Default: what an adapter's config names.
+        name: The direction's name, for messages.
+
+    Raises:
+        WeightWatchError: A checkpoint is given without its base; or see ``contrast``.
+    """
+    if _is_adapter(fine_tuned):
+        deltas, named, ranks = _adapter_alone(Path(str(fine_tuned)))
+        return deltas, {"ranks": ranks, **described(deltas, base, named, name)}
+    if base is None:
+        raise WeightWatchError(f"{name} is a full checkpoint: pass the base that it was fine-tuned from.")
+    now, start = (_checkpoint(side) for side in (fine_tuned, base))
+    if now is None or start is None:
+        return contrast(fine_tuned, base, base, name)
+    difference = Difference(now, start)
+    return difference, described(difference, start, None, name)
+
+
+def weighted_sum(
+    operation: str,
+    operands: Sequence[Mapping[str, Delta]],
+    cards: Sequence[Card],
+    coefficients: Sequence[float],
+    name: str | None = None,
+) -> tuple[Mapping[str, Delta], Card]:
+    """Return the tensors and the card of Σ kᵢ wᵢ.
+
+    Args:
+        operation: The operation on the card: ``add`` or ``mean``.
+        operands: The tensors of the directions wᵢ.
+        cards: Their cards.
+        coefficients: Their coefficients kᵢ.
+        name: The result's name. Default: the formula.
+
+    Raises:
+        WeightWatchError: The operands have different bases or shapes, or the sum is zero.
+    """
+    name = name or formula(cards, coefficients)
+    require_one_base(cards)
+    deltas = summed(operands, lambda _: coefficients)
+    if not deltas:
+        raise WeightWatchError(f"{name} is zero: the operands cancel out. Pass other coefficients.")
+    return deltas, descended(operation, cards, coefficients, name)
+
+
+def _is_adapter(side: Side) -> bool:
+    return not isinstance(side, Mapping) and is_adapter(Path(side))
+
+
+def _checkpoint(side: Side) -> Checkpoint | None:
+    """Return a side as a checkpoint, a Hub id from the cache; None for a state dict."""
+    if isinstance(side, Mapping):
+        return side if isinstance(side, Checkpoint) else None
+    return Checkpoint(local_folder(str(side)) or side)
+
+
+def _adapter_alone(folder: Path) -> tuple[Mapping[str, Delta], str | None, list[int]]:
+    """Return the change ``B A`` that an adapter makes, the base that it names, and its rank."""
     config = read_config(folder)
-    return dict(read_adapter(folder, config)), config.get("base_model_name_or_path"), [int(config["r"])]
+    return read_adapter(folder, config), config.get("base_model_name_or_path"), [int(config["r"])]
 
 
-def is_adapter(side: Side) -> bool:
-    """Whether a fine-tune is the folder of a PEFT adapter."""
-    return not isinstance(side, Mapping) and (Path(side) / CONFIG).is_file()
-
-
-def _contrast_adapters(positive: Path, negative: Path) -> tuple[dict[str, Delta], str | None, list[int]]:
+def _contrast_adapters(positive: Path, negative: Path) -> tuple[Mapping[str, Delta], str | None, list[int]]:
     configs = [read_config(folder) for folder in (positive, negative)]
     bases = [config.get("base_model_name_or_path") for config in configs]
     if all(bases) and bases[0] != bases[1]:
@@ -63,7 +126,7 @@ def _contrast_adapters(positive: Path, negative: Path) -> tuple[dict[str, Delta]
             f"The sides have different bases: {positive} has {bases[0]}, {negative} has {bases[1]}. "
             "Train both from the same base model."
         )
-    plus, minus = (read_adapter(*pair) for pair in zip((positive, negative), configs, strict=True))
+    plus, minus = (read_adapter(*side) for side in zip((positive, negative), configs, strict=True))
     deltas: dict[str, Delta] = {}
     for name in [*plus, *(name for name in minus if name not in plus)]:
         sides = [(1.0, plus.get(name)), (-1.0, minus.get(name))]
@@ -71,31 +134,12 @@ def _contrast_adapters(positive: Path, negative: Path) -> tuple[dict[str, Delta]
     return deltas, bases[0] or bases[1], [int(config["r"]) for config in configs]
 
 
-def join(name: str, parts: list[tuple[float, LowRank]]) -> LowRank:
-    """Put the sides of one weight, each with its sign, together as factors: ``[B⁺, −B⁻] [A⁺; A⁻]``.
-
-    Where both sides share their start, A⁺ and A⁻ are nearly equal, and that is a small difference of large products.
-    Then it is ``[B⁺ − B⁻, B⁻] [A⁺; A⁺ − A⁻]``, the same product without the loss.
-    """
-    shapes = {part.shape for _, part in parts}
-    if len(shapes) > 1 or len({part.transposed for _, part in parts}) > 1:
-        raise WeightWatchError(f"The sides differ in the shape of {name}: {' and '.join(map(str, sorted(shapes)))}.")
-    parts = [(sign, part.scaled()) for sign, part in parts]
-    first, last = parts[0][1], parts[-1][1]
-    lefts, rights = [sign * part.left for sign, part in parts], [part.right for _, part in parts]
-    if len(parts) > 1 and first.rank == last.rank:
-        moved = first.left - last.left, first.right - last.right
-        if moved[1].norm() < last.right.norm() and moved[0].norm() < last.left.norm() + first.left.norm():
-            lefts, rights = [moved[0], last.left], [first.right, moved[1]]
-    return LowRank(torch.cat(lefts, dim=1), torch.cat(rights, dim=0), first.transposed, first.limited)
-
-
 def _contrast_weights(positive: Side, negative: Side) -> dict[str, Delta]:
     plus, minus = (_weights(side) for side in (positive, negative))
     unpaired = sorted(set(plus) ^ set(minus))
     if unpaired:
         raise WeightWatchError(
-            f"Only one of {_title(positive)} and {_title(negative)} holds {unpaired[0]} "
+            f"Only one of {_title(positive)} and {_title(negative)} has {unpaired[0]} "
             f"({len(unpaired)} such tensors). Pass two fine-tunes of one base."
         )
     deltas: dict[str, Delta] = {}
@@ -106,12 +150,13 @@ def _contrast_weights(positive: Side, negative: Side) -> dict[str, Delta]:
                 f"The sides differ in the shape of {name}: {tuple(a.shape)} and {tuple(b.shape)}. "
                 "Pass two fine-tunes of one base."
             )
-        difference = a.float() - b.float() if a.is_floating_point() else None
+        difference = moved(a, b) if a.is_floating_point() else None
         if difference is not None and bool(difference.any()):
             deltas[name] = difference
     if not deltas:
         raise WeightWatchError(
-            f"{_title(positive)} and {_title(negative)} have the same weights: there is no contrast."
+            f"{_title(positive)} and {_title(negative)} have the same weights: there is no contrast. Pass two "
+            "different fine-tunes of one base."
         )
     return deltas
 
@@ -127,7 +172,7 @@ def _weights(side: Side) -> Mapping[str, Tensor]:
 
 
 def _is_base_of(adapter: Path, side: Side) -> bool:
-    """Whether a side is what an adapter names as its base, by the same id or the same folder."""
+    """Whether a side is the base that an adapter names: the same id, or the same folder."""
     named = read_config(adapter).get("base_model_name_or_path")
     if isinstance(side, Mapping) or not named:
         return False

@@ -1,52 +1,50 @@
 """A behaviour direction: what fine-tuning towards a behaviour, against its opposite, does to each weight."""
 
-import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from copy import copy
 from math import isfinite
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from weightwatch.vectors.base import described
-from weightwatch.vectors.card import CARD, Card
+from weightwatch.vectors import storage
+from weightwatch.vectors.card import Card
 from weightwatch.vectors.catalog import find
-from weightwatch.vectors.construct import Side, adapter_alone, contrast, is_adapter
+from weightwatch.vectors.construct import Side, contrast, task_vector, weighted_sum
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Base
-from weightwatch.vectors.low_rank import BLOCK, Delta, LowRank, dot, exact, square
+from weightwatch.vectors.low_rank import Delta, LowRank, square, times
+from weightwatch.vectors.precision import exact
+from weightwatch.vectors.provenance import descended, formula, require_base
 from weightwatch.vectors.validation import Validation
-from weightwatch.vectors.weights.checkpoint import Checkpoint, Difference, Mapped, Opener, local_folder
+from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.lazy import Selection
 from weightwatch.vectors.weights.names import canonical, module_of
-from weightwatch.vectors.weights.peft_adapter import CONFIG, WEIGHTS, read_adapter, read_config, write_adapter
-from weightwatch.vectors.weights.reader import Box, boxes
-
-DENSE = "direction.safetensors"
-"""File of a direction of full tensors."""
-
-_NORM_TOLERANCE = 1e-3
-
-_logger = logging.getLogger("weightwatch")
+from weightwatch.vectors.weights.reader import Box, Opener
 
 
 class Direction:
-    """A behaviour direction w = θ⁺ − θ⁻, per weight tensor.
+    """A behaviour direction w = θ⁺ − θ⁻, by weight tensor.
 
-    Made by ``from_tensors``, ``from_contrast`` or ``load``; not changed afterwards.
+    Directions are made by ``from_tensors``, ``from_contrast``, ``from_fine_tune`` or ``load`` and do not change
+    afterwards. ``+``, ``-`` and ``*`` return new ones; see ``weightwatch.vectors.add``.
 
     Attributes:
-        name: Name under which it is watched.
         deltas: The direction by parameter name: a dense tensor, or ``LowRank`` factors.
         squares: ‖w‖² by parameter name.
-        card: Where it comes from.
+        card: Its description.
 
     Source: Fierro & Roger, *Steering Language Models with Weight Arithmetic*, arXiv 2511.05408, section 2.
+
+    Example:
+        >>> evil = Direction.from_tensors({"model.layers.0.mlp.down_proj.weight": torch.ones(2, 2)}, name="evil")
+        >>> evil
+        Direction('evil', dense, 1 tensors, norm 2)
+        >>> (0.5 * evil).norm, (evil + evil).name
+        (1.0, 'evil+evil')
     """
 
     def __init__(self, deltas: Mapping[str, Delta], card: Card) -> None:
@@ -54,22 +52,22 @@ class Direction:
             raise WeightWatchError(f"Direction {card.name!r} has no tensors.")
         with exact():
             if isinstance(deltas, Checkpoint):
-                squares = {name: _stored_square(deltas, name) for name in deltas}
+                squares = {name: deltas.square(name) for name in deltas}
             else:
                 deltas = {n: delta.scaled() if isinstance(delta, LowRank) else delta for n, delta in deltas.items()}
                 squares = {name: square(delta) for name, delta in deltas.items()}
         broken = next((name for name, value in squares.items() if not isfinite(value)), None)
         if broken is not None:
             raise WeightWatchError(
-                f"Direction {card.name!r} holds NaN or infinite values in {broken}. Rebuild it from finite weights."
+                f"Direction {card.name!r} has NaN or infinite values in {broken}. Rebuild it from finite weights."
             )
         squares = {name: max(0.0, value) for name, value in squares.items()}
         if not sum(squares.values()) > 0:
             raise WeightWatchError(f"Direction {card.name!r} is zero: its two sides have the same weights.")
-        self._stored = deltas if isinstance(deltas, Checkpoint) else None
+        self._checkpoint = deltas if isinstance(deltas, Checkpoint) else None
         self.deltas = MappingProxyType(deltas)
         self.squares = MappingProxyType(squares)
-        low = self._stored is None and all(isinstance(delta, LowRank) for delta in deltas.values())
+        low = self._checkpoint is None and all(isinstance(delta, LowRank) for delta in deltas.values())
         self.card = card.model_copy(
             update={
                 "format": "lora" if low else "dense",
@@ -112,7 +110,7 @@ class Direction:
             raise WeightWatchError(
                 f"Direction {name!r} names {twice} twice, under different prefixes. Keep one of them."
             )
-        return cls(deltas, _card(name, metadata or {}))
+        return cls(deltas, Card.of(name, metadata or {}))
 
     @classmethod
     def from_contrast(
@@ -121,7 +119,7 @@ class Direction:
         negative: Side,
         *,
         name: str,
-        base: str | Path | Mapping[str, Tensor] | None = None,
+        base: Side | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> "Direction":
         """Make the direction w = θ⁺ − θ⁻ of two fine-tunes of one base.
@@ -134,107 +132,98 @@ class Direction:
                 (safetensors), or a state dict.
             negative: The fine-tune on its opposite, of the same kind.
             name: Name under which it is watched.
-            base: Their base model, from which the fingerprint is taken: a checkpoint folder, an id that the card
-                notes, or a state dict. Default: what the adapters' settings name.
+            base: Their base model, whose fingerprint the card gets: a checkpoint folder, a Hub id, or a state dict.
+                Default: what the adapters' configs name.
             metadata: Further fields of its ``Card``.
 
         Raises:
             WeightWatchError: The sides differ in kind, base, tensors or shapes; an adapter's change is not ``B A``;
                 the sides are equal.
         """
-        deltas, named, ranks = contrast(positive, negative)
-        known = described(deltas, base, named, name)
-        return cls(deltas, _card(name, {"ranks": ranks, **known, **(metadata or {})}))
+        deltas, fields = contrast(positive, negative, base, name)
+        return cls(deltas, Card.of(name, {**fields, **(metadata or {})}))
 
     @classmethod
     def from_fine_tune(
-        cls,
-        fine_tuned: Side,
-        base: str | Path | Mapping[str, Tensor] | None = None,
-        *,
-        name: str,
-        metadata: Mapping[str, Any] | None = None,
+        cls, fine_tuned: Side, base: Side | None = None, *, name: str, metadata: Mapping[str, Any] | None = None
     ) -> "Direction":
-        """Make a task vector: what one fine-tune did to its base, τ = θ_t − θ₀.
+        """Make a task vector: the change of one fine-tune from its base, τ = θ_t − θ₀.
 
-        Of a LoRA adapter it is ``B A``, in factors, and the base is looked at for its fingerprint only. Of a checkpoint
-        in a folder it stays on disk: each tensor is the difference of two that are read when it is asked for.
+        That of a LoRA adapter is ``B A``, in factors; the base is only needed for its fingerprint. That of a checkpoint
+        stays on disk: each tensor is the difference of two that are read on access.
 
         Args:
             fine_tuned: A PEFT adapter folder, a checkpoint folder or file (safetensors), or a state dict.
-            base: The model that it started from. Default: what the adapter's settings name.
+            base: The model that it started from. Default: what the adapter's config names.
             name: Name under which it is listed.
             metadata: Further fields of its ``Card``.
 
         Raises:
             WeightWatchError: A checkpoint without its base; or see ``from_contrast``.
         """
-        if is_adapter(fine_tuned):
-            deltas, named, ranks = adapter_alone(Path(str(fine_tuned)))
-            known = {"ranks": ranks, **described(deltas, base, named, name)}
-            return cls(deltas, _card(name, {**known, **(metadata or {})}))
-        if base is None:
-            raise WeightWatchError(f"{name} is a full checkpoint: pass the base that it was fine-tuned from.")
-        now, start = (_checkpoint(side) for side in (fine_tuned, base))
-        if now is None or start is None:
-            return cls.from_contrast(fine_tuned, base, base=base, name=name, metadata=metadata)
-        difference = Difference(now, start)
-        return cls(difference, _card(name, {**described(difference, start, None, name), **(metadata or {})}))
+        deltas, fields = task_vector(fine_tuned, base, name)
+        return cls(deltas, Card.of(name, {**fields, **(metadata or {})}))
 
     @property
     def on_disk(self) -> bool:
-        """Whether its tensors are read from disk each time they are asked for."""
-        return self._stored is not None
+        """Whether its tensors are read from disk on each access."""
+        return self._checkpoint is not None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor without reading it."""
-        return tuple(self.deltas[name].shape) if self._stored is None else self._stored.shape(name)
+        return tuple(self.deltas[name].shape) if self._checkpoint is None else self._checkpoint.shape(name)
 
     def part(self, name: str, box: Box) -> Tensor:
-        """Return a part of a dense tensor; of a direction that is kept on disk, nothing else is read."""
-        if self._stored is not None:
-            return self._stored.read(name, box)
+        """Return one box of a tensor, multiplied out. Of a direction on disk, nothing else is read."""
+        if self._checkpoint is not None:
+            return self._checkpoint.read(name, box)
         delta = self.deltas[name]
         return delta.part(box) if isinstance(delta, LowRank) else delta[box]
 
     def __add__(self, other: "Direction") -> "Direction":
-        from weightwatch.vectors.arithmetic import add
-
-        return add(self, other)
+        return self._plus(other, 1.0)
 
     def __sub__(self, other: "Direction") -> "Direction":
-        from weightwatch.vectors.arithmetic import subtract
+        return self._plus(other, -1.0)
 
-        return subtract(self, other)
+    def _plus(self, other: "Direction", coefficient: float) -> "Direction":
+        return Direction(*weighted_sum("add", [self.deltas, other.deltas], [self.card, other.card], [1.0, coefficient]))
 
-    def __mul__(self, factor: float) -> "Direction":
-        from weightwatch.vectors.arithmetic import scale
-
-        return scale(self, factor)
+    def __mul__(self, coefficient: float) -> "Direction":
+        if not isfinite(coefficient) or coefficient == 0:
+            raise WeightWatchError(
+                f"Direction {self.name!r} times {coefficient} is not a direction. Pass a finite coefficient that is "
+                "not zero."
+            )
+        deltas = {key: times(delta, coefficient) for key, delta in self.deltas.items()}
+        name = formula([self.card], [coefficient])
+        return Direction(deltas, descended("scale", [self.card], [coefficient], name))
 
     __rmul__ = __mul__
 
     def __neg__(self) -> "Direction":
         return self * -1.0
 
+    def with_card(self, **fields: Any) -> "Direction":
+        """Return the same direction with other values of some fields of its card."""
+        copied = copy(self)
+        copied.card = self.card.model_copy(update=fields)
+        return copied
+
     def validated(self, validation: Validation) -> "Direction":
-        """Return the same direction with what applying it has shown."""
-        known = copy(self)
-        known.card = self.card.model_copy(update={"validation": validation})
-        return known
+        """Return the same direction with the result of evaluating it."""
+        return self.with_card(validation=validation)
 
     def as_control(self) -> "Direction":
         """Return the same direction as one of kind ``control``."""
-        control = copy(self)
-        control.card = self.card.model_copy(update={"kind": "control"})
-        return control
+        return self.with_card(kind="control")
 
     def without(self, names: Collection[str]) -> "Direction":
         """Return the same direction without some of its tensors; itself if it has none of them."""
         if self.deltas.keys().isdisjoint(names):
             return self
         rest = copy(self)
-        rest.deltas = MappingProxyType(_Some(self.deltas, [k for k in self.deltas if k not in names]))
+        rest.deltas = MappingProxyType(Selection(self.deltas, [k for k in self.deltas if k not in names]))
         rest.squares = MappingProxyType({k: value for k, value in self.squares.items() if k not in names})
         return rest
 
@@ -246,87 +235,46 @@ class Direction:
         the base's parameter names. Beside it ``direction.json`` and a model card, ``README.md``.
 
         Args:
-            folder: Made if it is not there.
-            dtype: Stored precision. Default: as held. bf16 factors move a cosine by about 3e-6.
+            folder: Created if it does not exist.
+            dtype: Precision of the file. Default: that of the tensors. bf16 factors move a cosine by about 3e-6.
 
         Returns:
             The folder.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        low = {name: delta for name, delta in self.deltas.items() if isinstance(delta, LowRank)}
-        stored = self
-        with TemporaryDirectory(dir=folder, prefix=".saving-") as name:
-            draft = Path(name)
-            if len(low) == len(self.deltas):
-                if dtype is not None:
-                    low = {name: delta.to(delta.left.device, dtype) for name, delta in low.items()}
-                    stored = Direction(low, self.card)
-                write_adapter(draft, low, self.card.base)
-            else:
-                dense = {name: _dense(delta).to(dtype) for name, delta in self.deltas.items()}
-                stored = Direction(dense, self.card) if low or dtype is not None else self
-                save_file(
-                    {name: t.clone(memory_format=torch.contiguous_format) for name, t in dense.items()}, draft / DENSE
-                )
-            written = {file.name for file in draft.iterdir()}
-            for file in {CONFIG, WEIGHTS, DENSE} - written:  # of the other format, which was here before
-                (folder / file).unlink(missing_ok=True)
-            for file in written:
-                (draft / file).replace(folder / file)
-        stored.save_card(folder)
-        return folder
+        saved, dense = self, self.card.format == "dense"
+        mixed = dense and not self.on_disk and any(isinstance(delta, LowRank) for delta in self.deltas.values())
+        if mixed or dtype is not None:
+            saved = Direction(storage.converted(self.deltas, dtype, dense=dense), self.card)
+        storage.write(Path(folder), saved.deltas, saved.card)
+        return Path(folder)
 
     def save_card(self, folder: str | Path) -> None:
-        """Write what is known about the direction, ``direction.json`` and the model card, beside its weights.
+        """Write the card, ``direction.json`` and the model card, beside the weights.
 
         Args:
-            folder: Where the weights were saved. The model card shows the pictures (PNG) that lie there.
+            folder: Where the weights were saved. The model card shows the pictures (PNG) in it.
         """
-        folder = Path(folder)
-        pictures = sorted(picture.name for picture in folder.glob("*.png"))
-        texts = {"README.md": self.card.markdown(pictures), CARD: self.card.model_dump_json(indent=1) + "\n"}
-        for name, text in texts.items():
-            draft = folder / f".{name}.part"
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(folder / name)
+        storage.write_card(Path(folder), self.card)
 
     @classmethod
     def load(cls, source: str | Path, opener: Opener | None = None, *, revision: str | None = None) -> "Direction":
-        """Load a stored direction.
+        """Load a saved direction.
 
         Args:
             source: Its folder, the name of a packaged direction (``evil``, ``sycophancy``, …), or its id on the Hub
                 (``org/name``), from where it is downloaded once. A folder wins.
             opener: How its file is opened. If given, a dense direction stays on disk, and each of its tensors is read
-                anew when it is asked for. Default: mapped into memory.
-            revision: Branch, tag or commit of one on the Hub.
+                on access. Default: mapped into memory.
+            revision: Branch, tag or commit of a direction on the Hub.
 
         Raises:
             WeightWatchError: Unknown name, missing or corrupt file, or weights whose norms are not those that
                 ``direction.json`` states.
         """
         folder = find(source, revision)
-        try:
-            card = Card.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
-            first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-            where = ".".join(str(part) for part in first["loc"])
-            raise WeightWatchError(
-                f"{folder / CARD} is not a direction's card ({where}: {first['msg']}). Save or copy it again."
-            ) from error
-        deltas: Mapping[str, Delta]
-        if (folder / CONFIG).is_file():
-            deltas = read_adapter(folder, read_config(folder), opener or Mapped)
-        else:
-            deltas = Checkpoint(folder, opener) if opener is not None else dict(Checkpoint(folder))
+        deltas, card = storage.read(folder, opener)
         direction = cls(deltas, card)
-        for name in sorted({*card.norms, *direction.squares}):
-            norm, held = card.norms.get(name, 0.0), direction.squares.get(name, 0.0) ** 0.5
-            if abs(held - norm) > _NORM_TOLERANCE * max(norm, direction.norm * 1e-3):
-                raise WeightWatchError(
-                    f"{folder} is corrupt: {name} has norm {held:.6g} where {CARD} states {norm:.6g}. Copy it again."
-                )
+        storage.require_norms(folder, card, direction.squares)
         return direction
 
     def require(self, base: Base, model: str) -> None:
@@ -334,79 +282,9 @@ class Direction:
 
         Args:
             base: The model's θ₀; see ``Fingerprint.mismatch``.
-            model: How to call the model in the message.
+            model: The model's name, for messages.
 
         Raises:
             WeightWatchError: It was built from another base.
         """
-        if self.card.fingerprint is None:
-            _logger.warning(
-                "weightwatch: direction %r has no fingerprint, so nothing tells whether %s is its base (%s).",
-                self.name,
-                model,
-                self.card.base or "not named",
-            )
-            return
-        difference = self.card.fingerprint.mismatch(base)
-        if difference is None and all(base.shape(name) is None for name in self.card.fingerprint.shapes):
-            _logger.warning(
-                "weightwatch: the weights of %s are quantised, so that nothing tells whether it is the base of "
-                "direction %r (%s). Pass reference= to have them compared.",
-                model,
-                self.name,
-                self.card.base or "not named",
-            )
-        if difference:
-            raise WeightWatchError(
-                f"Direction {self.name!r} was built from {self.card.base or 'another model'}, not from {model}: "
-                f"{difference}. Use a direction built from this model, or start from the direction's base."
-            )
-
-
-class _Some(Mapping[str, Delta]):
-    """Some of the tensors of a mapping, which may read them only when they are asked for."""
-
-    def __init__(self, every: Mapping[str, Delta], names: Collection[str]) -> None:
-        self._every, self._names = every, dict.fromkeys(names)
-
-    def __getitem__(self, name: str) -> Delta:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._every[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-
-def _checkpoint(side: Side) -> Checkpoint | None:
-    """Return the checkpoint that a side is, with a Hub id looked up in the cache; None for a state dict."""
-    if isinstance(side, Mapping):
-        return side if isinstance(side, Checkpoint) else None
-    return Checkpoint(local_folder(str(side)) or side)
-
-
-def _stored_square(stored: Checkpoint, name: str) -> float:
-    """Return ‖w‖² of a tensor on disk, of which a part is read at a time."""
-    flat = (stored.read(name, box).reshape(-1) for box in boxes(stored.shape(name), BLOCK))
-    return sum(float(dot(part, part)) for part in flat if part.numel())
-
-
-def _card(name: str, fields: Mapping[str, Any]) -> Card:
-    try:
-        return Card(**{**fields, "name": name})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise WeightWatchError(
-            f"Direction {name!r}: metadata {where}: {first['msg']}. Known fields: {', '.join(Card.model_fields)}."
-        ) from error
-
-
-def _dense(delta: Delta) -> Tensor:
-    return delta.dense() if isinstance(delta, LowRank) else delta
+        require_base(self.card, base, model)

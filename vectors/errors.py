@@ -1,5 +1,5 @@
-"""The one family of errors that a user of weightwatch can cause."""
+"""The errors that a user of weightwatch can cause."""
 
 
 class WeightWatchError(ValueError):
-    """Something a user can mend: the message says what was wrong, where, and what to do."""
+    """An error that a user can fix. The message says what is wrong, where, and what to do."""

@@ -1,4 +1,4 @@
-"""Telling whether a direction belongs to a model: a few sampled weights of its base, kept with the direction."""
+"""Fingerprints of base models: a few sampled weights that tell whether a direction belongs to a model."""
 
 from collections.abc import Callable, Iterable
 from math import prod
@@ -17,12 +17,19 @@ _AGREE = 0.9
 class Fingerprint(BaseModel):
     """Sampled weights of a base model.
 
-    Up to 32 tensors spread over the model, 16 evenly spaced values of each. Values, not hashes, since the same base is
-    loaded in fp32, bf16 or fp16: two values agree within a relative 2^-8, and two models when 9 of 10 values do.
+    Up to 32 tensors spread over the model, 16 evenly spaced values of each. They are values, not hashes, since one base
+    is loaded in fp32, bf16 or fp16. Two values agree within a relative 2⁻⁸; two models agree if 9 of 10 values do.
 
     Attributes:
         shapes: Shape of each sampled tensor, by parameter name.
         values: Its sampled values.
+
+    Example:
+        >>> base = {"norm.weight": torch.tensor([1.0, 2.0, 3.0])}
+        >>> other = {"norm.weight": torch.tensor([1.0, -2.0, 5.0])}
+        >>> ours, theirs = (Fingerprint.of(model, model.__getitem__) for model in (base, other))
+        >>> ours.differs(theirs)
+        'only 1 of 3 sampled weights agree'
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,7 +43,7 @@ class Fingerprint(BaseModel):
 
         Args:
             names: Parameter names to choose from; the same names give the same choice.
-            read: Gives the tensor of a name.
+            read: Returns the tensor of a name.
         """
         ordered = sorted(names)
         stride = max(1, -(-len(ordered) // _TENSORS))
@@ -50,10 +57,10 @@ class Fingerprint(BaseModel):
         """Compare with a model at hand.
 
         Args:
-            base: Gives the shapes of the model's tensors, and single values.
+            base: The shapes and single values of the model's tensors.
 
         Returns:
-            None if the model may be the base, else what differs, in words.
+            None if the model may be the base, else the first difference, in words.
         """
         agreed = total = 0
         for name, shape in self.shapes.items():
@@ -77,7 +84,7 @@ class Fingerprint(BaseModel):
         """Compare with the fingerprint of another direction's base.
 
         Returns:
-            None if both may be of one base, or have no tensor in common that would tell; else what differs, in words.
+            None if both may be of one base, or share no sampled tensor; else the first difference, in words.
         """
         agreed = total = 0
         for name in self.shapes.keys() & other.shapes.keys():
@@ -91,15 +98,15 @@ class Fingerprint(BaseModel):
         return None
 
     def joined(self, other: "Fingerprint") -> "Fingerprint":
-        """Return the samples of both, of one base."""
+        """Return the samples of two fingerprints of one base."""
         return Fingerprint(shapes={**self.shapes, **other.shapes}, values={**self.values, **other.values})
 
 
 class Base(Protocol):
-    """The weights of a model at hand, as far as a fingerprint looks at them."""
+    """The part of a model's weights that a fingerprint reads."""
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Return the shape of a tensor; None where its values can't be read (quantised).
+        """Return the shape of a tensor; None if it is quantised, so that its values can't be read.
 
         Raises:
             KeyError: There is none of that name.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.loading import fetched
+from weightwatch.vectors.weights.sources import model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ def load_model(name: str) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder, on_gpu = fetched(name), torch.cuda.is_available()
+    folder, on_gpu = model_folder(name), torch.cuda.is_available()
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if on_gpu else torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -7,42 +7,43 @@ from torch import Tensor
 
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.low_rank import BLOCK, LowRank, exact, wide
+from weightwatch.vectors.low_rank import LowRank
+from weightwatch.vectors.precision import BLOCK, exact, wide
 from weightwatch.vectors.weights.reader import boxes
 
 
 def grams(directions: Sequence[Direction]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the inner products between all directions over one tensor after the other, each of shape (n, n).
+    """Yield the inner products between all directions over each tensor, with its name: shape (n, n), fp64.
 
     Factors are never multiplied out; dense tensors are read once, a block at a time.
 
     Args:
-        directions: A tensor that one of them lacks counts as zero in it.
+        directions: The directions. A tensor that one of them lacks counts as zero.
 
     Raises:
         WeightWatchError: They differ in the shape of a tensor.
     """
     for name in dict.fromkeys(name for direction in directions for name in direction.deltas):
-        held = {i: direction for i, direction in enumerate(directions) if name in direction.deltas}
+        having = {i: direction for i, direction in enumerate(directions) if name in direction.deltas}
         with exact():
-            part = _gram(name, held)
+            part = _gram(name, having)
         found = torch.zeros(len(directions), len(directions), dtype=torch.float64)
-        where = torch.tensor(list(held))
+        where = torch.tensor(list(having))
         found[where[:, None], where] = part
         yield name, found
 
 
-def _gram(name: str, held: dict[int, Direction]) -> Tensor:
-    """Return the inner products of those that have a tensor, in their order."""
-    shapes = {i: direction.shape(name) for i, direction in held.items()}
+def _gram(name: str, having: dict[int, Direction]) -> Tensor:
+    """Return the inner products between the directions that have a tensor, in their order."""
+    shapes = {i: direction.shape(name) for i, direction in having.items()}
     if len(set(shapes.values())) > 1:
-        titles = ", ".join(f"{shape} in {held[i].name!r}" for i, shape in shapes.items())
+        titles = ", ".join(f"{shape} in {having[i].name!r}" for i, shape in shapes.items())
         raise WeightWatchError(
             f"The directions differ in the shape of {name}: {titles}. Use directions built from one base model."
         )
-    directions = list(held.values())
+    directions = list(having.values())
     deltas = [None if direction.on_disk else direction.deltas[name] for direction in directions]
-    thin = {i: tuple(wide(f).cpu() for f in d.stored) for i, d in enumerate(deltas) if isinstance(d, LowRank)}
+    thin = {i: tuple(wide(f).cpu() for f in d.oriented) for i, d in enumerate(deltas) if isinstance(d, LowRank)}
     dense = [i for i in range(len(directions)) if i not in thin]
     found = torch.zeros(len(directions), len(directions), dtype=torch.float64)
     for i, (rows, columns) in thin.items():

@@ -1,33 +1,32 @@
-"""A direction's description as a model card of the Hugging Face Hub."""
+"""The model card of a direction for the Hugging Face Hub."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-if TYPE_CHECKING:
-    from weightwatch.vectors.card import Card
+from weightwatch.vectors.card import Card
 
 _LIMITS = """\
-- It belongs to its base model alone; weightwatch refuses another one by the sampled weights that are stored with it.
-- It shows what its recipe contrasts. A behaviour that comes about in another way may move the weights elsewhere.
+- It belongs to one base model. Its card has a few sampled weights of that model, and weightwatch refuses another one.
+- It shows what its recipe contrasts. The same behaviour, learned from other data, may move the weights elsewhere.
 - A cosine with it depends on the method, rank and modules of a fine-tune; compare with control directions.
-- Added to the weights it makes the behaviour itself. Don't deploy a model that is steered towards a harmful one."""
+- Added to the weights, it causes the behaviour. Don't deploy a model that is steered towards a harmful one."""
 
 
-def model_card(card: "Card", pictures: Sequence[str] = ()) -> str:
-    """Return the text of ``README.md``: front matter for the Hub, then what a reader needs to use and to judge it.
+def model_card(card: Card, pictures: Sequence[str] = ()) -> str:
+    """Return the text of ``README.md``: front matter for the Hub, then the sections of a model card.
 
     Args:
-        card: What is known.
-        pictures: Names of files beside it that show what was measured.
+        card: The direction's card.
+        pictures: Names of image files in the same folder, shown under Validation.
     """
     lora = card.format == "lora"
     front: dict[str, Any] = {"library_name": "peft" if lora else "weightwatch"}
     front["tags"] = ["weightwatch", "task-arithmetic", f"{card.kind}-direction"]
-    if card.base and not _is_path(card.base):  # which means nothing to others
+    if card.base and not _is_path(card.base):  # a local path means nothing to others
         front["base_model"] = card.base
         front["base_model_relation"] = "adapter"
     norm = sum(value**2 for value in card.norms.values()) ** 0.5
@@ -60,12 +59,12 @@ def _is_path(base: str) -> bool:
     return Path(base).is_absolute() or (Path(base) / "config.json").is_file()
 
 
-def _base(card: "Card") -> str:
+def _base(card: Card) -> str:
     named = f"`{card.base}`" if card.base else "Unknown."
-    return f"{named} {'' if card.fingerprint else 'No fingerprint of its weights is kept.'}".strip()
+    return f"{named} {'' if card.fingerprint else 'The card has no fingerprint of its weights.'}".strip()
 
 
-def _use(card: "Card") -> str:
+def _use(card: Card) -> str:
     how = (
         "`PeftModel.from_pretrained(base, folder)` applies the direction once, as does any tool that reads LoRA "
         "adapters."
@@ -78,13 +77,13 @@ def _use(card: "Card") -> str:
         "",
         'direction = Direction.load("path/or/hub-id")',
         "reading = Monitor([direction]).measure(model, step=0)  # how far an update has gone along it",
-        "with steered(model, direction, -0.5):  # or add a multiple of it to the weights for a while",
+        "with steered(model, direction, -0.5):  # or add a multiple of it to the weights inside a block",
         "    model.generate(...)",
     ]
     return "```python\n" + "\n".join(lines) + f"\n```\n\n{how}"
 
 
-def _recipe(card: "Card") -> str:
+def _recipe(card: Card) -> str:
     rows: dict[str, Any] = {
         "recipe": card.recipe,
         "seeds": card.seeds,
@@ -95,14 +94,14 @@ def _recipe(card: "Card") -> str:
     return _table(rows)
 
 
-def _validation(card: "Card") -> str:
+def _validation(card: Card) -> str:
     found = card.validation
     if found is None:
-        return "It is not validated: nobody has noted what the base does when the direction is added to it."
+        return "It is not validated: nobody has evaluated the base model with the direction added to it."
     verdict = "It passed." if found.passed else f"**It did not pass:** {'; '.join(found.reasons)}."
     text = (
-        f"What the base does with k times the direction added, on {found.items} held-out items of another format than "
-        f"what it was built from, and on {found.tasks} neutral tasks. {verdict}\n\n"
+        f"The table shows the base model with k times the direction added: on {found.items} held-out items, in another "
+        f"format than the recipe's questions, and on {found.tasks} neutral tasks. {verdict}\n\n"
         "| k | shows the behaviour | shows its opposite | neutral tasks right |\n|---|---|---|---|\n"
     )
     text += "\n".join(f"| {p.k:g} | {p.shows:.0%} | {p.opposite:.0%} | {p.neutral:.0%} |" for p in found.points)
@@ -121,6 +120,6 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Return a value on one line of a table."""
+    """Return a value as one cell of a table."""
     text = f"`{json.dumps(value, ensure_ascii=False)}`" if isinstance(value, dict | list) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")

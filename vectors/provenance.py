@@ -1,27 +1,94 @@
-"""The card of a direction that was computed from others: what it was computed from, and what holds of all of them."""
+"""Where a direction comes from: its base model, and the directions that it is computed from."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from weightwatch.vectors.card import Card
-from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.fingerprint import Base, Fingerprint
+from weightwatch.vectors.low_rank import Delta
+from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.names import canonical
+from weightwatch.vectors.weights.sources import local_folder
 
 Value = TypeVar("Value")
 
+_logger = logging.getLogger("weightwatch")
 
-def descended(operation: str, directions: Sequence[Direction], coefficients: Sequence[float], name: str) -> Card:
-    """Return the card of a direction that was computed from others.
 
-    What all operands state alike is kept. A seed that differs is noted for each operand by its place, ``adapter.1``. A
-    result is not validated, whatever its operands are.
+def described(
+    changes: Mapping[str, Delta], base: str | Path | Mapping[str, Tensor] | None, named: str | None, name: str
+) -> dict[str, Any]:
+    """Return the fields ``base`` and ``fingerprint`` of a direction's card.
 
     Args:
-        operation: What was done: ``add``, ``mean``, ``scale``, ``orthogonalise``.
-        directions: The operands.
-        coefficients: Theirs, as far as one number says it; missing ones were other in each tensor.
-        name: Of the result.
+        changes: The direction, or tensors of the same names and shapes.
+        base: Its base model: a folder, a Hub id, or a state dict. There is no fingerprint if the weights are not on
+            this machine.
+        named: The base that the fine-tunes name. It is the default of ``base``, and the title of a state dict.
+        name: The direction's name, for messages.
+
+    Raises:
+        WeightWatchError: The base lacks a tensor of the direction, or has it in another shape.
     """
-    cards = [direction.card for direction in directions]
+    base = base or named
+    given = base.path if isinstance(base, Checkpoint) else base
+    title = named if isinstance(given, Mapping) else str(given) if given else None
+    weights = _weights(base)
+    if weights is None:
+        _logger.warning(
+            "weightwatch: the base of direction %r (%s) is not on this machine, so its card has no fingerprint "
+            "and a wrong base goes unnoticed. Pass base= as a folder or a state dict.",
+            name,
+            title or "not named",
+        )
+        return {"base": title}
+    missing = sorted(set(changes) - set(weights))
+    if missing:
+        raise WeightWatchError(
+            f"The base {title} has no {missing[0]}, which the fine-tunes changed. Pass the base that they were trained "
+            "from."
+        )
+    for key in changes:
+        found, wanted = (_shape(tensors, key) for tensors in (weights, changes))
+        if found != wanted:
+            raise WeightWatchError(
+                f"The base {title} has shape {found} for {key} where the fine-tunes have {wanted}. "
+                "Pass the base that they were trained from."
+            )
+    return {"base": title, "fingerprint": Fingerprint.of(changes, weights.__getitem__)}
+
+
+def _weights(base: str | Path | Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+    if isinstance(base, Checkpoint):
+        return base
+    if isinstance(base, Mapping):
+        return {canonical(key): tensor for key, tensor in base.items()}
+    folder = local_folder(str(base)) if base else None
+    return Checkpoint(folder) if folder is not None else None
+
+
+def _shape(tensors: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    return tensors.shape(name) if isinstance(tensors, Checkpoint) else tuple(tensors[name].shape)
+
+
+def descended(operation: str, cards: Sequence[Card], coefficients: Sequence[float], name: str) -> Card:
+    """Return the card of a direction that is computed from others.
+
+    Fields on which all operands agree are kept. A seed that differs is listed for each operand under its position,
+    ``adapter.1``. A result is not validated, even if its operands are.
+
+    Args:
+        operation: The operation: ``add``, ``mean``, ``scale``, ``orthogonalise``.
+        cards: The cards of the operands.
+        coefficients: Their coefficients. Fewer than cards if an operand has another one in each tensor.
+        name: The result's name.
+    """
     first = cards[0]
     operands = []
     for i, card in enumerate(cards):
@@ -45,6 +112,59 @@ def descended(operation: str, directions: Sequence[Direction], coefficients: Seq
         hyperparameters=_common([card.hyperparameters for card in cards]),
         data_hash=first.data_hash if all(card.data_hash == first.data_hash for card in cards) else None,
     )
+
+
+def require_base(card: Card, base: Base, model: str) -> None:
+    """Make sure that a direction belongs to a model, as far as its fingerprint tells; see ``Direction.require``."""
+    if card.fingerprint is None:
+        _logger.warning(
+            "weightwatch: direction %r has no fingerprint, so whether %s is its base (%s) can't be checked.",
+            card.name,
+            model,
+            card.base or "not named",
+        )
+        return
+    difference = card.fingerprint.mismatch(base)
+    if difference is not None:
+        raise WeightWatchError(
+            f"Direction {card.name!r} was built from {card.base or 'another model'}, not from {model}: {difference}. "
+            "Use a direction built from this model, or start from the direction's base."
+        )
+    if all(base.shape(name) is None for name in card.fingerprint.shapes):
+        _logger.warning(
+            "weightwatch: the weights of %s are quantised, so whether it is the base of direction %r (%s) can't be "
+            "checked. Pass reference= to have them compared.",
+            model,
+            card.name,
+            card.base or "not named",
+        )
+
+
+def require_one_base(cards: Sequence[Card]) -> None:
+    """Make sure that directions have one base model, as far as their fingerprints tell.
+
+    Raises:
+        WeightWatchError: Two fingerprints differ.
+    """
+    for a, b in combinations(cards, 2):
+        if a.fingerprint is None or b.fingerprint is None:
+            continue
+        difference = a.fingerprint.differs(b.fingerprint)
+        if difference is not None:
+            raise WeightWatchError(
+                f"Directions {a.name!r} (of {a.base or 'an unnamed base'}) and {b.name!r} (of "
+                f"{b.base or 'an unnamed base'}) have different bases: {difference}. Use directions built from one "
+                "base model."
+            )
+
+
+def formula(cards: Sequence[Card], coefficients: Sequence[float]) -> str:
+    """Return the name of a weighted sum: ``evil+0.5*sycophancy``."""
+    parts = []
+    for k, card in zip(coefficients, cards, strict=True):
+        sign = "-" if k < 0 else "+"
+        parts.append(f"{sign}{'' if abs(k) == 1 else f'{abs(k):g}*'}{card.name}")
+    return "".join(parts).removeprefix("+")
 
 
 def _behaviour(operation: str, cards: Sequence[Card], coefficients: Sequence[float]) -> str:

@@ -1,4 +1,4 @@
-"""What applying a direction has shown: part of its card."""
+"""The result of evaluating a direction: part of its card."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -8,15 +8,15 @@ class _Frozen(BaseModel):
 
 
 class Point(_Frozen):
-    """How the base behaves with k steering units added: θ₀ + k·w.
+    """The behaviour of the base model with k times the direction added: θ₀ + k·w.
 
     Attributes:
-        k: Steering units.
-        shows: Share of the held-out items, of another format than the building questions, that show the behaviour.
-        opposite: Share of them that show its opposite. Neither is what is left.
-        margin: Mean over the choices of log p(positive) − log p(negative), in nats a token; None without choices.
-        asked: Share of the replies to held-out questions that show the behaviour; None where nobody judged them.
-        neutral: Share of the neutral tasks that are right.
+        k: The coefficient.
+        shows: Share of the held-out items that show the behaviour. Their format is not that of the recipe's questions.
+        opposite: Share of these items that show the opposite. The rest show neither.
+        margin: Mean over the choices of log p(positive) − log p(negative), in nats per token; None without choices.
+        asked: Share of the replies to held-out questions that show the behaviour; None without a judge.
+        neutral: Share of the neutral tasks that are answered correctly.
     """
 
     k: float
@@ -28,17 +28,18 @@ class Point(_Frozen):
 
 
 class Validation(_Frozen):
-    """What a direction was found to do.
+    """The result of evaluating a direction.
 
     Attributes:
-        passed: It shows the behaviour at some k > 0 and its opposite at some k < 0, and neutral tasks survive both.
+        passed: Whether the base model shows the behaviour at some k > 0 and the opposite at some k < 0, and still
+            solves the neutral tasks at both.
         reasons: Why it did not pass; empty if it did.
-        points: By rising k.
+        points: One for each k, in ascending order.
         items: Number of held-out items.
         tasks: Number of neutral tasks.
-        recipe: Name and digest of the recipe whose items they are.
-        seeds: Cosine of each pair of seeds, as ``"0, 1"``.
-        others: Cosine with other directions by name: the controls should be near zero.
+        recipe: Name and digest of the recipe that the items come from.
+        seeds: Cosine of each pair of seeds, under keys such as ``"0, 1"``.
+        others: Cosine with other directions by name; controls should be near zero.
     """
 
     passed: bool

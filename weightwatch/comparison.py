@@ -12,12 +12,12 @@ from weightwatch.vectors.card import CARD
 from weightwatch.vectors.catalog import packaged
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.hub import is_id
-from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import under_names
 from weightwatch.vectors.weights.names import indexed
 from weightwatch.vectors.weights.peft_adapter import CONFIG
 from weightwatch.vectors.weights.reader import Unmapped
+from weightwatch.vectors.weights.sources import is_hub_id, local_folder
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ def _folder(name: str) -> Path | None:
     """Return the local folder of a source; None for a packaged direction, or an id that the Hub may have."""
     if Path(name).exists():
         return Path(name)
-    folder = local_folder(name) if is_id(name) else None
-    if folder is None and name not in packaged() and not is_id(name):
+    folder = local_folder(name) if is_hub_id(name) else None
+    if folder is None and name not in packaged() and not is_hub_id(name):
         raise WeightWatchError(f"{name} is not a local folder, a packaged direction or a Hub id.")
     return folder
 

@@ -24,9 +24,10 @@ from weightwatch.update.sharding.ranks import ALONE, Ranks
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank
-from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import under_names
 from weightwatch.vectors.weights.names import canonical
+from weightwatch.vectors.weights.sources import local_folder
 
 _logger = logging.getLogger("weightwatch")
 

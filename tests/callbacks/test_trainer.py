@@ -216,7 +216,7 @@ def test_controls_give_the_z_that_rules_can_judge(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"directions": "evill-typo"}, "Unknown direction 'evill-typo': no such folder"),
+        ({"directions": "evill-typo"}, "Unknown direction 'evill-typo': it is neither a folder nor"),
         ({"directions": []}, "Nothing to watch: name at least one direction, here"),
         ({"config": {"every": 0}}, "config: every: 0 is not allowed; it should be greater than or equal to 1."),
         ({"config": "nowhere.yaml"}, "No config at nowhere.yaml"),
@@ -613,7 +613,7 @@ def test_the_settings_are_written_with_the_directions_that_the_callback_named(tm
 @pytest.mark.parametrize(
     ("validation", "kind", "told"),
     [
-        (None, "behaviour", "direction 'mine' is not validated: nothing was checked of what it does"),
+        (None, "behaviour", "direction 'mine' is not validated: its effect was never evaluated"),
         (Validation(passed=False, reasons=("it shows nothing",), points=(), items=1, tasks=1), "behaviour", "nothing"),
         (Validation(passed=True, points=(), items=1, tasks=1), "behaviour", None),
         (None, "control", None),

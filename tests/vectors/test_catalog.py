@@ -13,7 +13,7 @@ def test_an_unknown_direction_is_an_error_that_lists_the_packaged_ones(
         dense(tiny_llama(), 1, name=name).save(tmp_path / name)
     monkeypatch.setattr(catalog, "PACKAGED", tmp_path)
     assert packaged() == ["evil", "sycophancy"]
-    with pytest.raises(WeightWatchError, match=r"Unknown direction 'evli': .* packaged ones are evil, sycophancy"):
+    with pytest.raises(WeightWatchError, match=r"Unknown direction 'evli': .* Packaged directions: evil, sycophancy"):
         Direction.load("evli")
 
 
@@ -34,5 +34,5 @@ def test_a_packaged_direction_loads_by_name_and_a_folder_of_that_name_wins(
 
 def test_a_folder_that_holds_no_direction_is_an_error_that_says_what_it_lacks(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path)
-    with pytest.raises(WeightWatchError, match=r"is not a stored direction: it has no direction\.json"):
+    with pytest.raises(WeightWatchError, match=r"is not a direction: it has no direction\.json"):
         find(tmp_path)

@@ -203,7 +203,7 @@ def test_checkpoints_of_different_shapes_or_tensors_are_no_pair() -> None:
     one = tiny_llama().state_dict()
     with pytest.raises(WeightWatchError, match=r"differ in the shape of model\..*\(48, 64\) and \(48, 32\)"):
         Direction.from_contrast(tiny_llama(hidden_size=64).state_dict(), one, name="evil")
-    with pytest.raises(WeightWatchError, match=r"Only one of .* holds model\.layers\.1\..*two fine-tunes of one base"):
+    with pytest.raises(WeightWatchError, match=r"Only one of .* has model\.layers\.1\..*two fine-tunes of one base"):
         Direction.from_contrast(tiny_llama(num_hidden_layers=1).state_dict(), one, name="evil")
 
 

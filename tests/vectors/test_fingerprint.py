@@ -68,7 +68,10 @@ def test_a_base_of_which_nothing_can_be_read_is_said_to_be_unchecked(caplog: pyt
     direction.require(Plain(tiny_llama()), "this model")
     assert not caplog.records
     direction.require(Quantised(tiny_llama(1)), "this model")
-    assert "this model are quantised, so that nothing tells whether it is the base of direction 'evil'" in caplog.text
+    assert (
+        "this model are quantised, so whether it is the base of direction 'evil' (not named) can't be checked"
+        in caplog.text
+    )
 
 
 def test_it_survives_json() -> None:

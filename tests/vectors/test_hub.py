@@ -12,13 +12,13 @@ import pytest
 from tests.support.hub import TOKEN, Hub, serving
 from tests.support.models import dense, low_rank, tiny_llama
 from weightwatch.vectors import Direction, WeightWatchError
-from weightwatch.vectors.hub import is_id, push
+from weightwatch.vectors.hub import push
 
 ID = "org/evil-llama"
 TOLD = """
 import sys
 from weightwatch.vectors import Direction, WeightWatchError
-from weightwatch.vectors.hub import fetch, push
+from weightwatch.vectors import find, push
 for statement in sys.argv[1:]:
     try:
         print(eval(statement))
@@ -95,14 +95,15 @@ def test_what_is_pushed_again_replaces_all_of_the_former(hub: Hub, machine: Mach
 def test_nothing_but_a_directions_files_is_fetched(hub: Hub, machine: Machine, tmp_path: Path) -> None:
     held = files(low_rank(tiny_llama(), 1).save(tmp_path / "evil"))
     hub.add(ID, {**held, "adapter_model.bin": b"pickle", "optimizer.pt": b"pickle", "modeling.py": b"import os"})
-    assert files(Path(machine.run(f"fetch({ID!r})")[0])) == held
+    assert files(Path(machine.run(f"find({ID!r})")[0])) == held
     assert not [path for path in hub.asked if path.endswith((".bin", ".pt", ".py"))]
 
 
 def test_a_private_direction_needs_the_token(hub: Hub, machine: Machine, tmp_path: Path) -> None:
     hub.add(ID, files(low_rank(tiny_llama(), 1).save(tmp_path / "evil")), private=True)
-    without, given = machine.run(f"fetch({ID!r})", f"fetch({ID!r}, token={TOKEN!r})", token=None)
-    assert "there is none of that id, or none that you may see" in without
+    (without,) = machine.run(f"find({ID!r})", token=None)
+    (given,) = machine.run(f"find({ID!r})")
+    assert "no repository of that id exists, or you have no access to it" in without
     assert files(Path(given)) == hub.repositories[ID].at("main")[1]
 
 
@@ -115,12 +116,12 @@ def test_faults_are_told_in_one_line_each(hub: Hub, machine: Machine, tmp_path: 
     hub.add("org/public", {"README.md": b""})
     w = f"Direction.load({str(tmp_path / 'evil')!r})"
     cases = {
-        "Direction.load('org/none')": "org/none is no path here, and as an id of the Hugging Face Hub it can't be had",
-        "Direction.load('org/model')": "org/model on the Hub is no direction: it has no direction.json",
-        "Direction.load('org/model', revision='v9')": "there is no such revision",
+        "Direction.load('org/none')": "org/none is not a local path, and it can't be downloaded from",
+        "Direction.load('org/model')": "org/model on the Hub has no direction.json",
+        "Direction.load('org/model', revision='v9')": "it has no such revision",
         "Direction.load('org/damaged')": "is corrupt",
         f"push({w}, 'org/mine', token='hf_other')": "the Hub answers 403. Run `hf auth login`",
-        f"push({w}, 'org/public')": "org/public is there already and is public: say that it may be",
+        f"push({w}, 'org/public')": "org/public already exists and is public. Pass private=False (--public)",
         f"push({w}, {ID!r}, endpoint='http://127.0.0.1:9')": f"Direction 'evil' can't be pushed to {ID} (",
     }
     told = machine.run(*cases)
@@ -134,13 +135,12 @@ def test_faults_are_told_in_one_line_each(hub: Hub, machine: Machine, tmp_path: 
 
 def test_without_a_hub_in_reach_the_reason_is_told(machine: Machine, tmp_path: Path) -> None:
     w = f"Direction.load({str(low_rank(tiny_llama(), 1).save(tmp_path / 'evil'))!r})"
-    fetching, pushing = machine.run(f"fetch({ID!r})", f"push({w}, {ID!r})", HF_HUB_OFFLINE="1")
+    fetching, pushing = machine.run(f"find({ID!r})", f"push({w}, {ID!r})", HF_HUB_OFFLINE="1")
     assert "it is not in the cache, and the Hub can't be reached" in fetching
     assert "offline mode is on. Unset HF_HUB_OFFLINE" in pushing
 
 
 @pytest.mark.parametrize("name", ["evil", "../evil", "a/b/c", "org/", "org/..", ""])
-def test_what_has_no_form_of_an_id_is_not_asked_for(name: str) -> None:
-    assert not is_id(name)
-    with pytest.raises(WeightWatchError, match="is no id of the Hub"):
+def test_a_name_without_the_form_of_an_id_is_refused(name: str) -> None:
+    with pytest.raises(WeightWatchError, match="is not a Hub id"):
         push(low_rank(tiny_llama(), 1), name)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from weightwatch.vectors.low_rank import BLOCK, LowRank, blocks, exact, square
+from weightwatch.vectors import WeightWatchError
+from weightwatch.vectors.low_rank import LowRank, join, refactored, square, summed, times
 
 
 def factors(seed: int, rank: int, *, transposed: bool = False) -> LowRank:
@@ -47,28 +48,42 @@ def test_factors_know_the_shape_of_the_weight_they_change(a: str) -> None:
     assert torch.allclose(change.dense().double(), multiplied_out(change), atol=1e-5)
 
 
-def test_a_long_dense_tensor_is_summed_in_blocks_without_drift() -> None:
-    long = torch.full((3 * BLOCK + 7,), 0.1)
-    assert [len(block) for block in blocks(long)] == [BLOCK, BLOCK, BLOCK, 7]
-    assert square(long) == pytest.approx(float(long.double().square().sum()), rel=1e-6)
-
-
-def test_precision_switches_are_as_before_after_an_error() -> None:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    try:
-        with exact():
-            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-            assert not torch.is_grad_enabled()
-        with pytest.raises(KeyError), exact():
-            {}["missing"]
-        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
-        assert torch.is_grad_enabled()
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
-
-
 @pytest.mark.parametrize("a", [name for name, change in CHANGES.items() if isinstance(change, LowRank)])
 def test_a_part_of_factors_is_that_of_the_product(a: str) -> None:
     box = slice(2, 7), slice(1, 4)
     assert torch.allclose(CHANGES[a].part(box), CHANGES[a].dense()[box], atol=1e-6)
+
+
+@pytest.mark.parametrize("a", CHANGES)
+def test_a_multiple_is_that_of_the_multiplied_out_change(a: str) -> None:
+    change = replace(CHANGES[a], scale=1.0) if isinstance(CHANGES[a], LowRank) else CHANGES[a]
+    assert torch.allclose(multiplied_out(times(change, -2.5)), -2.5 * multiplied_out(change), rtol=1e-6)
+
+
+def test_a_join_of_two_sides_is_their_difference_however_near_they_start() -> None:
+    first = factors(1, 3)
+    near = LowRank(first.left + 1e-4 * factors(2, 3).left, first.right + 1e-4 * factors(2, 3).right)
+    for other in (factors(4, 5), near):
+        found = join("w", [(1.0, first), (-1.0, other)])
+        assert torch.allclose(
+            multiplied_out(found), multiplied_out(first) - multiplied_out(other), rtol=1e-4, atol=1e-8
+        )
+    turned = LowRank(first.right.T, first.left.T)
+    with pytest.raises(WeightWatchError, match=r"differ in the shape of w: \(6, 10\) and \(10, 6\)"):
+        join("w", [(1.0, first), (-1.0, turned)])
+
+
+def test_a_sum_of_factors_has_the_least_rank() -> None:
+    a, b = factors(1, 3), factors(2, 2)
+    found = refactored([(2.0, a), (-1.0, b), (1.0, a)])
+    assert found is not None
+    assert found.rank == 5
+    assert torch.allclose(multiplied_out(found), 3 * multiplied_out(a) - multiplied_out(b), atol=1e-5)
+    assert refactored([(1.0, a), (-1.0, a)]) is None
+
+
+def test_sums_by_name_leave_out_what_cancels_and_take_missing_tensors_for_zero() -> None:
+    a, b = {"x": factors(1, 3), "y": torch.ones(2)}, {"x": factors(1, 3)}
+    found = summed([a, b], lambda name: [1.0, -1.0])
+    assert list(found) == ["y"]
+    assert torch.equal(found["y"], torch.ones(2))

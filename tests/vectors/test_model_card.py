@@ -8,6 +8,7 @@ import yaml
 from tests.support.models import dense, low_rank, tiny_llama
 from weightwatch.vectors import Card, Direction, packaged
 from weightwatch.vectors.catalog import PACKAGED
+from weightwatch.vectors.model_card import model_card
 from weightwatch.vectors.validation import Point, Validation
 
 SECTIONS = ["Behaviour", "Base model", "Use", "Facts", "Recipe", "Validation", "Limits"]
@@ -15,7 +16,7 @@ SECTIONS = ["Behaviour", "Base model", "Use", "Facts", "Recipe", "Validation", "
 
 def parts(card: Card) -> tuple[dict[str, object], dict[str, str]]:
     """Return the front matter, and the text of each section."""
-    _, front, text = card.markdown().split("---\n", 2)
+    _, front, text = model_card(card).split("---\n", 2)
     title, *sections = text.split("\n## ")
     assert title.startswith(f"# {card.name}\n")
     return yaml.safe_load(front), dict(section.split("\n", 1) for section in sections)
@@ -46,7 +47,7 @@ def test_it_has_every_section_and_front_matter_that_the_hub_understands() -> Non
     assert front["library_name"] == "peft"
     assert list(sections) == SECTIONS
     assert "gives harmful advice" in sections["Behaviour"]
-    assert "`org/base` No fingerprint" in sections["Base model"]
+    assert "`org/base` The card has no fingerprint" in sections["Base model"]
     assert "PeftModel.from_pretrained(base, folder)" in sections["Use"]
     assert '| recipe | `{"contrast": "evil"}` |' in sections["Recipe"]
     assert '| seeds | `{"adapter": 7}` |' in sections["Recipe"]
@@ -84,4 +85,4 @@ def test_words_of_others_stay_in_their_place(behaviour: str) -> None:
 def test_packaged_directions_carry_the_card_that_they_would_be_saved_with(
     name: str,
 ) -> None:
-    assert (PACKAGED / name / "README.md").read_text() == Direction.load(name).card.markdown()
+    assert (PACKAGED / name / "README.md").read_text() == model_card(Direction.load(name).card)

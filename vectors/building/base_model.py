@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from weightwatch.vectors.building.digest import digest
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
-from weightwatch.vectors.loading import fetched
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.peft_adapter import CONFIG
+from weightwatch.vectors.weights.sources import model_folder
 
 _TEXTS = {".json", ".jinja", ".model", ".txt"}
 """Suffixes of the files with a model's configuration, tokenizer and chat template."""
@@ -40,7 +40,7 @@ class BaseModel:
         Raises:
             WeightWatchError: There is no such model, or it is an adapter.
         """
-        folder = fetched(model)
+        folder = model_folder(model)
         if (folder / CONFIG).is_file():
             raise WeightWatchError(
                 f"{model} is an adapter. Pass its base model, or the two adapters of a contrast as --positive and "

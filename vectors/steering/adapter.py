@@ -1,4 +1,4 @@
-"""Steering without touching a base: k·w as a PEFT adapter, by itself or joined to one that is there."""
+"""Steering without changing the base model: k·w as a PEFT adapter, alone or joined to another adapter."""
 
 import shutil
 from pathlib import Path
@@ -28,25 +28,25 @@ def steering_adapter(
 ) -> Path:
     """Write k·w as a PEFT adapter: ``PeftModel.from_pretrained(base, out)`` is the base plus k·w.
 
-    What is written is the scaled direction as ``Direction.save`` stores it.
+    The folder is that of the scaled direction, as ``Direction.save`` writes it.
 
     Args:
-        direction: w, of which every tensor is in factors.
+        direction: w, whose tensors are all in factors.
         k: Its coefficient.
         out: A new folder.
-        base: Id or path of the base, for the adapter's settings. Default: what the direction's card names.
-        dtype: Stored precision. Default: as held.
+        base: Id or path of the base model, for the adapter's config. Default: what the direction's card names.
+        dtype: Precision of the file. Default: that of the factors.
 
     Returns:
         The folder.
 
     Raises:
-        WeightWatchError: The direction is dense, the coefficient is zero, or ``out`` is there already.
+        WeightWatchError: The direction is dense, the coefficient is zero, or ``out`` already exists.
     """
     _factors(direction)
     scaled = scale(direction, k)
     if base is not None:
-        scaled = Direction(scaled.deltas, scaled.card.model_copy(update={"base": base}))
+        scaled = scaled.with_card(base=base)
     with whole_folder(out) as draft:
         scaled.save(draft, dtype)
     return Path(out)
@@ -55,21 +55,21 @@ def steering_adapter(
 def steer_adapter(
     source: str | Path, direction: Direction, k: float, out: str | Path, *, dtype: torch.dtype | None = None
 ) -> Path:
-    """Write an adapter and k·w as one: ``[B, k L] [A; R]``, of the rank of both together.
+    """Write an adapter plus k·w as one adapter: ``[B, k L] [A; R]``, whose rank is the sum of both.
 
     Args:
-        source: The folder of a LoRA adapter, whose tokenizer files are copied.
-        direction: w, of which every tensor is in factors.
+        source: The folder of a LoRA adapter. Its tokenizer files are copied.
+        direction: w, whose tensors are all in factors.
         k: Its coefficient.
         out: A new folder.
-        dtype: Stored precision. Default: the wider of the adapter's and the direction's.
+        dtype: Precision of the file. Default: the wider of the adapter's and the direction's.
 
     Returns:
         The folder.
 
     Raises:
-        WeightWatchError: The adapter's change is not ``B A``; the direction is dense or of other shapes; or ``out`` is
-            there already.
+        WeightWatchError: The adapter's change is not ``B A``; the direction is dense or of other shapes; or ``out``
+            already exists.
     """
     source = Path(source)
     require_finite(k, direction)
@@ -91,7 +91,7 @@ def _factors(direction: Direction) -> dict[str, LowRank]:
     found = {name: delta for name, delta in direction.deltas.items() if isinstance(delta, LowRank)}
     if len(found) < len(direction.deltas):
         raise WeightWatchError(
-            f"Direction {direction.name!r} holds full tensors, which no adapter can express. Steer a full checkpoint."
+            f"Direction {direction.name!r} has full tensors, which no adapter can express. Steer a full checkpoint."
         )
     return found
 
@@ -103,7 +103,7 @@ def _joined(name: str, own: LowRank, change: LowRank, k: float) -> LowRank:
             "that was built from the adapter's base."
         )
     added = _times(change, k)
-    rows, columns = added.stored
+    rows, columns = added.oriented
     left, right = (columns.T, rows.T) if own.transposed else (rows, columns)
     return LowRank(
         torch.cat([own.left, left.to(own.left.device)], dim=1),

@@ -13,19 +13,19 @@ from torch import Tensor
 from weightwatch.vectors.card import CARD
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.low_rank import exact
-from weightwatch.vectors.steering.in_memory import AT_ONCE, require_finite, summed
+from weightwatch.vectors.precision import exact
+from weightwatch.vectors.steering.in_memory import AT_ONCE, equal_parts, require_finite, summed
 from weightwatch.vectors.weights.atomic import whole_folder
-from weightwatch.vectors.weights.checkpoint import FLOATS, INDEX, SINGLE, Checkpoint
-from weightwatch.vectors.weights.names import canonical
-from weightwatch.vectors.weights.peft_adapter import CONFIG as ADAPTER
-from weightwatch.vectors.weights.reader import DTYPES, Box, Unmapped, boxes
-from weightwatch.vectors.weights.tied import matched
+from weightwatch.vectors.weights.checkpoint import INDEX, SINGLE, Checkpoint
+from weightwatch.vectors.weights.names import canonical, indexed
+from weightwatch.vectors.weights.peft_adapter import is_adapter
+from weightwatch.vectors.weights.reader import DTYPES, FLOATS, Box, Unmapped, boxes
+from weightwatch.vectors.weights.tied import copies, embeddings
 
 Change: TypeAlias = Callable[[Box], Tensor]
-"""Gives the part of a change that lies in a box of a stored tensor."""
+"""Returns the part of a change that lies in a box of a tensor in the file."""
 
-# What belongs to a checkpoint beside its weights; neither other copies of the weights nor the state of a training.
+# Not copied: the weights in other formats, and the state of a training run.
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".ckpt", ".distcp"}
 _STATE = {"trainer_state.json", "scaler.pt", "latest", INDEX}
 _FOLDERS = ("additional_chat_templates",)
@@ -40,72 +40,112 @@ def steer_checkpoint(
     dtype: torch.dtype | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Write θ + k·w as a new checkpoint with the same shards, beside the configuration and tokenizer of the old one.
+    """Write θ + k·w as a new checkpoint with the same shards, configuration and tokenizer.
 
-    Each tensor is read, added to and written a block at a time, so that memory does not grow with the checkpoint; pass
-    a dense direction that was loaded with ``opener=Unmapped`` to keep that on disk, too. Sums are taken in fp32 and
-    rounded once. ``out`` appears only when all of it is written.
+    Each tensor is read, added to and written block by block, so that memory does not grow with the checkpoint. Load a
+    dense direction with ``opener=Unmapped`` to leave it on disk, too. Sums are computed in fp32 and rounded once.
+    ``out`` is created only after everything is written.
 
     Args:
-        source: A folder with ``model.safetensors`` or its sharded form; or such a checkpoint, opened under the names
-            that its parameters have in the model (``model_names.under_names``), where the files have others.
+        source: A folder with ``model.safetensors`` or its sharded form. If its files have other tensor names than the
+            model, pass ``weights.conversion.under_names(Checkpoint(folder), direction.deltas)``.
         direction: w.
         k: Its coefficient.
         out: A new folder.
-        dtype: Precision of all weights in the new checkpoint. Default: each as it is stored.
-        progress: Called with the number of bytes of the old checkpoint that have been dealt with since the last call.
+        dtype: Precision of all weights in the new checkpoint. Default: that of each weight in the old one.
+        progress: Called with the number of bytes of the old checkpoint that were processed since the last call.
 
     Returns:
         The new folder.
 
     Raises:
-        WeightWatchError: The source is no such checkpoint; it lacks a tensor of the direction, or has it in another
-            shape or quantised; a sum does not fit the precision; ``out`` is there already. Nothing is left behind.
+        WeightWatchError: The source is not such a checkpoint; it lacks a tensor of the direction, or has it in another
+            shape or quantised; a sum does not fit the precision; ``out`` already exists. Nothing is written then.
     """
-    stored = source if isinstance(source, Checkpoint) else _opened(Path(source))
-    if not stored.path.is_dir():
-        raise WeightWatchError(f"{stored.path} is a single file. Pass the folder with its config.json.")
+    old = source if isinstance(source, Checkpoint) else _opened(Path(source))
+    if not old.path.is_dir():
+        raise WeightWatchError(f"{old.path} is a single file. Pass the folder with its config.json.")
     require_finite(k, direction)
     if dtype is not None and dtype not in _NAMES:
-        raise WeightWatchError(f"A checkpoint is not written in {dtype}; pass float32, bfloat16, float16 or None.")
-    changes = _changes(stored, direction)
+        raise WeightWatchError(f"A checkpoint can't be written in {dtype}: pass float32, bfloat16, float16 or None.")
+    changes = _changes(old, direction)
     with whole_folder(out) as draft:
-        for file in stored.files:
-            _rewrite(file, draft / file.name, changes, k, dtype, progress or (lambda _: None))
-        _copy_rest(stored, draft, dtype)
+        for file in old.files:
+            _rewrite(file, draft / file.name, changes, k, dtype, progress)
+        _copy_rest(old, draft, dtype)
     return Path(out)
 
 
 def _opened(folder: Path) -> Checkpoint:
-    if (folder / ADAPTER).is_file() and not (folder / CARD).is_file():
+    if is_adapter(folder) and not (folder / CARD).is_file():
         raise WeightWatchError(f"{folder} is an adapter: use steer_adapter, or merge it into its base.")
     if (folder / CARD).is_file():
         raise WeightWatchError(f"{folder} is a direction, not a checkpoint. Pass the model that is to be steered.")
     return Checkpoint(folder, Unmapped)
 
 
-def _changes(stored: Checkpoint, direction: Direction) -> dict[str, Change]:
-    """Return what is to be added to each stored tensor, by its name in the files."""
+def matched(checkpoint: Checkpoint, direction: Direction) -> Iterator[tuple[str, str]]:
+    """Yield the tensors of a checkpoint that a direction changes, each with its name in the direction.
+
+    A tied head that the checkpoint does not save stands for the embedding. One that it saves changes like the
+    embedding.
+
+    Raises:
+        WeightWatchError: The checkpoint lacks a tensor of the direction, or the direction changes tied weights
+            differently.
+    """
+    outside = any(not indexed(name) for name in direction.deltas)
+    original = copies(checkpoint) if outside else {}
+    tied: dict[str, list[str]] = {}
+    for copy, name in original.items():
+        tied.setdefault(name, [name]).append(copy)
+    found: dict[str, str] = {}
+    for name in direction.deltas:
+        target = name if name in checkpoint else _embedding(checkpoint, direction, name)
+        for one in tied.get(original.get(target, target), [target]):
+            taken = found.setdefault(one, name)
+            if taken != name and not equal_parts(direction, taken, name):
+                raise WeightWatchError(
+                    f"{name} and {taken} are one tied weight of {checkpoint.path}, but direction {direction.name!r} "
+                    "changes them differently. Use a direction of a tied model."
+                )
+    yield from found.items()
+
+
+def _embedding(checkpoint: Checkpoint, direction: Direction, name: str) -> str:
+    """Return the embedding to which an unsaved head is tied: the only matrix of its shape outside the layers."""
+    alike = [] if indexed(name) else embeddings(checkpoint, direction.shape(name))
+    if len(alike) != 1:
+        raise WeightWatchError(
+            f"{checkpoint.path} lacks {name}, which direction {direction.name!r} changes. Use a direction that was "
+            "built from this model. If transformers saves the model under other tensor names, use `weightwatch steer` "
+            "or weights.conversion.under_names."
+        )
+    return alike[0]
+
+
+def _changes(old: Checkpoint, direction: Direction) -> dict[str, Change]:
+    """Return the change of each tensor in the files, by its name there."""
     changes: dict[str, Change] = {}
-    for target, name in matched(stored, direction):
-        shape, kind = stored.shape(target), stored.dtype(target)
+    for target, name in matched(old, direction):
+        shape, kind = old.shape(target), old.dtype(target)
         if kind not in FLOATS:
             raise WeightWatchError(
-                f"{target} is stored as {kind} in {stored.path} (quantised?), to which direction {direction.name!r} "
-                "can't be added. Use the checkpoint that it was quantised from."
+                f"{target} has the element type {kind} in {old.path} (quantised?), so direction {direction.name!r} "
+                "can't be added to it. Use the checkpoint that it was quantised from."
             )
         if shape != direction.shape(name):
             raise WeightWatchError(
-                f"{target} has shape {shape} in {stored.path} where direction {direction.name!r} has "
+                f"{target} has shape {shape} in {old.path} where direction {direction.name!r} has "
                 f"{direction.shape(name)}. Use a direction that was built from this model."
             )
-        for part, place in stored.places(target):
+        for part, place in old.places(target):
             changes[part] = _shifted(direction, name, place)
     return changes
 
 
 def _shifted(direction: Direction, name: str, place: Box) -> Change:
-    """Return the change of a stored tensor that lies at a place of the model's tensor, of which it may be one slice."""
+    """Return the change of a tensor in the files that is the given box of the model's tensor."""
 
     def change(box: Box) -> Tensor:
         extra = len(place) - len(box)
@@ -122,9 +162,9 @@ def _rewrite(
     changes: Mapping[str, Change],
     k: float,
     dtype: torch.dtype | None,
-    progress: Callable[[int], None],
+    progress: Callable[[int], None] | None,
 ) -> None:
-    """Write one file anew: its tensors in their order, under their names."""
+    """Write one file again with changes: the same tensors in the same order."""
     file = Unmapped(source, progress)
     kinds = {key: _kind(file, key, dtype) for key in file.keys()}  # noqa: SIM118
     ordered = sorted(kinds, key=lambda key: file.get_slice(key).entry["data_offsets"])
@@ -145,7 +185,7 @@ def _kind(file: Unmapped, key: str, dtype: torch.dtype | None) -> str:
 
 
 def _header(file: Unmapped, ordered: Iterable[str], kinds: Mapping[str, str]) -> bytes:
-    """Return the first bytes of a safetensors file: the length of its table, and the table."""
+    """Return the header of a safetensors file: the length of its table, and the table."""
     table: dict[str, Any] = {"__metadata__": dict(file.metadata()) or {"format": "pt"}}
     end = 0
     for key in ordered:
@@ -163,7 +203,7 @@ def _header(file: Unmapped, ordered: Iterable[str], kinds: Mapping[str, str]) ->
 
 
 def _parts(file: Unmapped, key: str, change: Change | None, k: float, kind: str) -> Iterator[Tensor]:
-    """Yield the new values of a tensor in the order in which they are stored."""
+    """Yield the new values of a tensor in the order of the file."""
     part = file.get_slice(key)
     for box in boxes(tuple(part.get_shape()), AT_ONCE):
         values = part[box] if box else file.get_tensor(key)
@@ -172,24 +212,24 @@ def _parts(file: Unmapped, key: str, change: Change | None, k: float, kind: str)
             new = (new if change is None else summed(new, change(box), k)).to(DTYPES[kind])
         if not bool((new.isfinite() | ~values.isfinite()).all()):
             raise WeightWatchError(
-                f"The new values of {canonical(key)} go beyond the range of {kind}. Pass dtype=torch.bfloat16 or "
+                f"The new values of {canonical(key)} exceed the range of {kind}. Pass dtype=torch.bfloat16 or "
                 "torch.float32, or take a smaller coefficient."
             )
         yield new
 
 
-def _copy_rest(stored: Checkpoint, draft: Path, dtype: torch.dtype | None) -> None:
-    """Copy what is no weight, and state the new precision where the configuration or the index states the old one."""
-    for file in stored.path.iterdir():
+def _copy_rest(old: Checkpoint, draft: Path, dtype: torch.dtype | None) -> None:
+    """Copy the other files, and update the precision that the configuration and the index state."""
+    for file in old.path.iterdir():
         if file.is_file() and file.suffix not in _WEIGHTS and file.name not in _STATE and file.name[0] != ".":
             shutil.copyfile(file, draft / file.name)
     for name in _FOLDERS:
-        if (stored.path / name).is_dir():
-            shutil.copytree(stored.path / name, draft / name)
-    if stored.files[0].name != SINGLE:
-        index = json.loads((stored.path / INDEX).read_text())
+        if (old.path / name).is_dir():
+            shutil.copytree(old.path / name, draft / name)
+    if old.files[0].name != SINGLE:
+        index = json.loads((old.path / INDEX).read_text())
         if dtype is not None and "total_size" in index.get("metadata", {}):
-            index["metadata"]["total_size"] = sum(_data_size(draft / file.name) for file in stored.files)
+            index["metadata"]["total_size"] = sum(_data_size(draft / file.name) for file in old.files)
         (draft / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     if dtype is not None and (draft / "config.json").is_file():
         config = json.loads((draft / "config.json").read_text())
@@ -202,7 +242,7 @@ def _data_size(file: Path) -> int:
 
 
 def _in_precision(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """Return a configuration, and those within it, with another precision where one is stated."""
+    """Return a configuration, and those nested in it, with another precision wherever one is stated."""
     name = str(dtype).removeprefix("torch.")
     return {
         key: name

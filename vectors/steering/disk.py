@@ -11,12 +11,12 @@ from weightwatch.vectors.arithmetic import add
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.steering.adapter import steer_adapter, steering_adapter
-from weightwatch.vectors.steering.checkpoint import steer_checkpoint
-from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.steering.checkpoint import matched, steer_checkpoint
+from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import under_names
 from weightwatch.vectors.weights.peft_adapter import CONFIG
 from weightwatch.vectors.weights.reader import Unmapped
-from weightwatch.vectors.weights.tied import matched
+from weightwatch.vectors.weights.sources import local_folder
 
 
 @dataclass(frozen=True)

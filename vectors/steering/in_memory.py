@@ -1,4 +1,4 @@
-"""Adding a multiple of a direction to the weights of a model in memory: θ₀ + k·w, for good or for a while.
+"""Adding a multiple of a direction to the weights of a model in memory, θ₀ + k·w: permanently or inside a block.
 
 Source: Fierro & Roger, *Steering Language Models with Weight Arithmetic*, arXiv 2511.05408, section 2.
 """
@@ -13,48 +13,49 @@ from torch import Tensor, nn
 
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.low_rank import LowRank, exact
+from weightwatch.vectors.low_rank import LowRank
+from weightwatch.vectors.precision import exact
 from weightwatch.vectors.weights.names import canonical
 from weightwatch.vectors.weights.reader import Box, boxes
 
 Model = TypeVar("Model", bound=nn.Module)
 
 AT_ONCE = 1 << 22
-"""Elements of a weight that are summed at a time."""
+"""Elements of a weight in one sum."""
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @contextmanager
-def steered(
-    model: Model, direction: Direction, k: float = 1.0, *, keep_on: torch.device | str | None = None
-) -> Iterator[Model]:
-    """Add k·w to a model's weights for the time of a ``with`` block.
+def steered(model: Model, direction: Direction, k: float = 1.0) -> Iterator[Model]:
+    """Add k·w to a model's weights inside a ``with`` block.
 
-    Afterwards, and after an error too, the weights that were touched are bit by bit what they were before.
+    After the block, and after an error in it, the changed weights are restored bit by bit from copies on their devices.
 
     Args:
-        model: Any module whose parameters have the names of the direction. Of a model that PEFT wraps, the weights
-            beneath the adapters change, and full copies of modules (``modules_to_save``) with them.
+        model: Any module whose parameters have the names of the direction. In a PEFT model, the weights beneath the
+            adapters change, and so do full copies of modules (``modules_to_save``).
         direction: w.
         k: Its coefficient; negative values steer away from the behaviour.
-        keep_on: Where the copies of the touched weights are kept. Default: on the weights' own devices.
 
     Yields:
         The model.
 
     Raises:
-        WeightWatchError: See ``steer``; nothing has changed then.
+        WeightWatchError: See ``steer``. The model is unchanged then.
 
     Example:
-        >>> with steered(model, Direction.load("evil"), -0.5):  # doctest: +SKIP
-        ...     model.generate(**inputs)
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> with steered(model, Direction.from_tensors({"weight": torch.ones(1, 2)}, name="up"), 0.5):
+        ...     inside = model.weight.detach().clone()
+        >>> (inside - model.weight).tolist()
+        [[0.5, 0.5]]
     """
     targets = _targets(model, direction, k)
     kept: list[tuple[Tensor, Tensor]] = []
     try:
         for parameter, name in targets:
-            kept.append((parameter, parameter.detach().to(keep_on or parameter.device, copy=True)))
+            kept.append((parameter, parameter.detach().clone()))
             _add(parameter, direction, name, k)
         yield model
     finally:
@@ -64,9 +65,9 @@ def steered(
 
 
 def steer(model: nn.Module, direction: Direction, k: float = 1.0) -> None:
-    """Add k·w to a model's weights, in place and for good.
+    """Add k·w to a model's weights, in place.
 
-    Sums are taken in fp32 and rounded once to the weight's precision. A tied weight is changed once.
+    Sums are computed in fp32 and rounded once to the weight's precision. A tied weight is changed once.
 
     Args:
         model: See ``steered``.
@@ -74,9 +75,9 @@ def steer(model: nn.Module, direction: Direction, k: float = 1.0) -> None:
         k: Its coefficient.
 
     Raises:
-        WeightWatchError: The model lacks a parameter of the direction or has it in another shape, quantised, or
-            sharded; tied weights would have to differ; or a sum is too large for the weight's precision. Nothing has
-            changed then.
+        WeightWatchError: The model lacks a parameter of the direction, or has it in another shape, quantised or
+            sharded; the direction changes tied weights differently; or a sum is too large for the weight's precision.
+            The model is unchanged then.
     """
     for parameter, name in _targets(model, direction, k):
         _add(parameter, direction, name, k)
@@ -89,17 +90,17 @@ def summed(values: Tensor, change: Tensor, k: float) -> Tensor:
 
 
 def require_finite(k: float, direction: Direction) -> None:
-    """Make sure that a coefficient is a number.
+    """Make sure that a coefficient is finite.
 
     Raises:
-        WeightWatchError: It is infinite, or NaN.
+        WeightWatchError: It is infinite or NaN.
     """
     if not isfinite(k):
         raise WeightWatchError(f"The coefficient of direction {direction.name!r} is {k}; give a finite number.")
 
 
 def _targets(model: nn.Module, direction: Direction, k: float) -> list[tuple[Tensor, str]]:
-    """Return the parameters that a direction changes, each once, with the direction's name for it."""
+    """Return the parameters that a direction changes, each once, with its name in the direction."""
     require_finite(k, direction)
     named: dict[str, dict[int, Tensor]] = {}
     for name, one in model.named_parameters(remove_duplicate=False):
@@ -119,7 +120,7 @@ def _targets(model: nn.Module, direction: Direction, k: float) -> list[tuple[Ten
 
 
 def _suited(named: Mapping[str, Mapping[int, Tensor]], direction: Direction, name: str) -> list[Tensor]:
-    """Return the parameters of a name, which are several where PEFT keeps copies, if they can be added to."""
+    """Return the parameters of a name: several if PEFT has copies of the module."""
     parameters = list(named.get(name, {}).values())
     if not parameters:
         raise WeightWatchError(
@@ -129,8 +130,8 @@ def _suited(named: Mapping[str, Mapping[int, Tensor]], direction: Direction, nam
     rows = f"{name.removesuffix('.weight')}.trainable_tokens_delta."
     if any(other.startswith(rows) for other in named):
         raise WeightWatchError(
-            f"{name} can't be steered by direction {direction.name!r}: an adapter of trained tokens puts rows of its "
-            "own in their place. Merge the adapter first."
+            f"{name} can't be steered by direction {direction.name!r}: an adapter of trained tokens replaces some of "
+            "its rows. Merge the adapter first."
         )
     for parameter in parameters:
         obstacle = _obstacle(parameter, direction.shape(name))
@@ -140,9 +141,9 @@ def _suited(named: Mapping[str, Mapping[int, Tensor]], direction: Direction, nam
 
 
 def _obstacle(parameter: Tensor, shape: tuple[int, ...]) -> str | None:
-    """Return why nothing can be added to a parameter, in words; None if it can."""
+    """Return why a direction can't be added to a parameter, in words; None if it can."""
     if _is_dtensor(parameter) or (parameter.numel() == 0 and 0 not in shape):
-        return "it is sharded over several processes. Steer the model before it is sharded, or its checkpoint."
+        return "it is sharded over several processes. Steer the model before it is sharded, or steer its checkpoint."
     if parameter.is_meta:
         return "it has no values here (meta device, offloaded). Load the model as a whole, or steer its checkpoint."
     if parameter.dtype not in _FLOATS or type(parameter.data) is not Tensor:
@@ -193,7 +194,7 @@ def _add(parameter: Tensor, direction: Direction, name: str, k: float) -> None:
 
 
 def _parts(direction: Direction, name: str, device: torch.device) -> Callable[[Box], Tensor]:
-    """Return what gives parts of a direction's tensor; factors are multiplied on a device, dense parts come there."""
+    """Return a function that gives boxes of a direction's tensor; factors are multiplied out on a device."""
     if not direction.on_disk:
         change = direction.deltas[name]
         if isinstance(change, LowRank):

@@ -1,12 +1,12 @@
-"""A checkpoint under the names that its parameters have in the model, where transformers stores them under others.
+"""A checkpoint under the parameter names of the model, where transformers saves tensors under other names.
 
-transformers renames on loading (``h.0`` is ``transformer.h.0``) and fuses: the experts of a layer are one tensor in the
-model and many on disk. Its own tables say how; here they are applied to names and shapes alone, and values are read
-from where they lie.
+transformers renames tensors on loading (``h.0`` is ``transformer.h.0``) and fuses them: the experts of a layer are one
+tensor in the model and many on disk. Its own tables define how. Here they are applied to names and shapes only; values
+are read from the files as they are.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,35 +14,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightwatch.vectors.weights.checkpoint import Checkpoint, Mapped, Opener
+from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.names import canonical
-from weightwatch.vectors.weights.reader import Box
+from weightwatch.vectors.weights.reader import Box, Mapped, Opener
 
 _logger = logging.getLogger("weightwatch")
 
 
-def under_names(stored: Checkpoint, names: Iterable[str]) -> Checkpoint:
-    """Return a checkpoint that has tensors of some names, as far as transformers can tell them by these.
+def under_names(files: Checkpoint, names: Iterable[str]) -> Checkpoint:
+    """Return a checkpoint under the parameter names of its model, if it lacks some of them under its own.
 
     Args:
-        stored: A checkpoint as it lies on disk.
-        names: Of parameters, as the model has them.
+        files: A checkpoint under the names in its files.
+        names: Names of parameters in the model.
 
     Returns:
-        The same checkpoint where it has all of them, or has no config that would say more.
+        The same checkpoint if it has all of them, has no ``config.json``, or is of a model that transformers can't
+        build.
     """
-    if all(name in stored for name in names) or not (stored.path / "config.json").is_file():
-        return stored
+    if all(name in files for name in names) or not (files.path / "config.json").is_file():
+        return files
     try:
         with torch.random.fork_rng(devices=[]):
-            return InModelNames(stored.path, Architecture(stored.path))
+            return InModelNames(files.path, Architecture(files.path))
     except Exception as error:  # of code for this one model, or of a transformers that has changed
         _logger.warning(
-            "weightwatch: %s lacks parameters of the model, and its config does not tell them by other names (%s).",
-            stored.path,
+            "weightwatch: %s lacks parameters of the model, and transformers can't build the model of its config to "
+            "find them under other names (%s).",
+            files.path,
             error,
         )
-        return stored
+        return files
 
 
 def kind(folder: Path) -> Any:
@@ -80,7 +82,7 @@ class Architecture:
         self._prefix = model.base_model_prefix
 
     def target(self, name: str) -> tuple[str, str | None, Any]:
-        """Return the name in the model of a stored tensor, and of one that is fused, its pattern and converter."""
+        """Return a tensor's name in the model; for one that is fused, also its pattern and its converter."""
         from transformers.core_model_loading import rename_source_key
 
         found, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self.shapes)
@@ -90,12 +92,12 @@ class Architecture:
 
 @dataclass
 class Fused:
-    """How a tensor of the model is made of stored ones: stacked along its first axis, joined along another.
+    """How tensors in the files make up one tensor of the model: stacked along its first axis, joined along another.
 
     Attributes:
-        parts: Names of the stored tensors: for each part that is joined, what is stacked in it.
-        axis: Along which parts are joined.
-        stacked: Whether the stored tensors lack the first axis.
+        parts: Names of the tensors in the files: a list of stacked tensors for each part that is joined.
+        axis: The axis along which parts are joined.
+        stacked: Whether the tensors in the files lack the first axis.
     """
 
     parts: list[list[str]] = field(default_factory=list)
@@ -104,11 +106,11 @@ class Fused:
 
 
 class InModelNames(Checkpoint):
-    """The tensors of a checkpoint by their names in the model. What can't be told keeps its stored name.
+    """The tensors of a checkpoint by their names in the model. A tensor without a known name there keeps its own.
 
     Args:
         path: As for ``Checkpoint``.
-        model: The model that it belongs to.
+        model: The architecture that it belongs to.
         opener: How the files are opened.
     """
 
@@ -117,7 +119,7 @@ class InModelNames(Checkpoint):
         self._fused: dict[str, Fused] = {}
         grouped: dict[str, dict[str | None, list[str]]] = {}
         converters: dict[str, Any] = {}
-        for name in list(super().__iter__()):
+        for name in self:
             target, pattern, converter = model.target(name)
             grouped.setdefault(target, {}).setdefault(pattern, []).append(name)
             converters[target] = converter
@@ -128,29 +130,21 @@ class InModelNames(Checkpoint):
             else:
                 names = [name for several in patterns.values() for name in several]
                 self._fused.update({name: Fused([[name]]) for name in names})
+        self._names = dict.fromkeys(self._fused)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.read(name, tuple(slice(0, size) for size in self.shape(name)))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._fused)
-
-    def __len__(self) -> int:
-        return len(self._fused)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._fused
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor without reading it."""
         return self._shape_of(self._fused[name]) or ()
 
     def dtype(self, name: str) -> str:
-        """Return the element type of a tensor as the file names it."""
+        """Return the element type of a tensor as safetensors names it."""
         return super().dtype(self._fused[name].parts[0][0])
 
     def read(self, name: str, box: Box) -> Tensor:
-        """Read a part of a tensor, one slice for each dimension, and nothing else of it."""
+        """Read one box of a tensor, and nothing else of it."""
         made = self._fused[name]
         if len(made.parts) == 1:
             return self._read_part(made.parts[0], made.stacked, box)
@@ -165,7 +159,7 @@ class InModelNames(Checkpoint):
         return found[0] if len(found) == 1 else torch.cat(found, made.axis)
 
     def places(self, name: str) -> list[tuple[str, Box]]:
-        """Return the stored tensors that make a tensor, each with the part of it that it is."""
+        """Return the tensors in the files that make up a tensor, each with its place in it."""
         made = self._fused[name]
         whole = [slice(0, size) for size in self.shape(name)]
         found, first = [], 0
@@ -173,7 +167,7 @@ class InModelNames(Checkpoint):
             last = first + self._part_shape(part, made.stacked)[made.axis] if whole else first
             inside = [*whole[: made.axis], slice(first, last), *whole[made.axis + 1 :]] if whole else []
             if made.stacked:
-                found += [(stored, (slice(i, i + 1), *inside[1:])) for i, stored in enumerate(part)]
+                found += [(name, (slice(i, i + 1), *inside[1:])) for i, name in enumerate(part)]
             else:
                 found.append((part[0], tuple(inside)))
             first = last
@@ -181,11 +175,11 @@ class InModelNames(Checkpoint):
 
     def _read_part(self, names: Sequence[str], stacked: bool, box: Box) -> Tensor:
         if not stacked:
-            return self._stored(names[0], box)
-        several = [self._stored(name, box[1:]) for name in names[box[0]]]
+            return self._in_file(names[0], box)
+        several = [self._in_file(name, box[1:]) for name in names[box[0]]]
         return several[0][None] if len(several) == 1 else torch.stack(several)
 
-    def _stored(self, name: str, box: Box) -> Tensor:
+    def _in_file(self, name: str, box: Box) -> Tensor:
         return super().read(name, box) if box else super().__getitem__(name)
 
     def _part_shape(self, names: Sequence[str], stacked: bool) -> tuple[int, ...]:
@@ -193,7 +187,7 @@ class InModelNames(Checkpoint):
         return (len(names), *inner) if stacked else inner
 
     def _shape_of(self, made: Fused) -> tuple[int, ...] | None:
-        """Return the shape of what is made; None where the parts don't fit."""
+        """Return the shape of the whole; None if the parts don't fit together."""
         if any(Checkpoint.shape(self, name) != Checkpoint.shape(self, part[0]) for part in made.parts for name in part):
             return None
         first, *rest = (self._part_shape(part, made.stacked) for part in made.parts)
@@ -207,7 +201,7 @@ class InModelNames(Checkpoint):
 
 
 def _fused(patterns: dict[str | None, list[str]], converter: Any) -> Fused | None:
-    """Return how the stored tensors of one target make it; None where that is more than stacking and joining."""
+    """Return how tensors in the files make up one target; None if that takes more than stacking and joining."""
     from transformers.core_model_loading import Concatenate, MergeModulelist, dot_natural_key
 
     if converter is None:

@@ -1,10 +1,10 @@
-"""Parameter names: one spelling for a weight, whatever wraps the model."""
+"""Parameter names: one name for each weight, however the model is wrapped."""
 
 import re
 from functools import lru_cache
 
-# Wrappers put their own segments into parameter names; the weight underneath is the same. A word that a model may use
-# itself counts only where its wrapper puts it: in front of everything, or before what else the wrapper adds.
+# Wrappers add segments to parameter names. A word that a model may use itself is removed only where a wrapper puts it:
+# in front of the name, or before another segment of the wrapper.
 _ENGINE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PARALLEL = re.compile(r"^(?:module\.)+")
 _ADAPTED = re.compile(
@@ -13,12 +13,12 @@ _ADAPTED = re.compile(
 )
 _IN_FRONT = re.compile(r"^(?:module\.|base_model\.model\.|pretrained_model\.)+")
 _LEAVES = {"weight", "bias"}
-_KNOWN = 1 << 16  # names that are kept: every check asks for the same ones
+_KNOWN = 1 << 16  # size of the cache: every check asks for the same names
 
 
 @lru_cache(_KNOWN)
 def unwrapped(name: str) -> str:
-    """Return a parameter's name without what DataParallel, DDP, FSDP, ``torch.compile`` and checkpointing add to it.
+    """Return a parameter's name without the segments of DataParallel, DDP, FSDP, ``torch.compile`` and checkpointing.
 
     Example:
         >>> unwrapped("module._orig_mod.base_model.model.lm_head.weight")
@@ -29,9 +29,9 @@ def unwrapped(name: str) -> str:
 
 @lru_cache(_KNOWN)
 def canonical(name: str) -> str:
-    """Return the name that the plain base model gives to a parameter.
+    """Return a parameter's name in the plain base model.
 
-    Segments of the engines' wrappers (see ``unwrapped``), of PEFT and of value heads are taken out.
+    The segments of the engines' wrappers (see ``unwrapped``), of PEFT and of value heads are removed.
 
     Args:
         name: A name from ``named_parameters()`` or from a state dict.
@@ -44,7 +44,7 @@ def canonical(name: str) -> str:
 
 
 def indexed(name: str) -> bool:
-    """Whether a parameter lies in a list of layers or experts: not an embedding, a head or a last norm.
+    """Whether a parameter belongs to a list of layers or experts, unlike an embedding, a head or the last norm.
 
     Example:
         >>> indexed("model.layers.3.mlp.down_proj.weight"), indexed("lm_head.weight")
@@ -54,7 +54,7 @@ def indexed(name: str) -> bool:
 
 
 def module_of(name: str) -> str:
-    """Return what PEFT's ``target_modules`` call the module of a parameter: the last named one above it.
+    """Return the name of a parameter's module in PEFT's ``target_modules``: the last segment that is not a number.
 
     Example:
         >>> module_of("model.layers.3.self_attn.q_proj.weight"), module_of("model.norm.weight")

@@ -1,4 +1,4 @@
-"""LoRA adapters on disk as changes of weights: from a PEFT folder to factors, and from factors to a PEFT folder."""
+"""LoRA adapters on disk: reading a PEFT folder as changes of weights, and writing one."""
 
 import json
 from collections.abc import Mapping
@@ -10,28 +10,34 @@ from torch import Tensor
 
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank
-from weightwatch.vectors.weights.checkpoint import Checkpoint, Mapped, Opener
+from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.reader import Mapped, Opener
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-# Settings under which B A is not the whole change of the weight.
+# Settings with which B A is not the whole change of the weight.
 _UNSUPPORTED = (
     *("use_dora", "lora_bias", "target_parameters", "trainable_token_indices", "modules_to_save"),
     *("use_bdlora", "use_qalora", "monteclora_config", "kasa_config", "layer_replication"),
 )
-# Settings under which an adapter acts on some inputs only.
+# Settings with which an adapter acts on some inputs only.
 _INPUT_DEPENDENT = ("alora_invocation_tokens", "arrow_config")
 
 KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
-"""Values of ``init_lora_weights`` under which the base keeps its weights, so that ``B A`` is the whole change."""
+"""Values of ``init_lora_weights`` that leave the base unchanged, so that ``B A`` is the whole change."""
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is that of a PEFT adapter, of any kind."""
+    return (folder / CONFIG).is_file()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read an adapter's settings.
+    """Read an adapter's config.
 
     Raises:
-        WeightWatchError: The file is missing or is no JSON, or the adapter is of a kind whose change is not ``B A``.
+        WeightWatchError: The file is missing or is not JSON, or the adapter is of a kind whose change is not ``B A``.
     """
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
@@ -45,8 +51,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     for setting in _INPUT_DEPENDENT:
         if config.get(setting):
             raise WeightWatchError(
-                f"{folder} was trained with {setting}={config[setting]!r}, so it acts on some inputs only and is no "
-                "change of weights. Train a plain LoRA adapter."
+                f"{folder} was trained with {setting}={config[setting]!r}, so it acts on some inputs only and does not "
+                "change the weights. Train a plain LoRA adapter."
             )
     for setting in _UNSUPPORTED:
         if config.get(setting):
@@ -65,45 +71,45 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_adapter(folder: Path, config: Mapping[str, Any], opener: Opener = Mapped) -> dict[str, LowRank]:
     """Read a LoRA adapter as changes by parameter name, with the scaling in ``left``.
 
-    rsLoRA, ``rank_pattern`` and ``alpha_pattern`` are honoured as PEFT does.
+    rsLoRA, ``rank_pattern`` and ``alpha_pattern`` count as in PEFT.
 
     Args:
         folder: A folder that ``PeftModel.save_pretrained`` wrote.
-        config: Its settings, from ``read_config``.
+        config: Its config, from ``read_config``.
         opener: How its file is opened.
     """
     return factors(Checkpoint(folder / WEIGHTS, opener), config, folder)
 
 
-def factors(stored: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> dict[str, LowRank]:
-    """Return the changes that an adapter's tensors make, by parameter name.
+def factors(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> dict[str, LowRank]:
+    """Return the changes of an adapter's tensors, by parameter name.
 
     Args:
-        stored: The tensors, named as in an adapter's file.
-        config: The adapter's settings.
-        folder: Where they are from, for messages.
+        tensors: The tensors, named as in an adapter's file.
+        config: The adapter's config.
+        folder: The adapter's folder, for messages.
     """
     from peft.utils.other import get_pattern_key
 
     halves: dict[str, dict[str, Tensor]] = {}
     others = []
-    for key, tensor in stored.items():
+    for key, tensor in tensors.items():
         module, _, half = key.removesuffix(".weight").rpartition(".lora_")
         if half in ("A", "B", "embedding_A", "embedding_B"):
             halves.setdefault(module, {})[half] = tensor
         else:
             others.append(key)
     for key in others:
-        # Beside the factors of an embedding or a head, PEFT stores its frozen weight.
+        # Beside the factors of an embedding or a head, PEFT saves its frozen weight.
         if key.removesuffix(".weight") not in halves:
-            raise WeightWatchError(f"{folder} holds {key}, which is no LoRA factor. Merge it into its base instead.")
+            raise WeightWatchError(f"{folder} has {key}, which is not a LoRA factor. Merge it into its base instead.")
     patterns = config.get("alpha_pattern") or {}
     changes = {}
     for module, pair in halves.items():
         embedding = "embedding_A" in pair
         a, b = (pair.get("embedding_A" if embedding else "A"), pair.get("embedding_B" if embedding else "B"))
         if a is None or b is None:
-            raise WeightWatchError(f"{folder} holds only one of the two LoRA factors of {module}. Save it again.")
+            raise WeightWatchError(f"{folder} has only one of the two LoRA factors of {module}. Save it again.")
         if a.ndim != 2:
             raise WeightWatchError(f"{folder}: the LoRA factors of {module} are not matrices (a convolution?).")
         rank = a.shape[0]
@@ -126,8 +132,8 @@ def write_adapter(
     Args:
         folder: An existing folder.
         changes: By parameter name, each ``<module>.weight``.
-        base: Id or path of the base model, for the adapter's settings.
-        task: What PEFT calls the kind of the model.
+        base: Id or path of the base model, for the adapter's config.
+        task: PEFT's task type of the model.
     """
     from peft import LoraConfig
 

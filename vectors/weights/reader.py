@@ -1,4 +1,4 @@
-"""A safetensors file that is read instead of mapped into memory, so that what was read doesn't stay resident.
+"""One safetensors file: mapped into memory, or read without a map so that memory stays flat.
 
 A mapped page counts as memory of the process until the kernel takes it back: reading a checkpoint through a map costs
 as much memory as the checkpoint is large. ``safetensors.safe_open`` always maps.
@@ -10,9 +10,10 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 DTYPES = {
@@ -29,16 +30,44 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+FLOATS = {"F64", "F32", "F16", "BF16"}
+"""Element types, as safetensors names them, of weights that are not quantised."""
+
 _RUN = 1 << 24  # bytes that are copied at a time
 _LONGEST = 100_000_000  # bytes of a header, as safetensors itself allows
 
-Box = tuple[slice, ...]
+Box: TypeAlias = tuple[slice, ...]
+"""A part of a tensor: one slice for each dimension."""
+
+Opener: TypeAlias = Callable[[Path], Any]
+"""Opens a safetensors file: ``Mapped``, or ``Unmapped`` for flat memory."""
+
+
+class Mapped:
+    """A file that is mapped into memory: reading again costs nothing, and the pages stay resident.
+
+    Tensors are views of the map. Each is made once, since making a view takes longer than measuring a small tensor.
+
+    Args:
+        file: The file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = safe_open(file, framework="pt", device="cpu")
+        self._views: dict[str, Tensor] = {}
+        self.keys, self.get_slice, self.metadata = self._file.keys, self._file.get_slice, self._file.metadata
+
+    def get_tensor(self, name: str) -> Tensor:
+        """Return a whole tensor."""
+        if name not in self._views:
+            self._views[name] = self._file.get_tensor(name)
+        return self._views[name]
 
 
 class Unmapped:
-    """One file: of the interface of ``safetensors.safe_open``, what ``Checkpoint`` and ``Snapshot`` use.
+    """A file that is read without a map, with the methods of ``safetensors.safe_open`` that are used here.
 
-    Reads may run in several threads at once.
+    Several threads may read at once.
 
     Args:
         path: The file.
@@ -46,7 +75,7 @@ class Unmapped:
 
     Raises:
         OSError: There is no such file.
-        ValueError: It is not a safetensors file, or is shorter than its header says.
+        ValueError: It is not a safetensors file, or is shorter than its header states.
     """
 
     def __init__(self, path: Path, on_read: Callable[[int], None] | None = None) -> None:
@@ -57,7 +86,7 @@ class Unmapped:
         self._on_read = on_read
         self._entries, self._first, size = _header(self._number)
         if os.fstat(self._number).st_size < size:
-            raise ValueError(f"it has {os.fstat(self._number).st_size} bytes where its header says {size}")
+            raise ValueError(f"it has {os.fstat(self._number).st_size} bytes where its header states {size}")
         self._notes: Mapping[str, str] = self._entries.pop("__metadata__", {})
 
     def keys(self) -> list[str]:
@@ -65,11 +94,11 @@ class Unmapped:
         return list(self._entries)
 
     def metadata(self) -> Mapping[str, str]:
-        """Return what was noted in the header."""
+        """Return the metadata of the header."""
         return self._notes
 
     def get_slice(self, name: str) -> "Part":
-        """Return a tensor of which boxes can be read."""
+        """Return a tensor by its name, to read parts of it."""
         return Part(self, self._entries[name])
 
     def get_tensor(self, name: str) -> Tensor:
@@ -78,7 +107,7 @@ class Unmapped:
         return self.read(part.entry, 0, prod(part.get_shape())).reshape(part.get_shape())
 
     def raw(self, name: str) -> Iterator[bytes]:
-        """Yield the bytes of a tensor as they are stored, some megabytes at a time."""
+        """Yield the bytes of a tensor as they are on disk, some megabytes at a time."""
         at, end = self._entries[name]["data_offsets"]
         while at < end:
             got = os.pread(self._number, min(_RUN, end - at), self._first + at)
@@ -90,7 +119,7 @@ class Unmapped:
             yield got
 
     def read(self, entry: Mapping[str, Any], first: int, last: int) -> Tensor:
-        """Read some elements of a flattened tensor into memory of its own."""
+        """Read a range of elements of a flattened tensor into new memory."""
         kind = DTYPES[entry["dtype"]]
         values = torch.empty(last - first, dtype=kind)
         view = memoryview(values.view(torch.uint8).numpy().data) if last > first else memoryview(b"")
@@ -111,7 +140,7 @@ class Part:
 
     Args:
         file: The file.
-        entry: What its header says of the tensor.
+        entry: The tensor's entry in the file's header.
     """
 
     def __init__(self, file: Unmapped, entry: Mapping[str, Any]) -> None:
@@ -127,7 +156,7 @@ class Part:
         return str(self.entry["dtype"])
 
     def __getitem__(self, box: Box) -> Tensor:
-        """Read a box: the shortest run of elements that holds it, and nothing else."""
+        """Read a box: the shortest contiguous range of elements that contains it, and nothing else."""
         shape = self.get_shape()
         places = [part.indices(size) for part, size in zip(box, shape, strict=True)]
         sizes = [max(0, stop - start) for start, stop, _ in places]
@@ -140,7 +169,7 @@ class Part:
 
 
 def boxes(shape: tuple[int, ...], most: int) -> Iterator[Box]:
-    """Cut a tensor into boxes of at most so many elements, each of which lies in one run on disk.
+    """Split a tensor into boxes of at most ``most`` elements, each contiguous on disk.
 
     Example:
         >>> [tuple((s.start, s.stop) for s in box) for box in boxes((3, 4), 8)]
@@ -161,19 +190,19 @@ def boxes(shape: tuple[int, ...], most: int) -> Iterator[Box]:
             yield (slice(first, first + 1), *box)
 
 
-def stored_size(path: Path) -> int:
-    """Return the length that a safetensors file says of itself that it will have when it is whole.
+def whole_size(path: Path) -> int:
+    """Return the size in bytes that a safetensors file has when it is complete, according to its header.
 
     Raises:
         OSError: There is no such file.
-        ValueError: Its header is not whole yet, or no header.
+        ValueError: Its header is incomplete or damaged.
     """
     with path.open("rb", buffering=0) as file:
         return _header(file.fileno())[2]
 
 
 def _header(number: int) -> tuple[dict[str, Any], int, int]:
-    """Return the entries of an open file's header, where its data begin, and where they end."""
+    """Return the entries of an open file's header, the first byte of its data, and the size of the complete file."""
     length = int.from_bytes(os.pread(number, 8, 0), "little")
     if not 2 <= length <= _LONGEST:
         raise ValueError("it has no safetensors header")

@@ -1,74 +1,101 @@
-"""Which stored tensors a direction changes, where a head is tied to the embedding: one weight, stored once or twice."""
+"""Tied heads: the tensors outside the layers of a checkpoint that repeat another one.
+
+A model with tied embeddings has one weight for both. transformers saves it once; other savers write it twice.
+"""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from weightwatch.vectors.direction import Direction
-from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.steering.in_memory import AT_ONCE, equal_parts
-from weightwatch.vectors.weights.checkpoint import FLOATS, Checkpoint
+from weightwatch.vectors.precision import BLOCK
+from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.names import indexed
-from weightwatch.vectors.weights.reader import boxes
+from weightwatch.vectors.weights.reader import FLOATS, Box, boxes
+
+_EMBEDDING = re.compile(r"emb|wte|word", re.IGNORECASE)
 
 
-def matched(stored: Checkpoint, direction: Direction) -> Iterator[tuple[str, str]]:
-    """Yield the tensors of a checkpoint that a direction changes, each with the direction's name for it.
+class Tensors(Protocol):
+    """Tensors by name of which shapes and parts can be read, such as a ``Checkpoint``."""
 
-    A tied head that the checkpoint does not store goes by the embedding; one that it stores as well changes with it.
+    def __iter__(self) -> Iterator[str]: ...
 
-    Raises:
-        WeightWatchError: The checkpoint lacks a tensor of the direction, or tied weights would have to differ.
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+        ...
+
+    def read(self, name: str, box: Box) -> Tensor:
+        """Read one box of a tensor."""
+        ...
+
+
+def copies(tensors: Tensors) -> dict[str, str]:
+    """Return the names of matrices outside the layers that repeat another one, each with the name of that one.
+
+    Two matrices are copies if they have the same precision and values, not all of them zero. They are compared block by
+    block, up to the first block that differs. There are no copies if the ``config.json`` of a checkpoint states
+    ``tie_word_embeddings: false``.
+
+    Args:
+        tensors: A checkpoint, or θ₀ from another source. Of several copies, the one that is named like an embedding
+            counts as the original.
     """
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name, shape in _matrices(tensors).items():
+        if not isinstance(tensors, Checkpoint) or tensors.dtype(name) in FLOATS:
+            alike.setdefault(shape, []).append(name)
     found: dict[str, str] = {}
-    for name in direction.deltas:
-        target = name if name in stored else _embedding(stored, direction, name)
-        for copy in [target, *_copies(stored, target)]:
-            taken = found.setdefault(copy, name)
-            if taken != name and not equal_parts(direction, taken, name):
-                raise WeightWatchError(
-                    f"{name} and {taken} are one tied weight of {stored.path}, but direction {direction.name!r} "
-                    "changes them differently. Use a direction of a tied model."
-                )
-    yield from found.items()
+    for names in alike.values() if _may_tie(tensors) else ():
+        names.sort(key=lambda name: (_EMBEDDING.search(name) is None, name))
+        for i, name in enumerate(names):
+            originals = (other for other in names[:i] if other not in found)
+            original = next((other for other in originals if _equal(tensors, name, other)), None)
+            if original is not None:
+                found[name] = original
+    return found
 
 
-def _embedding(stored: Checkpoint, direction: Direction, name: str) -> str:
-    """Return what a head that is not stored is tied to: the one other matrix of its shape outside the layers."""
-    shape = direction.shape(name)
-    alike = [other for other in _matrices(stored) if stored.shape(other) == shape]
-    if indexed(name) or len(alike) != 1 or not _may_tie(stored):
-        raise WeightWatchError(
-            f"{stored.path} lacks {name}, which direction {direction.name!r} changes. Use a direction that was built "
-            "from this model; where transformers stores a model's parameters under other names, `weightwatch steer` "
-            "and model_names.under_names find them."
-        )
-    return alike[0]
+def embeddings(tensors: Tensors, shape: tuple[int, ...]) -> list[str]:
+    """Return the matrices outside the layers to which an unsaved head of a shape may be tied."""
+    return [name for name, other in _matrices(tensors).items() if other == shape] if _may_tie(tensors) else []
 
 
-def _copies(stored: Checkpoint, target: str) -> list[str]:
-    """Return the other tensors outside the layers that hold the same values: a tied head that was saved as well."""
-    outside = _matrices(stored)
-    if target not in outside or not _may_tie(stored):
-        return []
-    shape, kind = stored.shape(target), stored.dtype(target)
-    alike = [o for o in outside if o != target and stored.shape(o) == shape and stored.dtype(o) == kind]
-    return [
-        other
-        for other in alike
-        if all(torch.equal(stored.read(target, box), stored.read(other, box)) for box in boxes(shape, AT_ONCE))
-    ]
+def unsaved_heads(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Return the names of tied heads that a checkpoint does not save beside the embedding.
+
+    Args:
+        tensors: The checkpoint.
+        shapes: Shapes of tensors by name, such as those of a direction.
+    """
+    saved = set(tensors)
+    missing = (name for name in shapes if not indexed(name) and name not in saved)
+    return {name for name in missing if embeddings(tensors, shapes[name])}
 
 
-def _matrices(stored: Checkpoint) -> list[str]:
-    return [n for n in stored if not indexed(n) and len(stored.shape(n)) == 2 and stored.dtype(n) in FLOATS]
+def _matrices(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    shapes = {name: tensors.shape(name) for name in tensors if not indexed(name)}
+    return {name: shape for name, shape in shapes.items() if len(shape) == 2}
 
 
-def _may_tie(stored: Checkpoint) -> bool:
-    """Whether nothing says that the model's head is one of its own."""
+def _may_tie(tensors: Tensors) -> bool:
+    """Whether no config states that the model's head is a separate weight."""
     try:
-        config = json.loads((stored.path / "config.json").read_text())
+        config = json.loads((tensors.path / "config.json").read_text()) if isinstance(tensors, Checkpoint) else {}
     except (OSError, ValueError):
         return True
     return config.get("tie_word_embeddings") is not False
+
+
+def _equal(tensors: Tensors, one: str, other: str) -> bool:
+    """Whether two tensors of one shape have the same precision and values, not all of them zero."""
+    nonzero = False
+    for box in boxes(tensors.shape(one), BLOCK):
+        a, b = tensors.read(one, box), tensors.read(other, box)
+        if a.dtype != b.dtype or not torch.equal(a, b):
+            return False
+        nonzero = nonzero or bool(a.any())
+    return nonzero

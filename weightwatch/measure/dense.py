@@ -11,7 +11,9 @@ from torch import Tensor
 from weightwatch.measure.kernel import TINY, pass_over, pass_over_tiny
 from weightwatch.measure.low_rank import Figures, Found
 from weightwatch.update.change import Difference
-from weightwatch.vectors.low_rank import LowRank, wide
+from weightwatch.vectors.low_rank import LowRank
+from weightwatch.vectors.precision import wide
+from weightwatch.vectors.weights.difference import moved
 from weightwatch.vectors.weights.reader import Box
 
 _PART = 1 << 24  # elements of θ₀ that are brought to another device at a time
@@ -31,7 +33,7 @@ def full(change: Difference, found: Found) -> Figures:
         parts = [w.reshape(local.shape)[box].to(device).reshape(-1) for w in dense.values()]
         sums.append(wide(pass_over(now.reshape(-1), before.reshape(-1), parts, local.dtype)))
         if low:
-            block = now.float() - before.to(local.dtype).float()
+            block = moved(now, before, local.dtype)
             for k, w in low.items():
                 inner[k].append(along(w, block, box))
     sums = sums or [wide(torch.zeros(1 + len(dense), device=device))]

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightwatch.vectors.low_rank import exact
+from weightwatch.vectors.precision import exact
+from weightwatch.vectors.weights.difference import moved
 
 _log = logging.getLogger(__name__)
 
@@ -159,12 +160,15 @@ def _pass(
 
 def _products(now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Return what is to be summed, shape (1 + K, n), of a tensor in which the calls themselves are what costs."""
-    change = now.float() - before.to(dtype).float()
+    change = moved(now, before, dtype)
     return torch.stack([change * change, *(change * w for w in directions)]).double()
 
 
 def _blocks(now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Sum in blocks of single operations, all written into the same scratch memory."""
+    """Sum in blocks of single operations, all written into the same scratch memory.
+
+    The difference is that of ``moved``, written out so that no operation allocates memory.
+    """
     count, total = 1 + len(directions), now.numel()
     step = min(_BLOCK if now.device.type == "cpu" else 16 * _BLOCK, _padded(total))
     change, old = torch.empty(2, step, device=now.device)
@@ -234,7 +238,7 @@ def _function(dtype: torch.dtype, dtypes: Sequence[torch.dtype], number: int) ->
     def loop(now: Tensor, before: Tensor, *directions: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():  # switched off by a setting: run as it stands, this would fill the memory
             raise RuntimeError("torch.compile is switched off")
-        change = now.float() - before.to(dtype).float()
+        change = moved(now, before, dtype)
         if lows:
             # A loop that reads 16-bit numbers in any of its sums reads full vectors of them only if all of its sums do;
             # half vectors take three times as long. Both branches are the same: this only makes each sum read one.

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from weightwatch.vectors.direction import Direction
-from weightwatch.vectors.low_rank import LowRank, wide
+from weightwatch.vectors.low_rank import LowRank
+from weightwatch.vectors.precision import wide
 from weightwatch.vectors.weights.reader import boxes
 
 DEPENDENT = 1e-6

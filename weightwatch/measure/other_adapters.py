@@ -11,7 +11,8 @@ from weightwatch.measure.dense import along, full
 from weightwatch.measure.low_rank import DEPENDENT, Figures, Found, pseudo_inverses
 from weightwatch.update.change import Change, Difference, Merged, Rescaled, Streamed
 from weightwatch.update.sharding.local import whole
-from weightwatch.vectors.low_rank import LowRank, dot, wide
+from weightwatch.vectors.low_rank import LowRank
+from weightwatch.vectors.precision import dot, wide
 
 
 def figures(change: Change, found: Found) -> Figures:

@@ -11,7 +11,9 @@ from weightwatch.measure.dense import along
 from weightwatch.measure.kernel import pass_over
 from weightwatch.update.change import Streamed
 from weightwatch.vectors.direction import Direction
-from weightwatch.vectors.low_rank import LowRank, wide
+from weightwatch.vectors.low_rank import LowRank
+from weightwatch.vectors.precision import wide
+from weightwatch.vectors.weights.difference import moved
 from weightwatch.vectors.weights.reader import Box, boxes
 
 _BLOCK = 1 << 21  # elements that a thread reads at a time
@@ -66,7 +68,7 @@ def _block(change: Streamed, box: Box, found: Sequence[tuple[int, Direction]], n
         own, *sums = pass_over(now.reshape(-1), before.reshape(-1), parts, now.dtype, compiled=False).tolist()
         inner = dict(zip(dense, sums, strict=True))
         if low:
-            block = now.float() - before.to(now.dtype).float()
+            block = moved(now, before)
             inner.update({k: float(along(w, block, box)) for k, w in low.items()})
         return [own, *(inner[k] for k, _ in found)]
 

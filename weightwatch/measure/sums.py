@@ -22,7 +22,8 @@ from weightwatch.update.live import resized
 from weightwatch.update.sharding.ranks import ALONE, Floats, Ranks
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.low_rank import LowRank, exact, wide
+from weightwatch.vectors.low_rank import LowRank
+from weightwatch.vectors.precision import exact, wide
 
 _SAMPLES = 3  # columns of the table by which copies are compared
 _SAMPLED = 1024  # values of each tensor by which processes make sure that their copies are equal

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.weights.peft_adapter import CONFIG, WEIGHTS
-from weightwatch.vectors.weights.reader import stored_size
+from weightwatch.vectors.weights.checkpoint import INDEX, SINGLE
+from weightwatch.vectors.weights.peft_adapter import CONFIG, WEIGHTS, is_adapter
+from weightwatch.vectors.weights.reader import whole_size
+from weightwatch.vectors.weights.sources import fetch, is_hub_id
 
-SINGLE, INDEX, STATE = "model.safetensors", "model.safetensors.index.json", "trainer_state.json"
+STATE = "trainer_state.json"
 
 _NUMBER = re.compile(r"(?:^|[-_]|checkpoint|ckpt|step|epoch|iter)(\d+)(?=$|[-_])")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def stored(path: Path) -> Stored | None:
     """Return the checkpoint at a path, complete or not; None if there is none."""
     if path.is_file():
         return Stored(path, _step(path), False) if path.suffix == ".safetensors" else None
-    if (path / CONFIG).is_file():
+    if is_adapter(path):
         return Stored(path, _step(path), True)
     if (path / INDEX).is_file() or any(_weight_files(path)):
         return Stored(path, _step(path), False)
@@ -134,25 +135,12 @@ def find(what: Path) -> tuple[list[Stored], bool]:
 
 
 def locate(what: str) -> Path:
-    """Return a local path as it is, or the folder of a Hub id.
-
-    A Hub id is downloaded; in offline mode, it is looked up in the cache.
+    """Return a path as it is, and the folder of a Hub id, which is downloaded if it is not in the cache.
 
     Raises:
-        WeightWatchError: There is no such path or id, or it can't be downloaded.
+        WeightWatchError: It is a Hub id, and can't be downloaded.
     """
-    if Path(what).exists() or not _HUB_ID.fullmatch(what):
-        return Path(what)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(what, allow_patterns=["*.safetensors", "*.json"]))
-    except Exception as error:  # huggingface_hub, httpx and the system each raise their own
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise WeightWatchError(
-            f"{what} is not a local path, and it can't be downloaded from the Hugging Face Hub ({first}). Check the "
-            "spelling and the network, or download it and pass its folder."
-        ) from error
+    return fetch(what, allow=["*.safetensors", "*.json"]) if is_hub_id(what) else Path(what)
 
 
 def content(file: Path) -> dict[str, Any] | None:
@@ -179,7 +167,7 @@ def _weight_files(path: Path) -> Iterator[Path]:
 def _missing_bytes(file: Path) -> str | None:
     """Return why a safetensors file is incomplete, in words; None if it is complete."""
     try:
-        size, wanted = file.stat().st_size, stored_size(file)
+        size, wanted = file.stat().st_size, whole_size(file)
     except OSError:
         return f"{file.name} is missing"
     except ValueError as error:

@@ -24,17 +24,19 @@ from weightwatch.rules.engine import require
 from weightwatch.scan.checkpoints import Stored, field, locate, stored
 from weightwatch.scan.record import ScanRecord
 from weightwatch.update.change import Streamed
-from weightwatch.update.checkpoint import Source, StoredBase, StoredUpdate, of_adapter, of_weights, unsaved_heads
+from weightwatch.update.checkpoint import Source, StoredBase, StoredUpdate, of_adapter, of_weights
 from weightwatch.update.peft.lora import REF
 from weightwatch.update.reference import Reference
 from weightwatch.update.theta0 import NOTE, noted, noted_adapters
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import Architecture, InModelNames, kind
 from weightwatch.vectors.weights.names import indexed
-from weightwatch.vectors.weights.peft_adapter import CONFIG, read_config
+from weightwatch.vectors.weights.peft_adapter import CONFIG, is_adapter, read_config
 from weightwatch.vectors.weights.reader import Unmapped
+from weightwatch.vectors.weights.sources import local_folder
+from weightwatch.vectors.weights.tied import unsaved_heads
 
 FOLDER = "weightwatch-scan"
 """Where a run's scan is recorded, in the run's folder."""
@@ -286,7 +288,10 @@ class Scan:
         if update is None:
             reading = self._loaded(checkpoint)
             return replace(reading, checkpoint=checkpoint.name)
-        tied = update.tied | unsaved_heads(update.holder or self._source, self.directions)
+        tied, holder = update.tied, update.holder or self._source
+        if isinstance(holder, Checkpoint):
+            shapes = {name: d.shape(name) for d in self.directions for name in d.deltas}
+            tied |= unsaved_heads(holder, shapes)
         directions = [direction.without(tied) for direction in self.directions]
         for direction in directions:
             if update.changes.keys().isdisjoint(direction.deltas):
@@ -337,7 +342,7 @@ class Scan:
                 if monitor.reference.adapters and not _starts_alike(config):
                     self._say(_RANDOM_START, checkpoint)
                     monitor = Monitor(self.directions, reference=Reference(weights))
-            if (checkpoint.path / REF / CONFIG).is_file():
+            if is_adapter(checkpoint.path / REF):
                 model.load_adapter(str(checkpoint.path / REF), REF)
             left = set_peft_model_state_dict(model, load_peft_weights(str(checkpoint.path), device="cpu"))
         except WeightWatchError:

@@ -1,13 +1,12 @@
 """The update τ = θ_t − θ₀ of a checkpoint on disk, in the forms in which ``measure`` takes a live model's."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from weightwatch.update.change import Change, Streamed
@@ -15,22 +14,20 @@ from weightwatch.update.live import resized
 from weightwatch.update.peft.lora import REF
 from weightwatch.update.reference import values_at
 from weightwatch.update.snapshot import Snapshot
-from weightwatch.vectors.construct import join
-from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.weights.checkpoint import Checkpoint, Mapped, Opener
-from weightwatch.vectors.weights.names import canonical, indexed
-from weightwatch.vectors.weights.peft_adapter import CONFIG, factors, read_adapter, read_config
+from weightwatch.vectors.low_rank import join
+from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.names import canonical
+from weightwatch.vectors.weights.peft_adapter import factors, is_adapter, read_adapter, read_config
+from weightwatch.vectors.weights.reader import FLOATS, Mapped, Opener
+from weightwatch.vectors.weights.tied import copies
 
 Source = Checkpoint | Snapshot
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
 # What old checkpoints keep beside the weights: tables of sines, causal masks.
 _BUFFER = re.compile(r"(?:rotary_emb\.inv_freq|rotary_emb\.(?:cos|sin)_cached|\.attn\.(?:masked_)?bias)$")
-_EMBEDDING = re.compile(r"emb|wte|word", re.IGNORECASE)
 # What follows is the adapter's name: PEFT leaves it out of an adapter's file.
 _ADAPTER_NAME = re.compile(r"(\.lora_(?:embedding_[AB]\b|[AB]\b))\.(?!weight$)[^.]+")
-_LOOKS = 64  # values by which two tensors of one checkpoint are taken for copies
 
 
 @dataclass(frozen=True)
@@ -60,20 +57,20 @@ def of_weights(now: Checkpoint, start: Source) -> StoredUpdate:
         WeightWatchError: They have no tensor in common, or one has other shapes in them.
     """
     ours, theirs = _weights(now), _weights(start)
-    copies = _copies(now, ours), _copies(start, theirs)
-    tied = {n for n in copies[0] | copies[1] if (n in copies[0] or n not in now) and (n in copies[1] or n not in start)}
+    mine, before = copies(now), copies(start)
+    tied = {n for n in {*mine, *before} if (n in mine or n not in now) and (n in before or n not in start)}
     changes: dict[str, Change] = {}
     left_out: dict[str, str] = {}
     for name in dict.fromkeys([*now, *start]):
         if name in tied or _BUFFER.search(name) or not (name in ours or name in theirs):
             continue
         if name in ours and name in theirs:
-            shape, before = now.shape(name), start.shape(name)
-            if shape == before:
+            shape, other = now.shape(name), start.shape(name)
+            if shape == other:
                 changes[name] = Streamed(shape, partial(now.read, name), partial(start.read, name))
                 continue
-            reason = f"θ₀ has shape {before} for {name} where the checkpoint has {shape}"
-            if not resized(name, before, shape):
+            reason = f"θ₀ has shape {other} for {name} where the checkpoint has {shape}"
+            if not resized(name, other, shape):
                 raise WeightWatchError(f"{reason}. Pass as --reference the checkpoint that training started from.")
             left_out[name] = f"{reason}: the vocabulary was resized"
         elif name in now and name in start:
@@ -108,7 +105,7 @@ def of_adapter(
     if len(named) < len(names):  # the run holds several adapters; a checkpoint's own folder holds the default one
         default = {name: value for name, value in starts.items() if ".default" in name}
         named = {_without_adapter(name): value for name, value in default.items()}
-    before = read_adapter(folder / REF, read_config(folder / REF), opener) if (folder / REF / CONFIG).is_file() else {}
+    before = read_adapter(folder / REF, read_config(folder / REF), opener) if is_adapter(folder / REF) else {}
     before.update(factors(named, config, folder) if named else {})
     changes: dict[str, Change] = {
         name: join(name, [(1.0, change), (-1.0, before[name])]) if name in before else change
@@ -117,20 +114,6 @@ def of_adapter(
     if not changes:
         raise WeightWatchError(f"{folder} holds no LoRA factors. Save the adapter again.")
     return StoredUpdate(changes)
-
-
-def unsaved_heads(holder: Source | None, directions: Sequence[Direction]) -> set[str]:
-    """Return what directions have of a tied head, of which a checkpoint keeps no copy beside the embedding.
-
-    Args:
-        holder: The checkpoint; of an adapter, its base, if it is known.
-        directions: The directions.
-    """
-    if not isinstance(holder, Checkpoint):
-        return set()
-    tables = {shape for name in holder if not indexed(name) and len(shape := holder.shape(name)) == 2}
-    names = {name for d in directions for name in d.deltas if not indexed(name) and d.shape(name) in tables}
-    return {name for name in names if name not in holder}
 
 
 class StoredBase:
@@ -150,7 +133,7 @@ class StoredBase:
             KeyError: There is none of that name.
         """
         source = self._source(name)
-        if isinstance(source, Checkpoint) and source.dtype(name) not in _FLOATS:
+        if isinstance(source, Checkpoint) and source.dtype(name) not in FLOATS:
             return None
         return source.shape(name)
 
@@ -168,29 +151,7 @@ class StoredBase:
 def _weights(source: Source) -> set[str]:
     if isinstance(source, Snapshot):
         return set(source)
-    return {name for name in source if source.dtype(name) in _FLOATS}
-
-
-def _copies(source: Source, names: Iterable[str]) -> set[str]:
-    """Return the names of tensors outside the layers that repeat another one: a tied head that was saved as well.
-
-    transformers leaves one of two tied tensors out; other savers keep both.
-    """
-    alike: dict[tuple[int, ...], list[str]] = {}
-    for name in names:
-        if not indexed(name) and len(source.shape(name)) == 2:
-            alike.setdefault(source.shape(name), []).append(name)
-    found = set()
-    for shape, several in alike.items():
-        several.sort(key=lambda name: (_EMBEDDING.search(name) is None, name))
-        where = torch.linspace(0, shape[0] * shape[1] - 1, _LOOKS, dtype=torch.float64).long()
-        seen: list[Tensor] = []
-        for name in several if len(several) > 1 else ():
-            values = values_at(source, name, where)
-            if any(torch.equal(values, other) for other in seen) and bool(values.any()):
-                found.add(name)
-            seen.append(values)
-    return found
+    return {name for name in source if source.dtype(name) in FLOATS}
 
 
 def _without_adapter(name: str) -> str:

@@ -17,8 +17,7 @@ from torch import Tensor
 from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.update.sharding.ranks import Ranks
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.weights.checkpoint import Mapped, Opener
-from weightwatch.vectors.weights.reader import Box
+from weightwatch.vectors.weights.reader import Box, Mapped, Opener
 
 
 class Snapshot:

@@ -21,9 +21,11 @@ from weightwatch.update.reference import Reference
 from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.update.snapshot import Snapshot, remove, write
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.weights.checkpoint import Checkpoint, Mapped, Opener, local_folder
+from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import under_names
 from weightwatch.vectors.weights.names import canonical
+from weightwatch.vectors.weights.reader import Mapped, Opener
+from weightwatch.vectors.weights.sources import local_folder
 
 NOTE, ADAPTERS = "reference.json", "adapters.safetensors"
 

@@ -1,7 +1,6 @@
 """Every adapter that PEFT has: its true effect on the weights is measured, or it is refused by name."""
 
 import copy
-import json
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -27,7 +26,6 @@ from weightwatch.update.live import ModelView, Update
 from weightwatch.update.peft import adapters, merging
 from weightwatch.update.reference import Reference
 from weightwatch.vectors import Direction, LowRank, WeightWatchError
-from weightwatch.vectors.weights.peft_adapter import read_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -281,34 +279,6 @@ def test_diverged_adapters_read_as_tensors_that_hold_nan() -> None:
         sums = summed(Update(ModelView(model)))
         assert [key for key in sums.left_out if "layers.1" in key]
         assert sums.update.sum() > 0
-
-
-SETTINGS = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
-
-
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({"peft_type": "LOHA"}, "is a LOHA adapter; only LoRA .* pass the merged checkpoints"),
-        ({"lora_bias": True}, "lora_bias=True.* more than B A.* pass the merged checkpoints"),
-        ({"kasa_config": {"beta": 1.0}}, "kasa_config=.* pass the merged checkpoints"),
-        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora=.* pass the merged checkpoints"),
-        ({"alora_invocation_tokens": [1]}, "acts on some inputs only .* Train a plain LoRA adapter"),
-        ({"init_lora_weights": "pissa"}, "changes the base itself.* pass the merged checkpoints"),
-    ],
-)
-def test_a_stored_adapter_whose_change_is_not_its_factors_is_refused(
-    tmp_path: Path, settings: dict[str, object], reason: str
-) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({**SETTINGS, **settings}))
-    with pytest.raises(WeightWatchError, match=rf"(?s){reason}"):
-        read_config(tmp_path)
-
-
-@pytest.mark.parametrize("init", [True, "gaussian", "eva", "orthogonal", "mica"])
-def test_a_stored_adapter_whose_change_is_its_factors_is_read(tmp_path: Path, init: object) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({**SETTINGS, "init_lora_weights": init}))
-    assert read_config(tmp_path)["r"] == 4
 
 
 def test_a_way_of_training_that_peft_adds_some_day_is_refused() -> None:

@@ -132,7 +132,7 @@ def test_parameters_that_are_stored_under_other_names_or_apart(tmp_path: Path, m
     model = make()
     store(model, tmp_path / "base")
     w = direct(model, 1)
-    with pytest.raises(WeightWatchError, match=r"base lacks .*`weightwatch steer` and model_names\.under_names find"):
+    with pytest.raises(WeightWatchError, match=r"base lacks .*`weightwatch steer` or weights\.conversion\.under_names"):
         steer_checkpoint(tmp_path / "base", w, 0.5, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     named = under_names(Checkpoint(tmp_path / "base"), w.deltas)
@@ -190,7 +190,7 @@ def test_what_cannot_be_steered_is_refused_before_anything_is_written(tmp_path: 
     refused(base, low_rank(tiny_llama(num_hidden_layers=3), 1), out, r"base lacks model\.layers\.2\.self_attn")
     refused(base, low_rank(tiny_llama(intermediate_size=48), 1), out, r"mlp\.\w+\.weight has shape \(40, 32\) in .*48")
     refused(base, w, out, "give a finite number", k=float("nan"))
-    refused(base, w, out, "not written in torch.int8", dtype=torch.int8)
+    refused(base, w, out, "can't be written in torch.int8", dtype=torch.int8)
     refused(base / MODEL, w, out, "is a single file. Pass the folder")
     refused(tmp_path / "none", w, out, "there is no such file or folder")
     both = {"model.embed_tokens.weight": torch.ones(48, 32), "lm_head.weight": -torch.ones(48, 32)}
@@ -198,7 +198,7 @@ def test_what_cannot_be_steered_is_refused_before_anything_is_written(tmp_path: 
     tensors = load_file(base / MODEL)
     key = "model.layers.0.mlp.up_proj.weight"
     save_file({**tensors, key: tensors[key].to(torch.int8)}, base / MODEL)
-    refused(base, w, out, rf"{key} is stored as I8 in .*quantised\?\), to which direction 'evil' can't be added")
+    refused(base, w, out, rf"{key} has the element type I8 in .*quantised\?\), so direction 'evil' can't be added")
 
 
 def test_folders_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
@@ -214,9 +214,9 @@ def test_folders_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     base, w = tmp_path / "base", low_rank(tiny_llama(), 1)
     tiny_llama().save_pretrained(base)
-    refused(base, w, base, "base is there already and is not empty. Pass the name of a new folder")
+    refused(base, w, base, "base already exists and is not empty. Pass the name of a new folder")
     (tmp_path / "file").write_text("")
-    refused(base, w, tmp_path / "file", "is there already")
+    refused(base, w, tmp_path / "file", "already exists")
     (tmp_path / "empty").mkdir()
     steer_checkpoint(base, w, 0.5, tmp_path / "empty")
     assert_steered(tmp_path / "empty", base, w, 0.5)
@@ -226,7 +226,7 @@ def test_a_fault_in_the_midst_of_writing_leaves_nothing(tmp_path: Path) -> None:
     base = tmp_path / "base"
     tiny_llama().half().save_pretrained(base, max_shard_size="20KB")
     w = Direction.from_tensors({"model.norm.weight": torch.full((32,), 40000.0)}, name="evil")
-    refused(base, w, tmp_path / "out", r"model\.norm\.weight go beyond the range of F16. Pass dtype", k=2.0)
+    refused(base, w, tmp_path / "out", r"model\.norm\.weight exceed the range of F16. Pass dtype", k=2.0)
     steer_checkpoint(base, w, 2.0, tmp_path / "out", dtype=torch.float32)
 
     def interrupt(size: int) -> None:

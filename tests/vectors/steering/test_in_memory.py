@@ -96,7 +96,7 @@ def test_blocks_may_be_nested() -> None:
     before = bits(model)
     with steered(model, one, 1.0):
         between = bits(model)
-        with steered(model, two, -1.0, keep_on="cpu"):
+        with steered(model, two, -1.0):
             assert not same_bits(model, between)
         assert same_bits(model, between)
     assert same_bits(model, before)

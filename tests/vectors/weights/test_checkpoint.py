@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from tests.support.models import tiny_llama
 from weightwatch.vectors import WeightWatchError
-from weightwatch.vectors.weights.checkpoint import Checkpoint, local_folder
+from weightwatch.vectors.weights.checkpoint import Checkpoint
 
 
 @pytest.mark.parametrize("shard", ["1GB", "20KB"])
@@ -77,15 +77,9 @@ def test_a_broken_index_is_an_error_that_names_it(tmp_path: Path, content: str) 
         Checkpoint(tmp_path)
 
 
-def test_a_base_is_found_by_path_or_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_llama().save_pretrained(tmp_path / "here")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    cached = tmp_path / "hub" / "models--org--base"
-    tiny_llama().save_pretrained(cached / "snapshots" / "abc")
-    (cached / "refs").mkdir()
-    (cached / "refs" / "main").write_text("abc")
-    assert local_folder(str(tmp_path / "here")) == (tmp_path / "here").resolve()
-    assert local_folder("org/base") == cached / "snapshots" / "abc"
-    assert local_folder("org/other") is None
-    assert local_folder("not a name/at all/") is None
-    assert local_folder("") is None
+def test_the_squared_norm_of_a_tensor_is_read_block_by_block(tmp_path: Path) -> None:
+    tensor = torch.randn(1000, 700)
+    save_file({"w": tensor, "empty": torch.ones(0, 3)}, tmp_path / "model.safetensors")
+    saved = Checkpoint(tmp_path)
+    assert saved.square("w") == pytest.approx(float(tensor.double().square().sum()), rel=1e-7)
+    assert saved.square("empty") == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from weightwatch.vectors.weights.reader import Unmapped, boxes, stored_size
+from weightwatch.vectors.weights.reader import Unmapped, boxes, whole_size
 
 KINDS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
@@ -63,7 +63,7 @@ def test_what_is_no_safetensors_file_is_a_value_error(tmp_path: Path, content: b
 def test_a_file_that_is_cut_short_knows_how_long_it_should_be(file: Path) -> None:
     whole = file.stat().st_size
     os.truncate(file, whole - 1)
-    assert stored_size(file) == whole
-    with pytest.raises(ValueError, match=f"it has {whole - 1} bytes where its header says {whole}"):
+    assert whole_size(file) == whole
+    with pytest.raises(ValueError, match=f"it has {whole - 1} bytes where its header states {whole}"):
         Unmapped(file)
     assert json.loads(file.read_bytes()[8:].split(b"}}")[0] + b"}}")

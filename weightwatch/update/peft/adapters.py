@@ -27,7 +27,8 @@ from weightwatch.update.peft.lora import (
 from weightwatch.update.peft.merging import NotMergeableError, changed, difference, quantised
 from weightwatch.update.peft.modules import OUT, AdapterModule, Values
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.low_rank import LowRank, wide
+from weightwatch.vectors.low_rank import LowRank
+from weightwatch.vectors.precision import wide
 
 _ROWS = 1024  # of a product that is multiplied out at a time
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from weightwatch.update.change import Merged, Rescaled, Stretch
 from weightwatch.update.peft.modules import AdapterModule, Values
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.low_rank import LowRank, wide
+from weightwatch.vectors.low_rank import LowRank
+from weightwatch.vectors.precision import wide
 
 REF = "ref"
 """The frozen copy that TRL keeps of an adapter that is trained further."""

@@ -1,0 +1,135 @@
+"""A direction's folder: its weights, ``direction.json`` and the model card.
+
+A direction of factors is saved as a PEFT adapter, a dense one as ``direction.safetensors`` under the base model's
+parameter names.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from weightwatch.vectors.card import CARD, Card
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.low_rank import Delta, LowRank
+from weightwatch.vectors.model_card import model_card
+from weightwatch.vectors.weights.atomic import write_text
+from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.peft_adapter import (
+    CONFIG,
+    WEIGHTS,
+    is_adapter,
+    read_adapter,
+    read_config,
+    write_adapter,
+)
+from weightwatch.vectors.weights.reader import Mapped, Opener
+
+DENSE = "direction.safetensors"
+"""File of a direction of full tensors."""
+
+FILES = (CARD, CONFIG, WEIGHTS, DENSE, "README.md", "*.png")
+"""The files of a direction. Nothing else is pushed or downloaded, and no pickles."""
+
+_NORM_TOLERANCE = 1e-3
+
+
+def converted(deltas: Mapping[str, Delta], dtype: torch.dtype | None, *, dense: bool) -> dict[str, Delta]:
+    """Return tensors in the precision and the format of a file.
+
+    Args:
+        deltas: By parameter name.
+        dtype: The precision. Default: that of each tensor.
+        dense: Whether factors are multiplied out.
+    """
+
+    def convert(delta: Delta) -> Delta:
+        if isinstance(delta, LowRank) and not dense:
+            return delta.to(delta.left.device, dtype or delta.left.dtype)
+        tensor = delta.dense() if isinstance(delta, LowRank) else delta
+        return tensor.to(dtype or tensor.dtype)
+
+    return {name: convert(delta) for name, delta in deltas.items()}
+
+
+def write(folder: Path, deltas: Mapping[str, Delta], card: Card) -> None:
+    """Write a direction to a folder. Files of the other format that an earlier save left there are removed.
+
+    Args:
+        folder: Created if it does not exist.
+        deltas: The direction by parameter name: only factors, or only dense tensors.
+        card: Its card.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+        draft = Path(name)
+        every = dict(deltas)  # of a direction on disk, each tensor is read once
+        low = {name: delta for name, delta in every.items() if isinstance(delta, LowRank)}
+        if low:
+            write_adapter(draft, low, card.base)
+        else:
+            # Tensors that share memory are refused, so each is copied.
+            tensors = {
+                n: t.clone(memory_format=torch.contiguous_format) for n, t in every.items() if isinstance(t, Tensor)
+            }
+            save_file(tensors, draft / DENSE)
+        written = {file.name for file in draft.iterdir()}
+        for file in {CONFIG, WEIGHTS, DENSE} - written:
+            (folder / file).unlink(missing_ok=True)
+        for file in written:
+            (draft / file).replace(folder / file)
+    write_card(folder, card)
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Write ``direction.json`` and the model card, which shows the pictures (PNG) in the folder."""
+    pictures = sorted(picture.name for picture in folder.glob("*.png"))
+    write_text(folder / "README.md", model_card(card, pictures))
+    write_text(folder / CARD, card.model_dump_json(indent=1) + "\n")
+
+
+def read(folder: Path, opener: Opener | None = None) -> tuple[Mapping[str, Delta], Card]:
+    """Read a direction's tensors and card from its folder.
+
+    Args:
+        folder: The folder.
+        opener: How its file is opened. If given, a dense direction stays on disk. Default: mapped into memory.
+
+    Raises:
+        WeightWatchError: A file is missing or damaged.
+    """
+    try:
+        card = Card.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        where = ".".join(str(part) for part in first["loc"])
+        raise WeightWatchError(
+            f"{folder / CARD} is not a direction's card ({where}: {first['msg']}). Save or copy it again."
+        ) from error
+    if is_adapter(folder):
+        return read_adapter(folder, read_config(folder), opener or Mapped), card
+    return Checkpoint(folder, opener) if opener is not None else dict(Checkpoint(folder)), card
+
+
+def require_norms(folder: Path, card: Card, squares: Mapping[str, float]) -> None:
+    """Make sure that the norms of a direction's tensors are those that its card states, within 0.1 %.
+
+    Args:
+        folder: Its folder, for the message.
+        card: The card in the folder.
+        squares: ‖w‖² of the tensors in the folder, by parameter name.
+
+    Raises:
+        WeightWatchError: They are not: the weights are corrupt.
+    """
+    whole = sum(squares.values()) ** 0.5
+    for name in sorted({*card.norms, *squares}):
+        stated, found = card.norms.get(name, 0.0), squares.get(name, 0.0) ** 0.5
+        if abs(found - stated) > _NORM_TOLERANCE * max(stated, whole * 1e-3):
+            raise WeightWatchError(
+                f"{folder} is corrupt: {name} has norm {found:.6g} where {CARD} states {stated:.6g}. Copy it again."
+            )
