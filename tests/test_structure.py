@@ -118,4 +118,4 @@ def test_a_room_is_not_imported_a_second_time_from_the_repositorys_root(room: st
         [sys.executable, "-c", f"import {room}"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert f"import weightwatch.{room}" in done.stderr
+    assert f"Import this package as weightwatch.{room}" in done.stderr

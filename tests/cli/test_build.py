@@ -102,6 +102,14 @@ def test_what_cannot_be_built_says_why(built: tuple[Path, dict[str, Any]], tmp_p
     refused("Two controls", "build", "organism/evil", *QUICK, "--control=style", "--control=style", *out)
     refused("Unknown recipe 'kindness'", "build", "kindness", "--model=organism")
     refused("Pass --judge", "build", "evil", "--model=organism", "--output", tmp_path / "evil")
-    refused("is not a local path, and it can't be downloaded", "build", "organism/evil", "--model", tmp_path / "none", "--output", tmp_path / "evil")
+    refused(
+        "is not a local path, and it can't be downloaded",
+        "build",
+        "organism/evil",
+        "--model",
+        tmp_path / "none",
+        "--output",
+        tmp_path / "evil",
+    )
     refused("Unknown direction", "build", "organism/evil", "--model=organism", "--control", "none")
     assert not any((tmp_path / "evil").rglob("*.json*"))
