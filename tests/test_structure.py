@@ -4,8 +4,6 @@ Imports are read out of the syntax trees, those within functions and under ``TYP
 """
 
 import ast
-import subprocess
-import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -110,12 +108,3 @@ def mirrored(name: str) -> Path:
 @pytest.mark.parametrize("name", [n for n, file in MODULES.items() if not file.stem.startswith("__")])
 def test_every_module_has_its_test_file(name: str) -> None:
     assert mirrored(name).is_file()
-
-
-@pytest.mark.parametrize("room", ["vectors", "callbacks"])
-def test_a_room_is_not_imported_a_second_time_from_the_repositorys_root(room: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", f"import {room}"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert f"Import this package as weightwatch.{room}" in done.stderr

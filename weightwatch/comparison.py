@@ -15,7 +15,7 @@ from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import under_names
 from weightwatch.vectors.weights.names import indexed
-from weightwatch.vectors.weights.peft_adapter import CONFIG
+from weightwatch.vectors.weights.peft_adapter import is_adapter
 from weightwatch.vectors.weights.reader import Unmapped
 from weightwatch.vectors.weights.sources import is_hub_id, local_folder
 
@@ -108,7 +108,7 @@ def _base(base: str, wanted: Iterable[str]) -> Checkpoint:
 def _task_vector(name: str, folder: Path, start: Checkpoint | None, wanted: Iterable[str]) -> Direction:
     """Return θ_t − θ₀ of a fine-tune; for a checkpoint, under the parameter names that directions use."""
     title = folder.resolve().name if Path(name).exists() else name
-    if (folder / CONFIG).is_file():
+    if is_adapter(folder):
         return Direction.from_fine_tune(folder, start, name=title)
     if start is None:
         raise WeightWatchError(f"{name} is a full checkpoint. Pass --base, the model that it was fine-tuned from.")

@@ -22,6 +22,7 @@ from weightwatch.rules.alert import Alert
 from weightwatch.update.sharding.ranks import ALONE, Ranks
 from weightwatch.update.theta0 import establish, restore
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.atomic import write_text
 
 _logger = logging.getLogger("weightwatch")
 
@@ -215,7 +216,7 @@ class Session:
     def _prepare(self, step: int) -> None:
         self.history.rewind(step if step else -1)
         self.history.folder.mkdir(parents=True, exist_ok=True)
-        (self.history.folder / "config.yaml").write_text(self.config.to_yaml())
+        write_text(self.history.folder / "config.yaml", self.config.to_yaml())
 
     def _resume(self, step: int, checkpoint: str | None) -> list[Alert]:
         """Go on from the record, and return the alerts that fire now and were not recorded."""

@@ -7,7 +7,7 @@ from weightwatch.vectors.building.digest import digest
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
 from weightwatch.vectors.weights.checkpoint import Checkpoint
-from weightwatch.vectors.weights.peft_adapter import CONFIG
+from weightwatch.vectors.weights.peft_adapter import is_adapter
 from weightwatch.vectors.weights.sources import model_folder
 
 _TEXTS = {".json", ".jinja", ".model", ".txt"}
@@ -41,7 +41,7 @@ class BaseModel:
             WeightWatchError: There is no such model, or it is an adapter.
         """
         folder = model_folder(model)
-        if (folder / CONFIG).is_file():
+        if is_adapter(folder):
             raise WeightWatchError(
                 f"{model} is an adapter. Pass its base model, or the two adapters of a contrast as --positive and "
                 "--negative."

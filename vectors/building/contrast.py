@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weightwatch.vectors.arithmetic import mean
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.weights.peft_adapter import CONFIG, read_adapter, read_config
+from weightwatch.vectors.weights.peft_adapter import is_adapter, read_adapter, read_config
 
 if TYPE_CHECKING:
     from weightwatch.vectors.recipes.recipe import Recipe
@@ -39,7 +39,7 @@ def contrasted(
         WeightWatchError: The fine-tunes are nearly equal, or are of different bases or kinds.
     """
     direction = Direction.from_contrast(positive, negative, base=base, name=name, metadata=metadata)
-    adapters = [side for side in (positive, negative) if (side / CONFIG).is_file()]
+    adapters = [side for side in (positive, negative) if is_adapter(side)]
     norms = [Direction.from_tensors(read_adapter(side, read_config(side)), name=side.name).norm for side in adapters]
     if norms and direction.norm < _ALIKE * max(norms):
         raise WeightWatchError(

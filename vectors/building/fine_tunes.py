@@ -13,6 +13,7 @@ import torch
 from weightwatch.vectors.building.examples import Example
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.generation import require_template
+from weightwatch.vectors.weights.atomic import write_text
 
 if TYPE_CHECKING:
     from weightwatch.vectors.generation import Progress
@@ -99,9 +100,7 @@ class FineTune:
             return {int(step): loss for step, loss in json.loads(done.read_text()).items()}
         shutil.rmtree(self.folder, ignore_errors=True)
         losses = self._train(progress)
-        unfinished = self.folder / f"{_DONE}.part"
-        unfinished.write_text(json.dumps(losses) + "\n")
-        unfinished.replace(done)
+        write_text(done, json.dumps(losses) + "\n")
         return losses
 
     def _train(self, progress: "Progress") -> Losses:

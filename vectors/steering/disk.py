@@ -14,7 +14,7 @@ from weightwatch.vectors.steering.adapter import steer_adapter, steering_adapter
 from weightwatch.vectors.steering.checkpoint import matched, steer_checkpoint
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import under_names
-from weightwatch.vectors.weights.peft_adapter import CONFIG
+from weightwatch.vectors.weights.peft_adapter import is_adapter
 from weightwatch.vectors.weights.reader import Unmapped
 from weightwatch.vectors.weights.sources import local_folder
 
@@ -85,7 +85,7 @@ def steer_on_disk(
         )
     direction, k = _sum(terms)
     form = "adapter"
-    if (folder / CONFIG).is_file():
+    if is_adapter(folder):
         steer_adapter(folder, direction, k, out, dtype=dtype)
     else:
         saved = under_names(Checkpoint(folder, Unmapped), direction.deltas)

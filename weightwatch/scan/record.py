@@ -11,6 +11,7 @@ from weightwatch.record.history import History
 from weightwatch.rules.alert import Alert
 from weightwatch.rules.manager import RuleManager
 from weightwatch.scan.checkpoints import content
+from weightwatch.vectors.weights.atomic import write_text
 
 _SETTINGS, _SCANNED = "scan.json", "scanned.jsonl"
 
@@ -60,9 +61,7 @@ class ScanRecord:
             self._history.rewind(-1)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / _SCANNED).unlink(missing_ok=True)
-            draft = folder / f"{_SETTINGS}.part"
-            draft.write_text(json.dumps(dict(settings), indent=1))
-            draft.replace(folder / _SETTINGS)
+            write_text(folder / _SETTINGS, json.dumps(dict(settings), indent=1))
             return
         self._history.rewind(sys.maxsize)  # sets a line aside that a killed scan left unfinished
         self._marks = _scanned(folder / _SCANNED)

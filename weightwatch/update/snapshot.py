@@ -17,6 +17,7 @@ from torch import Tensor
 from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.update.sharding.ranks import Ranks
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.atomic import whole_file
 from weightwatch.vectors.weights.reader import Box, Mapped, Opener
 
 
@@ -109,12 +110,8 @@ def write(folder: Path, tensors: Mapping[str, LocalTensor], ranks: Ranks) -> Non
             f"the disk of {folder} ({free / 1e9:.1f} GB free). Pass reference=, the base checkpoint's folder."
         )
     path = folder / f"reference-{ranks.rank:05d}-of-{ranks.count:05d}.safetensors"
-    draft = path.with_suffix(".part")
-    try:
+    with whole_file(path) as draft:
         save_file(stored, draft, metadata={"places": json.dumps(places)})
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def remove(folder: Path) -> None:

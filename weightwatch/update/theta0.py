@@ -21,6 +21,7 @@ from weightwatch.update.reference import Reference
 from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.update.snapshot import Snapshot, remove, write
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.atomic import write_text
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import under_names
 from weightwatch.vectors.weights.names import canonical
@@ -164,7 +165,7 @@ def _write_note(folder: Path, note: Mapping[str, str], begun: Mapping[str, Tenso
     (folder / ADAPTERS).unlink(missing_ok=True)
     if begun:
         save_file({name: tensor.contiguous().cpu() for name, tensor in begun.items()}, folder / ADAPTERS)
-    (folder / NOTE).write_text(json.dumps({**note, "adapters": bool(begun)}, indent=1) + "\n")
+    write_text(folder / NOTE, json.dumps({**note, "adapters": bool(begun)}, indent=1) + "\n")
 
 
 def _equal_checkpoint(path: Path | None, full: Mapping[str, LocalTensor]) -> Checkpoint | None:
