@@ -179,7 +179,7 @@ def multiplied_out(update: Mapping[str, Change]) -> dict[str, Tensor]:
             case LowRank() | Merged():
                 found[name] = change.dense().float()
             case Rescaled():
-                parts = change.stretch()
+                parts = change.rescaling()
                 product = parts.rows[:, None] * parts.weight.double() + parts.left @ change.factors.right.double()
                 found[name] = (product.T if change.transposed else product).float()
             case Difference():

@@ -38,10 +38,10 @@ def _rescaled(change: Rescaled, found: Found) -> Figures:
     With pᵢ = ‖W₀ᵢ‖², qᵢ = ⟨W₀ᵢ,(LR)ᵢ⟩ and vᵢ = ‖(LR)ᵢ‖², ‖τ‖² = Σ dᵢ² pᵢ + 2 dᵢ qᵢ + vᵢ and
     ⟨τ,w⟩ = Σ dᵢ ⟨W₀ᵢ,wᵢ⟩ + ⟨(LR)ᵢ,wᵢ⟩. A row can move in the row space of R and along W₀ᵢ: P projects on both.
     """
-    stretch = change.stretch()
+    parts = change.rescaling()
     right = change.factors.right
-    weight = stretch.weight.to(right.device, torch.float32)
-    rows, left = wide(stretch.rows), wide(stretch.left)
+    weight = parts.weight.to(right.device, torch.float32)
+    rows, left = wide(parts.rows), wide(parts.left)
     size = wide((weight**2).sum(1))
     weight_seen = wide(weight @ right.T)
     along = (left * weight_seen).sum(1)

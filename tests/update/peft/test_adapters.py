@@ -104,7 +104,7 @@ def test_the_table_in_the_documentation_is_that_of_the_tests() -> None:
 @pytest.mark.parametrize("name", ["LoHa", "OFT", "pVeRA", "DoRA", "LN tuning", "LoRA on MultiheadAttention", "AdaLoRA"])
 def test_measuring_leaves_no_trace(name: str) -> None:
     model = EXACT[name].build().train()
-    merging._verdicts.clear()
+    merging._results.clear()
     before = copy.deepcopy(model.state_dict())
     flags = {n: (p.requires_grad, p.grad) for n, p in model.named_parameters()}
     generator = torch.get_rng_state()
@@ -123,7 +123,7 @@ def test_a_kind_of_layer_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = EXACT["IA3"].build()
     tried = []
     real = merging._trial
-    monkeypatch.setattr(merging, "_verdicts", {})
+    monkeypatch.setattr(merging, "_results", {})
     monkeypatch.setattr(merging, "_trial", lambda *of: tried.append(of) or real(*of))
     for _ in range(3):
         Update(ModelView(model))
@@ -134,7 +134,7 @@ def test_a_merge_that_is_not_what_the_layer_does_is_found_out(monkeypatch: pytes
     model = EXACT["VeRA"].build()
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     true = type(layer).get_delta_weight
-    monkeypatch.setattr(merging, "_verdicts", {})
+    monkeypatch.setattr(merging, "_results", {})
     monkeypatch.setattr(type(layer), "get_delta_weight", lambda self, adapter: 1.01 * true(self, adapter))
     with pytest.raises(WeightWatchError, match=r"q_proj is a vera adapter.*is not what the adapter does"):
         Update(ModelView(model))
@@ -233,7 +233,7 @@ def test_dora_in_bf16_has_the_gains_of_its_forward_pass() -> None:
     norm = torch.linalg.norm(layer.base_layer.weight + layer.scaling["default"] * (b @ a), dim=1).to(torch.bfloat16)
     gain = (layer.lora_magnitude_vector["default"].weight / norm).double().detach()
     change = Update(ModelView(model))["model.layers.0.self_attn.q_proj.weight"]
-    assert torch.equal(change.stretch().rows, gain - 1)
+    assert torch.equal(change.rescaling().rows, gain - 1)
 
 
 def test_dora_in_fp32_on_a_bf16_base_does_not_start_at_zero() -> None:
