@@ -185,7 +185,7 @@ def test_a_copy_that_is_gone_or_cut_short_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightWatchError, match=r"reference-00000-of-00001\.safetensors can't be read"):
         restore(ModelView(model), tmp_path, Reference())
     copy.unlink()
-    with pytest.raises(WeightWatchError, match=r"was written to .*, and is gone"):
+    with pytest.raises(WeightWatchError, match=r"copy of θ₀ that this run wrote to .* is gone"):
         restore(ModelView(model), tmp_path, Reference())
 
 
