@@ -531,7 +531,7 @@ def test_a_checkpoint_that_is_gone_before_it_is_read_is_passed_over(
     first, second = find(run)[0]
     shutil.rmtree(first.path)
     assert done.add(first) is None
-    assert "went away" in caplog.text
+    assert "was deleted before it was measured" in caplog.text
     assert done.add(second) is not None
 
 
