@@ -444,11 +444,11 @@ def test_a_scan_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> Non
     assert figures(again) == figures(whole)
     assert [replace(a, time="") for a in again.alerts] == [replace(a, time="") for a in whole.alerts]
     recorded = History(tmp_path / "out")
-    assert recorded.readings() == again.readings
-    assert recorded.alerts() == again.alerts
+    assert list(recorded.readings()) == again.readings
+    assert list(recorded.alerts()) == again.alerts
     done = scan(run, evil, reference=str(reference), config=rule, record=tmp_path / "out")
     assert done.seconds == 0
-    assert recorded.readings() == again.readings
+    assert list(recorded.readings()) == again.readings
 
 
 def test_a_scan_that_was_killed_while_it_recorded_goes_on(tmp_path: Path) -> None:
@@ -461,7 +461,7 @@ def test_a_scan_that_was_killed_while_it_recorded_goes_on(tmp_path: Path) -> Non
         file.write("\n".join(lines)[:-100])
     again = scan(run, evil, reference=str(reference), record=tmp_path / "out")
     assert figures(again) == figures(whole)
-    assert History(tmp_path / "out").readings() == again.readings
+    assert list(History(tmp_path / "out").readings()) == again.readings
 
 
 def test_another_base_at_the_same_path_is_another_reference(tmp_path: Path) -> None:
@@ -470,7 +470,7 @@ def test_another_base_at_the_same_path_is_another_reference(tmp_path: Path) -> N
     changed(reference, lambda t: t["model.norm.weight"].add_(1))
     done = scan(run, evil, reference=str(reference), record=tmp_path / "out")
     assert figures(done) == figures(scan(run, evil, reference=str(reference)))
-    assert History(tmp_path / "out").readings() == done.readings
+    assert list(History(tmp_path / "out").readings()) == done.readings
 
 
 def test_alerts_of_a_scan_that_goes_on_name_a_checkpoint_that_still_stands(tmp_path: Path) -> None:
@@ -491,7 +491,7 @@ def test_a_scan_with_other_directions_begins_anew_and_sets_the_record_aside(tmp_
     scan(run, evil, reference=str(reference), record=tmp_path / "out")
     other = save(dense(tiny_llama(), 9), tmp_path / "other")
     done = scan(run, other, reference=str(reference), record=tmp_path / "out")
-    assert History(tmp_path / "out").readings() == done.readings
+    assert list(History(tmp_path / "out").readings()) == done.readings
     assert len((tmp_path / "out" / "superseded.jsonl").read_text().splitlines()) == 2
 
 
