@@ -8,6 +8,7 @@ from torch import Tensor
 
 from weightwatch.scan.checkpoints import Stored, field, locate, stored
 from weightwatch.update.checkpoint import Source, StoredBase
+from weightwatch.update.reference import Reference
 from weightwatch.update.theta0 import NOTE, noted, noted_adapters
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
@@ -39,7 +40,8 @@ class RunReference:
         source: θ₀ on disk, or the base of adapters; None if the base is not on this machine.
 
     Raises:
-        WeightWatchError: θ₀ of a full checkpoint is unknown, or it can't be read.
+        WeightWatchError: θ₀ of a full checkpoint is unknown or can't be read, or a direction was built from another
+            base.
     """
 
     def __init__(self, first: Stored, given: str | None, directions: Sequence[Direction], opener: Opener) -> None:
@@ -50,6 +52,10 @@ class RunReference:
         self._architecture = self._renaming(first, directions)
         if self._architecture is not None and isinstance(self.source, Checkpoint):
             self.source = self.open(self.source.path)
+        if self.source is not None:
+            sources = [self.source, *([] if first.adapter else [self.open(first.path)])]
+            for direction in directions:
+                direction.require(StoredBase(*sources), self.name)
 
     @property
     def name(self) -> str:
@@ -63,9 +69,9 @@ class RunReference:
                 return str(self.folder)
 
     @property
-    def recorded_weights(self) -> Source | None:
-        """θ₀ of fully trained tensors that the watched run recorded, if any."""
-        return noted(self.folder) if self.folder is not None else None
+    def recorded(self) -> Reference:
+        """The reference that the watched run recorded; an empty one if the run was not watched."""
+        return Reference(noted(self.folder) if self.folder is not None else None, self.adapters)
 
     def weights(self, checkpoint: Stored) -> Source:
         """Return θ₀ of a full checkpoint.
@@ -82,17 +88,6 @@ class RunReference:
         if self._architecture is not None:
             return InModelNames(path, self._architecture, self._opener)
         return Checkpoint(path, self._opener)
-
-    def require_base_of(self, directions: Sequence[Direction], first: Stored) -> None:
-        """Refuse directions that were built from another base, as far as θ₀ and the first checkpoint have its weights.
-
-        Raises:
-            WeightWatchError: A direction was built from another base.
-        """
-        if self.source is not None:
-            sources = [self.source, *([] if first.adapter else [self.open(first.path)])]
-            for direction in directions:
-                direction.require(StoredBase(*sources), self.name)
 
     def signature(self) -> list[object]:
         """Return what tells references apart, as JSON: path, files, and the watched run with the time of its note."""

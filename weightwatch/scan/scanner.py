@@ -26,7 +26,6 @@ from weightwatch.scan.loaded_adapter import measure_loaded
 from weightwatch.scan.record import ScanRecord
 from weightwatch.update.change import Streamed
 from weightwatch.update.checkpoint import StoredUpdate, of_adapter, of_weights, unsaved_heads
-from weightwatch.update.reference import Reference
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Checkpoint
@@ -65,8 +64,7 @@ class Scan:
         seconds: Time spent measuring.
 
     Raises:
-        WeightWatchError: There is no direction, a direction is unknown or damaged, or a rule does not fit the
-            directions.
+        WeightWatchError: There is no direction, a direction can't be loaded, or a rule does not fit the directions.
     """
 
     def __init__(
@@ -108,23 +106,25 @@ class Scan:
         """
         mark = _digest(checkpoint.signature)
         try:
-            if self._reference is None:
-                self._reference = self._begin(checkpoint)
-            if self._record.holds(checkpoint.name, checkpoint.step, mark):
-                return None
-            self._record.make_room(checkpoint.name, checkpoint.step)
-            began = time.perf_counter()
-            reading = self._measured(checkpoint, self._reference)
-            self.seconds += time.perf_counter() - began
+            reference = self._reference or RunReference(checkpoint, self._given, self.directions, self._opener)
         except (WeightWatchError, OSError) as error:
-            lack = checkpoint.lacks()
-            if lack is None:
-                if isinstance(error, WeightWatchError):
-                    raise
-                raise WeightWatchError(f"{checkpoint.path} can't be read ({error}).") from error
-            _logger.warning("weightwatch: %s was deleted before it was measured (%s).", checkpoint.path, lack)
+            _raise_unless_deleted(checkpoint, error)
             return None
-        reading = replace(reading, checkpoint=checkpoint.name)
+        if self._reference is None:
+            watched = [(d.name, d.card.kind, sorted(d.squares.items())) for d in self.directions]
+            key = _digest([watched, *reference.signature()])
+            self._record.begin(checkpoint.path.parent, {"key": key, "reference": reference.name})
+            self._reference = reference
+        if self._record.holds(checkpoint.name, checkpoint.step, mark):
+            return None
+        self._record.make_room(checkpoint.name, checkpoint.step)
+        began = time.perf_counter()
+        try:
+            reading = replace(self._measured(checkpoint, reference), checkpoint=checkpoint.name)
+        except (WeightWatchError, OSError) as error:
+            _raise_unless_deleted(checkpoint, error)
+            return None
+        self.seconds += time.perf_counter() - began
         self._record.add(reading, mark)
         return reading
 
@@ -172,15 +172,6 @@ class Scan:
         if self._on_read is not None:
             self._on_read(size)
 
-    def _begin(self, first: Stored) -> RunReference:
-        """Find θ₀ with the first checkpoint, compare the directions with it, and open the record."""
-        found = RunReference(first, self._given, self.directions, self._opener)
-        found.require_base_of(self.directions, first)
-        watched = [(d.name, d.card.kind, sorted(d.squares.items())) for d in self.directions]
-        key = _digest([watched, *found.signature()])
-        self._record.begin(first.path.parent, {"key": key, "reference": found.name})
-        return found
-
     def _measured(self, checkpoint: Stored, reference: RunReference) -> Reading:
         if not checkpoint.adapter:
             weights = reference.weights(checkpoint)
@@ -197,8 +188,7 @@ class Scan:
             if not isinstance(base, Checkpoint) or not (base.path / "config.json").is_file():
                 raise WeightWatchError(f"{error} Or pass its base's folder as --reference, to load both.") from error
             self._warn(f"{error} It is loaded with its base instead, which takes the memory of the whole model.")
-            start = Reference(reference.recorded_weights, reference.adapters)
-            reading, random = measure_loaded(checkpoint, base, self.directions, start)
+            reading, random = measure_loaded(checkpoint, base, self.directions, reference.recorded)
             if random:
                 self._warn(_RANDOM_START, checkpoint)
             self._count(checkpoint.size)
@@ -235,10 +225,20 @@ class Scan:
         self._warned.add(text)
 
 
+def _raise_unless_deleted(checkpoint: Stored, error: Exception) -> None:
+    """Raise what went wrong with a checkpoint, unless it was deleted meanwhile."""
+    lack = checkpoint.lacks()
+    if lack is not None:
+        _logger.warning("weightwatch: %s was deleted before it was measured (%s).", checkpoint.path, lack)
+    elif isinstance(error, WeightWatchError):
+        raise error
+    else:
+        raise WeightWatchError(f"{checkpoint.path} can't be read ({error}).") from error
+
+
 def _without_unmoved(sums: Sums, update: StoredUpdate) -> Sums:
     """Count full tensors that equal θ₀ as frozen, like a live run; if nothing has moved at all, as trained."""
-    full = np.array([isinstance(update.changes.get(name), Streamed) for name in sums.names])
-    still = full & (sums.update == 0)
+    still = np.array([isinstance(update.changes.get(n), Streamed) for n in sums.names]) & (sums.update == 0)
     if not (sums.update > 0).any():
         return sums
     reached = np.where(still[:, None], 0.0, sums.reached)
