@@ -305,17 +305,6 @@ def test_reduced_matmul_precision_and_autocast_change_nothing(precision: str) ->
             switch.fp32_precision = wanted
 
 
-def test_a_tensor_whose_rows_are_larger_than_a_block_is_summed_exactly() -> None:
-    name, shape = "layers.0.experts", (2, 1 << 10, 1 << 11)  # experts of a mixture: one row is larger than a block
-    model = nn.ModuleDict({"layers": nn.ModuleList([nn.ParameterDict({"experts": torch.randn(shape)})])})
-    w = Direction.from_tensors({name: torch.randn(shape) + 0.1}, name="w")
-    want = slow.Expected({name: slow.Trained(dict(model.named_parameters())[name].detach().double())})
-    score = Monitor([w], reference={name: torch.zeros(shape)}).measure(model)["w"]
-    answer = want.score([name], slow.dense(w))
-    assert score.cosine == pytest.approx(answer.cosine, abs=1e-7)
-    assert score.dose == pytest.approx(answer.dose, abs=1e-7)
-
-
 @pytest.mark.parametrize("case", ["LoRA on all linear modules", "full"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_diverged_tensor_is_left_out_and_named(case: str, value: float, caplog: pytest.LogCaptureFixture) -> None:
