@@ -155,8 +155,8 @@ def pseudo_inverses(grams: Tensor) -> Tensor:
 
 def _pseudo_inverse(grams: Tensor) -> Tensor:
     """Return the pseudo-inverses of symmetric matrices with unit diagonal: by Cholesky if clearly of full rank."""
-    factor, failed = torch.linalg.cholesky_ex(grams)
-    sound = (failed == 0) & (factor.diagonal(dim1=-2, dim2=-1).amin(-1) > _INDEPENDENT)
+    lower, failed = torch.linalg.cholesky_ex(grams)
+    sound = (failed == 0) & (lower.diagonal(dim1=-2, dim2=-1).amin(-1) > _INDEPENDENT)
     if bool(sound.all()):
-        return torch.cholesky_inverse(factor)
+        return torch.cholesky_inverse(lower)
     return torch.linalg.pinv(grams, rtol=DEPENDENT, hermitian=True)

@@ -1,4 +1,4 @@
-"""Every adapter that PEFT has: its true effect on the weights is measured, or it is refused by name."""
+"""Every adapter of PEFT: its real effect on the weights is measured, or it is refused by name."""
 
 import copy
 import json
@@ -64,7 +64,7 @@ def test_every_figure_is_that_of_the_fp64_reference(exact: Case, begun: bool) ->
     slow.assert_reading(reading, want, watched, rel=2e-5, abs=1e-6)
 
 
-def test_each_is_measured_in_the_way_that_the_table_says(exact: Case) -> None:
+def test_each_is_measured_in_the_way_of_the_table(exact: Case) -> None:
     model = exact.build()
     kinds = {type(change) for change in Update(ModelView(model)).values()}
     assert {FACTORS: LowRank, RESCALED: Rescaled, MERGED: Merged, EXPERTS: Merged}[exact.how] in kinds
@@ -87,7 +87,7 @@ def test_every_type_of_adapter_that_peft_knows_is_measured_or_refused() -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_can_not_be_told_as_a_change_of_weights_is_refused_by_name(name: str) -> None:
+def test_what_is_not_a_change_of_weights_is_refused_by_name(name: str) -> None:
     case = REFUSED[name]
     model = case.build()
     with pytest.raises(WeightWatchError, match=rf"(?s)not supported, since.*{case.how}.*Train with LoRA, DoRA or"):
