@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from weightwatch.measure import copies
+from weightwatch.measure.copies import require_equal_copies, sample_copies
 from weightwatch.update.change import Change, Difference
 from weightwatch.update.sharding.local import LocalTensor, Piece, whole
 from weightwatch.update.sharding.ranks import ALONE, Ranks
@@ -22,21 +22,21 @@ def trained(values: Tensor, sharded: bool = False) -> Difference:
 
 def compared(*of: dict[str, Change]) -> None:
     """Compare what several processes have, as one of them does."""
-    tables = [copies.sample(update, Ranks(rank, len(of))) for rank, update in enumerate(of)]
-    copies.require_equal(of[0], sum(tables) / len(of))
+    tables = [sample_copies(update, Ranks(rank, len(of))) for rank, update in enumerate(of)]
+    require_equal_copies(of[0], sum(tables) / len(of))
 
 
 def test_a_sample_is_the_sum_its_square_and_the_sum_of_sizes() -> None:
     values = torch.tensor([[1.0, -2.0], [3.0, -5.0]])
-    (line,) = copies.sample({"w": trained(values)}, Ranks(0, 2))
+    (line,) = sample_copies({"w": trained(values)}, Ranks(0, 2))
     assert line.tolist() == [-3.0, 9.0, 11.0]
-    (line,) = copies.sample({"w": LowRank(values, torch.ones(2, 3))}, Ranks(0, 2))
+    (line,) = sample_copies({"w": LowRank(values, torch.ones(2, 3))}, Ranks(0, 2))
     assert line.tolist() == [-3.0, 9.0, 11.0]
 
 
 def test_sharded_tensors_and_a_process_alone_have_nothing_to_compare() -> None:
-    assert not copies.sample({"w": trained(WEIGHT, sharded=True)}, Ranks(0, 2)).any()
-    assert not copies.sample({"w": trained(WEIGHT)}, ALONE).any()
+    assert not sample_copies({"w": trained(WEIGHT, sharded=True)}, Ranks(0, 2)).any()
+    assert not sample_copies({"w": trained(WEIGHT)}, ALONE).any()
 
 
 def test_equal_copies_pass_up_to_the_order_of_additions() -> None:
@@ -56,4 +56,4 @@ def test_copies_that_differ_are_named(which: str) -> None:
 
 def test_copies_with_nan_are_left_to_the_sums() -> None:
     means = np.array([[np.nan, np.nan, np.nan]])
-    copies.require_equal(["w"], means)
+    require_equal_copies(["w"], means)

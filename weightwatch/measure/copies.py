@@ -18,7 +18,7 @@ _SAMPLED = 1024  # values of each tensor that are compared
 _TOLERANCE = 1e-3  # relative difference that is allowed: kernels may add in another order
 
 
-def sample(update: Mapping[str, Change], ranks: Ranks) -> Floats:
+def sample_copies(update: Mapping[str, Change], ranks: Ranks) -> Floats:
     """Return s, s² and Σ|x| of each tensor that every process has whole, where s is the sum of some of its values x.
 
     Args:
@@ -50,7 +50,7 @@ def sample(update: Mapping[str, Change], ranks: Ranks) -> Floats:
     return table
 
 
-def require_equal(names: Iterable[str], means: Floats) -> None:
+def require_equal_copies(names: Iterable[str], means: Floats) -> None:
     """Refuse a measurement in which processes have different copies of a tensor.
 
     The variance of s over the processes is the mean of s² minus the square of the mean of s.

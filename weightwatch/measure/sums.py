@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightwatch.measure import copies
+from weightwatch.measure.copies import COLUMNS, require_equal_copies, sample_copies
 from weightwatch.measure.dense import tiny, together
 from weightwatch.measure.low_rank import Figures, Found, OnDisk, alike, factored
 from weightwatch.measure.other_adapters import figures, freedom, is_full
@@ -96,12 +96,12 @@ class Part:
             mine = _shares({name: change for name, change in update.items() if name not in out}, ranks)
             for names, columns, sums in list(_figures(mine, directions)):  # read at the end: no device waits in between
                 table[np.ix_([lines[name] for name in names], columns)] = torch.stack(sums, -1).cpu().numpy()
-            return cls(update, directions, out, np.concatenate([table, copies.sample(update, ranks)], 1))
+            return cls(update, directions, out, np.concatenate([table, sample_copies(update, ranks)], 1))
 
     @staticmethod
     def shape(tensors: int, directions: int) -> tuple[int, int]:
         """Return the shape of the table. A process that could not measure adds zeros of this shape."""
-        return tensors, 1 + 2 * directions + copies.COLUMNS
+        return tensors, 1 + 2 * directions + COLUMNS
 
     def joined(self, table: Floats, ranks: Ranks = ALONE) -> Sums:
         """Return the measurement, given the sum of all processes' tables.
@@ -113,9 +113,9 @@ class Part:
         Raises:
             WeightWatchError: No tensor can be measured, or the processes have different copies of a tensor.
         """
-        copies.require_equal(self.update, table[:, -copies.COLUMNS :] / ranks.count)
+        require_equal_copies(self.update, table[:, -COLUMNS:] / ranks.count)
         count = len(self.directions)
-        table, out = table[:, : -copies.COLUMNS].copy(), dict(self.left_out)
+        table, out = table[:, :-COLUMNS].copy(), dict(self.left_out)
         for name, line in zip(self.update, table, strict=True):
             if not np.isfinite(line).all():
                 out[name] = "it holds NaN or infinite values"
