@@ -1,8 +1,8 @@
-"""What a reading must say, the slow way: in fp64, with every change of a weight multiplied out.
+"""The independent reference for readings: slow, in fp64, with every change of a weight multiplied out.
 
-Written from the definitions in the documentation alone. A change is the weights of a merged copy of the model less
-those of a merged copy of its start; the projection is an explicit pseudo-inverse of the adapter's A; a figure is a
-division of flattened vectors.
+It is written from the definitions in the documentation alone. A change is the difference between the weights of a
+merged copy of the model and those of a merged copy of its start. The projection is an explicit pseudo-inverse of the
+adapter's A. A figure is a division of flattened vectors.
 """
 
 import copy
@@ -33,14 +33,14 @@ Weights = Mapping[str, Tensor]
 
 @dataclass
 class Trained:
-    """One trained tensor: its change, how w is seen through it, and how many of its elements training can choose."""
+    """One trained tensor: its change, the projection P, and the number of elements that training can choose freely."""
 
     change: Tensor
     projector: Tensor | None = None
     side: str = "right"
     freedom: int = 0
     weight: Tensor | None = None
-    """The weight under DoRA, each of whose rows can be stretched; ``projector`` is then the adapter's rows."""
+    """The base weight under DoRA, each row of which can be rescaled. ``projector`` is then the rows of A."""
 
     def project(self, w: Tensor) -> Tensor:
         if self.projector is None:
@@ -57,7 +57,7 @@ class Trained:
 
 @dataclass
 class Expected:
-    """The tensors of an update, and the figures that follow from them."""
+    """The tensors of an update, and the figures of a reading."""
 
     trained: dict[str, Trained] = field(default_factory=dict)
 
@@ -112,14 +112,14 @@ def merged(model: nn.Module) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")
             plain = plain.merge_and_unload()
     found = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
-    for name, tensor in seen.items():  # it is only a merge where the layer does what the weights say
+    for name, tensor in seen.items():  # a merge is right only if the module's outputs are those of the merged weights
         assert (found[name] - tensor).norm() <= 1e-6 * tensor.norm(), name
     return found
 
 
 @torch.no_grad()
 def effective(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights and biases of the linear layers with adapters, as their outputs tell them."""
+    """Return the weights and biases of the adapted linear layers, computed from their outputs."""
     found = {}
     for path, module in model.named_modules():
         nested = isinstance(getattr(module, "base_layer", None), BaseTunerLayer | NonDynamicallyQuantizableLinear)
@@ -141,19 +141,19 @@ def effective(model: nn.Module) -> dict[str, Tensor]:
 
 
 def moved_names(model: nn.Module, now: Weights, before: Weights) -> list[str]:
-    """Return the names of the tensors that differ, of tied ones the first."""
+    """Return the names of the tensors that differ; the first name of a tied one."""
     tied = {canonical(n) for n, _ in model.named_parameters(remove_duplicate=False)}
     tied -= {canonical(n) for n, _ in model.named_parameters()}
     return [name for name in now if name not in tied and not torch.equal(now[name], before[name])]
 
 
 def expected(model: nn.Module, start: nn.Module, names: Iterable[str] | None = None) -> Expected:
-    """Work out an update from copies of the model now and at its start.
+    """Compute an update from the model now and a copy of its start.
 
     Args:
         model: The model now.
-        start: A deep copy from before its training.
-        names: The trained tensors. Default: those that have changed.
+        start: A deep copy from before the training.
+        names: Names of the trained tensors. Default: those that have changed.
     """
     now, before = merged(model), merged(start)
     spaces = _spaces(model, start)
@@ -172,14 +172,14 @@ def expected(model: nn.Module, start: nn.Module, names: Iterable[str] | None = N
 
 
 def multiplied_out(update: Mapping[str, Change]) -> dict[str, Tensor]:
-    """Return every change of an update as a tensor in the orientation of the stored weight."""
+    """Return every change of an update as a full tensor, in the orientation of the model's weight."""
     found = {}
     for name, change in update.items():
         match change:
             case LowRank() | Merged():
                 found[name] = change.dense().float()
             case Rescaled():
-                parts = change.stretch()
+                parts = change.rescaling()
                 product = parts.rows[:, None] * parts.weight.double() + parts.left @ change.factors.right.double()
                 found[name] = (product.T if change.transposed else product).float()
             case Difference():
@@ -189,7 +189,7 @@ def multiplied_out(update: Mapping[str, Change]) -> dict[str, Tensor]:
 
 
 def dense(direction: Direction) -> dict[str, Tensor]:
-    """Return a direction in fp64, multiplied out, in the orientation of the stored weights."""
+    """Return a direction in fp64, multiplied out, in the orientation of the model's weights."""
     out = {}
     for name, delta in direction.deltas.items():
         if isinstance(delta, LowRank):
@@ -203,7 +203,7 @@ def dense(direction: Direction) -> dict[str, Tensor]:
 def assert_reading(
     reading: Reading, want: Expected, directions: Sequence[Direction], *, rel: float = 1e-5, abs: float = 2e-6
 ) -> None:
-    """Assert every figure of a reading: the model's, each layer's, each module kind's and each tensor's."""
+    """Assert every figure of a reading: of the model, of each layer, of each kind of module and of each tensor."""
     ws = {direction.name: dense(direction) for direction in directions}
     controls = [ws[d.name] for d in directions if d.card.kind == "control"]
     everything = list(dict.fromkeys([*want.trained, *(name for w in ws.values() for name in w)]))
@@ -245,19 +245,19 @@ def _over(above: Tensor | float, below: Tensor | float) -> float:
 
 
 Space = tuple[Tensor, str, Tensor | None]
-"""Rows that a change is made of, the side of the weight they are on, and the weight whose rows count too."""
+"""Rows that span a change, the side of the weight that they are on, and the base weight under DoRA."""
 
 
 def _spaces(model: nn.Module, start: nn.Module) -> dict[str, Space]:
-    """Return, by parameter name, what an adapter's change is made of.
+    """Return, by parameter name, the rows that span an adapter's change.
 
-    Rows of the start count as well where the adapter's product was not zero then.
+    The rows at the start count as well if the adapter's product was not zero then.
     """
     found = {}
     before = dict(start.named_modules())
     for path, module in model.named_modules():
         if isinstance(getattr(module, "base_layer", None), NonDynamicallyQuantizableLinear):
-            continue  # merged with the attention it is in
+            continue  # merged with the attention module that contains it
         space = None
         if isinstance(module, TrainableTokensLayer):
             chosen = sorted({i for adapter in module.active_adapters for i in module.token_indices[adapter]})

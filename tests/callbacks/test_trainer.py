@@ -221,7 +221,7 @@ def test_controls_give_the_z_that_rules_can_judge(tmp_path: Path) -> None:
         ({"config": {"every": 0}}, "config: every: 0 is not allowed; it should be greater than or equal to 1."),
         ({"config": "nowhere.yaml"}, "No config at nowhere.yaml"),
         ({"config": {"rules": [{**MOVED, "direction": "good"}]}}, "Rule 'moved' is about the direction 'good', which"),
-        ({"config": {"rules": [{**MOVED, "metric": "z"}]}}, "Rule 'moved' judges z, which only a behaviour has"),
+        ({"config": {"rules": [{**MOVED, "metric": "z"}]}}, "Rule 'moved' uses z, which needs a behaviour direction"),
         ({"config": {"controls": ["nowhere"]}}, "Unknown direction 'nowhere'"),
         ({"config": {"reference": "/nowhere"}}, "No weights at /nowhere: there is no such file or folder."),
     ],
@@ -586,7 +586,7 @@ def test_two_processes_act_as_one_and_only_the_first_writes(case: str, tmp_path:
     if case == "fault on one":
         assert steps(folder) == [0]
         assert {e["message"] for e in lines(folder, "errors.jsonl")} == {
-            "Another process could not measure its part; its own log says why."
+            "Another process could not measure its shards. The log of that process has the reason."
         }
     if case == "plain":
         assert steps(folder) == [0, 2, 3]

@@ -1,4 +1,4 @@
-"""Every way of spreading a model over processes that weightwatch reads, each really training. Runs in the processes."""
+"""Every supported way to shard a model over processes, each in a real training. Runs in the processes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,9 +29,9 @@ class Running:
     Attributes:
         model: What is measured.
         step: Trains on one batch.
-        full: The engine's own account of the whole weights, on every process; the masters where it keeps any.
-        ran: What must be so if the engine really ran, by description.
-        data: Number of the batches that this process sees: equal on processes that share one model.
+        full: Gathers the whole weights with the engine's own functions; the fp32 masters if it keeps any.
+        ran: Conditions that are true if the engine really ran, by description.
+        data: Seed of this process's batches: equal on processes that share one copy of the model.
     """
 
     model: nn.Module
@@ -365,7 +365,7 @@ ENGINES: dict[str, Engine] = {
     "fsdp2 after an evaluation": _of(fsdp2, reshard=False, look=True),
     "fsdp2 mixed": _of(fsdp2, mixed=True, look=True),
     "fsdp2 ignoring": _of(fsdp2, ignore="with equal data"),
-    "fsdp2 gone apart": _of(fsdp2, ignore="with other data"),
+    "fsdp2 diverged copies": _of(fsdp2, ignore="with other data"),
     "fsdp2 offloaded": _of(fsdp2, offload=True),
     "fsdp2 hybrid": _of(fsdp2, mesh=(2, 2)),
     "fsdp2 to a part": _of(fsdp2, reshard=2, look=True),
@@ -394,7 +394,7 @@ CASES = [
     *(
         Case(2, engine, adapted)
         for engine in ENGINES
-        if not any(word in engine for word in ("hybrid", "to a part", "gone apart"))
+        if not any(word in engine for word in ("hybrid", "to a part", "diverged copies"))
         for adapted in BOTH
     ),
     *(Case(2, "tp", adapted) for adapted in BOTH),

@@ -1,4 +1,4 @@
-"""Models that are spread over processes in ways that can't be read. Runs in the processes."""
+"""Models that are sharded in unsupported ways. Runs in the processes."""
 
 import functools
 from typing import Any

@@ -1,4 +1,4 @@
-"""A reading of a sharded model is that of the whole one, and every process has it."""
+"""A reading of a sharded model is that of the whole model, on every process."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,12 +38,12 @@ def directions(case: Case) -> list[Direction]:
 
 
 def start(case: Case) -> dict[str, Tensor] | None:
-    """Return θ₀, where the model does not hold it itself."""
+    """Return θ₀, if the model does not contain it."""
     return None if case.adapted else {name: tensor.clone() for name, tensor in base(case.engine).state_dict().items()}
 
 
 def readings(case: Case, folder: str) -> tuple[list[Reading], dict[str, Tensor]]:
-    """Return a process's readings of a trained model, and the engine's account of the whole. Runs in the processes."""
+    """Return a process's readings of a trained model, and the whole weights. Runs in the processes."""
     running = trained(case, folder)
     monitor = Monitor(directions(case), reference=start(case))
     found = [monitor.measure(running.model, step=3)]
@@ -76,20 +76,20 @@ def test_a_reading_of_the_parts_is_the_reading_of_the_whole(pool: Pool, case: Ca
 
 
 def fault(case: Case, folder: str) -> str:
-    """Return what a process says of a model whose copies of a tensor differ. Runs in the processes."""
+    """Return the error for a model whose copies of a tensor differ. Runs in the processes."""
     with pytest.raises(WeightWatchError) as found:
         readings(case, folder)
     return str(found.value)
 
 
-def test_copies_that_have_gone_apart_are_an_error_on_every_process(pool: Pool, checkpoint: Path) -> None:
-    first, second = pool(2).run(fault, Case(2, "fsdp2 gone apart", False), str(checkpoint))
+def test_copies_that_have_diverged_are_an_error_on_every_process(pool: Pool, checkpoint: Path) -> None:
+    first, second = pool(2).run(fault, Case(2, "fsdp2 diverged copies", False), str(checkpoint))
     assert first == second
     assert "disagree about model.layers.0.input_layernorm.weight" in first
 
 
 def beginning(folder: str, broken: str, kind: type[Exception]) -> tuple[str, str]:
-    """Return what a process says of a run that can't begin on the second one. Runs in the processes."""
+    """Return the error of a run that can't begin on the second process. Runs in the processes."""
     ranks = Ranks.world()
     model = base("ddp")
     monitor = Monitor(directions(Case(2, "ddp", False)), reference=start(Case(2, "ddp", False)), ranks=ranks)
@@ -121,7 +121,7 @@ def test_a_run_that_cannot_begin_on_one_process_begins_on_none(
 
 
 def moving(folder: str) -> str:
-    """Return what is said of a reference that is the engine's memory, of which masters are measured."""
+    """Return the error for a reference in the engine's memory, whose masters are measured."""
     running = trained(Case(2, "zero2 bf16", False), folder)
     with pytest.raises(WeightWatchError) as found:
         Monitor(directions(Case(2, "zero2 bf16", False)), reference=running.model.state_dict()).measure(running.model)

@@ -1,4 +1,4 @@
-"""What each process says it holds, put together, is what the engine says the model is."""
+"""The local shards of all processes, put together, are the model as the engine gathers it."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ Part = tuple[tuple[Any, ...], list[tuple[Box, Tensor]]]
 
 
 def parts(case: Case, folder: str) -> tuple[dict[str, Part], dict[str, Tensor]]:
-    """Return what a process holds of a trained model, and the engine's account of the whole. Runs in the processes."""
+    """Return the local shards of a trained model, and the whole model from the engine. Runs in the processes."""
     running = trained(case, folder)
     found = {
         name: ((part.shape, part.dtype, part.trained, part.sharded), [(p.box, p.values.clone()) for p in part.pieces])
@@ -59,7 +59,7 @@ def _spreads(case: Case) -> bool:
 
 
 def refusal(name: str, folder: str) -> str:
-    """Return what ``held`` says of a model that is spread in a way it doesn't know. Runs in the processes."""
+    """Return the error for a model that is sharded in an unsupported way. Runs in the processes."""
     import tests.distributed.strange as strange
 
     model = getattr(strange, name)()
@@ -75,7 +75,7 @@ def refusal(name: str, folder: str) -> str:
     [
         ("half_a_mesh", "spread by a DTensor over 1 of 2 processes"),
         ("pending_sums", "placed as Partial"),
-        ("wrong_layout", "parts that do not match its layout"),
+        ("wrong_layout", "shards that do not match its placements"),
         ("without_its_fsdp_module", "Measure the model that FSDP returned"),
         ("without_its_flat_parameter", "Measure the model that FSDP returned"),
         ("fsdp_in_one_process_each", "spread by FSDP over 1 of 2 processes"),
@@ -84,7 +84,7 @@ def refusal(name: str, folder: str) -> str:
         ("offloaded_states", "offloaded"),
     ],
 )
-def test_what_is_not_known_is_refused_by_name(pool: Pool, name: str, message: str, tmp_path: Path) -> None:
+def test_unsupported_sharding_is_refused_by_name(pool: Pool, name: str, message: str, tmp_path: Path) -> None:
     for answer in pool(2).run(refusal, name, str(tmp_path)):
         assert message in answer
         assert "weight" in answer or "_flat_param" in answer  # the parameter's name

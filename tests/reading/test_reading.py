@@ -40,7 +40,8 @@ def directions(*kinds: str) -> list[Direction]:
 
 def example() -> Reading:
     found = sums([[0.5, 0.1], [0.25, -0.1], [-0.5, 0.0], [0.75, 0.1]], [1, 4, 4, 16])
-    return read(found, directions("behaviour", "control"), step=40, time="2026-01-01T00:00:00.000+00:00")
+    watched = directions("behaviour", "control")
+    return read(found, watched, step=40, time="2026-01-01T00:00:00.000+00:00", tensors=True)
 
 
 def test_figures_are_sums_over_the_part_first_and_then_one_division() -> None:
@@ -109,7 +110,7 @@ def test_without_controls_there_is_no_z() -> None:
 def test_a_control_without_weights_in_a_part_says_nothing_about_it() -> None:
     found = sums([[0.5, 0.4]] * 4, [1, 4, 4, 16])
     found.direction[:2, 1] = 0
-    reading = read(found, directions("behaviour", "control"), step=0, time="")
+    reading = read(found, directions("behaviour", "control"), step=0, time="", tensors=True)
     tensors = reading["behaviour0"].tensors
     assert [score.z is None for score in tensors.values()] == [True, True, False, False]
 
@@ -120,6 +121,13 @@ def test_nothing_moved_reads_as_zero_and_not_as_nan() -> None:
     assert reading.update_norm == 0.0
     assert (evil.cosine, evil.reach_cosine, evil.dose, evil.share, evil.z) == (0, 0, 0, 0, 0)
     assert evil.reach == pytest.approx(0.5**0.5)
+
+
+def test_scores_of_single_tensors_are_made_only_if_wanted() -> None:
+    found = sums([[0.5], [0.25], [-0.5], [0.75]], [1, 4, 4, 16])
+    (evil,) = read(found, directions("behaviour"), step=0, time="").directions.values()
+    assert evil.tensors == {}
+    assert evil.modules["lm_head"].cosine == pytest.approx(0.75 / 4)
 
 
 def test_a_line_of_json_reads_back_the_same() -> None:

@@ -197,14 +197,14 @@ def test_a_module_that_the_model_lacks_is_an_error_that_lists_those_it_has() -> 
 
 
 def test_z_without_controls_is_an_error_that_says_what_to_name() -> None:
-    with pytest.raises(WeightWatchError, match=r"judges z, which only a behaviour has.*name some under"):
+    with pytest.raises(WeightWatchError, match=r"uses z, which needs a behaviour direction.*Add directions under"):
         one(reading(1, 0.3), metric="z")
 
 
 def test_rules_are_checked_against_the_directions_before_there_is_a_reading() -> None:
     evil, style = dense(tiny_llama(), 1), dense(tiny_llama(), 2, name="style", kind="control")
     require([rule(), rule(metric="z")], [evil, style])
-    with pytest.raises(WeightWatchError, match=r"'drift' is about the direction 'good', which is not watched; .* evil"):
+    with pytest.raises(WeightWatchError, match=r"'drift' is about the direction 'good', which is not watched. .* evil"):
         require([rule(direction="good")], [evil])
-    with pytest.raises(WeightWatchError, match="judges z"):
+    with pytest.raises(WeightWatchError, match="uses z"):
         require([rule(metric="z")], [evil])

@@ -7,68 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from tests.support.models import dense, lora, low_rank, move, tiny_llama
 from tests.support.runs import STRICT, lines, trainer
+from tests.support.scans import base_folder, changed, figures, full_run, live_readings, same, save, scan
 from weightwatch import Monitor, WeightWatchCallback
 from weightwatch.config import Config
-from weightwatch.reading.reading import Reading
 from weightwatch.record.history import History
 from weightwatch.scan.checkpoints import find
 from weightwatch.scan.scanner import Scan
 from weightwatch.vectors import Direction, WeightWatchError
-from weightwatch.vectors.fingerprint import Fingerprint
 
 RULE = {"alert": "drift", "direction": "evil", "metric": "cosine", "above": -1.0, "for": 3, "severity": "critical"}
-
-
-def save(direction: Direction, folder: Path, base: torch.nn.Module | None = None) -> str:
-    """Store a direction, with the fingerprint of a base if one is given."""
-    if base is not None:
-        weights = dict(base.named_parameters())
-        mark = Fingerprint.of(direction.deltas, weights.__getitem__)
-        direction.card = direction.card.model_copy(update={"fingerprint": mark, "base": "the tiny one"})
-    return str(direction.save(folder))
-
-
-def scan(what: Path, direction: str, **settings: Any) -> Scan:
-    done = Scan([direction], **settings)
-    for one in find(what)[0]:
-        done.add(one)
-    return done
-
-
-def same(ours: Reading, live: Reading) -> None:
-    """Compare all figures of two readings."""
-    close = {"rel": 1e-6, "abs": 1e-7}
-    assert (ours.step, ours.checkpoint) == (live.step, live.checkpoint)
-    assert ours.update_norm == pytest.approx(live.update_norm, **close)
-    assert set(ours.directions) == set(live.directions)
-    for name, found in ours.directions.items():
-        want = live[name]
-        parts = [(found, want)]
-        parts += [(found.layers[i], want.layers[i]) for i in want.layers]
-        parts += [(found.modules[kind], want.modules[kind]) for kind in want.modules]
-        for one, other in parts:
-            for figure in ("cosine", "reach_cosine", "dose", "reach", "share"):
-                assert getattr(one, figure) == pytest.approx(getattr(other, figure), **close), figure
-            assert one.z == (None if other.z is None else pytest.approx(other.z, **close))
-
-
-def live_readings(folder: Path) -> list[Reading]:
-    return [Reading.from_json(line) for line in lines(folder) if line["checkpoint"]]
-
-
-def base_folder(tmp_path: Path, **settings: object) -> tuple[LlamaForCausalLM, Path]:
-    base = tiny_llama(**settings)
-    base.save_pretrained(tmp_path / "base")
-    return LlamaForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "base"
 
 
 @pytest.mark.parametrize("kind", ["full", "from scratch", "partly frozen", "LoRA"])
@@ -105,19 +58,6 @@ def test_the_scan_of_a_run_says_what_the_live_run_said(tmp_path: Path, kind: str
     assert [json.loads(line) for line in written] == json.loads(
         json.dumps([reading.to_json() for reading in done.readings])
     )
-
-
-def full_run(tmp_path: Path, count: int = 3) -> tuple[Path, Path, str]:
-    """Return a run of full checkpoints that move further and further, its base and a direction."""
-    base, reference = base_folder(tmp_path)
-    for step in range(1, count + 1):
-        move(base, step)
-        base.save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
-    return tmp_path / "run", reference, save(dense(base, 1), tmp_path / "evil")
-
-
-def figures(done: Scan) -> list[dict[str, Any]]:
-    return [{**reading.to_json(), "time": "", "checkpoint": ""} for reading in done.readings]
 
 
 def test_a_sharded_checkpoint_reads_like_a_whole_one(tmp_path: Path) -> None:
@@ -175,81 +115,6 @@ def test_an_adapter_that_is_trained_further_is_measured_from_where_it_started(tm
         same(ours, theirs)
 
 
-@pytest.mark.parametrize("settings", [{"init_lora_weights": "pissa"}, {"modules_to_save": ["lm_head"]}])
-@pytest.mark.parametrize("watched", [True, False])
-def test_other_adapters_are_loaded_with_their_base(
-    tmp_path: Path, settings: dict[str, Any], watched: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    base, reference = base_folder(tmp_path, tie_word_embeddings=False)
-    evil = save(low_rank(base, 1), tmp_path / "evil")
-    config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", **settings)
-    model = get_peft_model(base, config)
-    watcher = WeightWatchCallback(evil, config=STRICT)
-    trainer(model, tmp_path / "run", watcher, save_strategy="steps", save_steps=4).train()
-    live = live_readings(tmp_path / "run")
-    if not watched:
-        shutil.rmtree(tmp_path / "run" / "weightwatch")
-    done = scan(tmp_path / "run", evil, reference=str(reference))
-    assert "takes the memory of the whole model" in caplog.text
-    for ours, theirs in zip(done.readings, live, strict=True):
-        assert ours.update_norm == pytest.approx(theirs.update_norm, rel=1e-4)
-        assert ours["evil"].cosine == pytest.approx(theirs["evil"].cosine, rel=1e-4, abs=1e-6)
-
-
-def bf16_llama() -> LlamaForCausalLM:
-    return tiny_llama().bfloat16()
-
-
-def wide_llama() -> LlamaForCausalLM:
-    return tiny_llama(tie_word_embeddings=False, attention_bias=True, mlp_bias=True)
-
-
-HALF: dict[str, Any] = {"target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
-IA3: dict[str, Any] = {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
-MORE_THAN_FACTORS: dict[str, tuple[Any, peft.PeftConfig]] = {
-    "DoRA": (tiny_llama, LoraConfig(r=4, use_dora=True, **HALF)),
-    "DoRA on a bf16 base": (bf16_llama, LoraConfig(r=4, use_dora=True, **HALF)),
-    "IA3": (tiny_llama, peft.IA3Config(**IA3, task_type="CAUSAL_LM")),
-    "LoKr": (tiny_llama, peft.LoKrConfig(r=4, **HALF)),
-    "OFT": (tiny_llama, peft.OFTConfig(oft_block_size=4, **HALF)),
-    "LN tuning": (tiny_llama, peft.LNTuningConfig(target_modules=["input_layernorm"], task_type="CAUSAL_LM")),
-    "trainable tokens": (tiny_llama, LoraConfig(r=4, trainable_token_indices=[1, 2], **HALF)),
-    "LoRA and all biases": (wide_llama, LoraConfig(r=4, bias="all", **HALF)),
-    "OLoRA": (tiny_llama, LoraConfig(r=4, init_lora_weights="olora", **HALF)),
-}
-
-
-@pytest.mark.parametrize("kind", MORE_THAN_FACTORS)
-def test_every_kind_of_adapter_is_measured_as_by_a_live_monitor(tmp_path: Path, kind: str) -> None:
-    make, config = MORE_THAN_FACTORS[kind]
-    make().save_pretrained(tmp_path / "base")
-    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    evil = save(dense(base, 1), tmp_path / "evil", base)
-    torch.manual_seed(5)
-    model = get_peft_model(base, copy.deepcopy(config))
-    monitor = Monitor(evil)
-    monitor.start(model)
-    move(model, 3)
-    model.save_pretrained(tmp_path / "run" / "checkpoint-3")
-    (ours,) = scan(tmp_path / "run", evil, reference=str(tmp_path / "base")).readings
-    assert ours.update_norm > 0
-    same(replace(ours, checkpoint=None), monitor.measure(model, step=3))
-
-
-@pytest.mark.parametrize("kind", ["DoRA", "IA3"])
-def test_a_watched_run_of_dora_or_ia3_is_scanned_as_it_was_watched(tmp_path: Path, kind: str) -> None:
-    base, reference = base_folder(tmp_path)
-    evil = save(dense(base, 1), tmp_path / "evil", base)
-    model = get_peft_model(base, copy.deepcopy(MORE_THAN_FACTORS[kind][1]))
-    watcher = WeightWatchCallback(evil, config=STRICT)
-    trainer(model, tmp_path / "run", watcher, save_strategy="steps", save_steps=4).train()
-    done = scan(tmp_path / "run", evil)  # the adapter's settings name the base
-    assert [reading.step for reading in done.readings] == [4, 8]
-    assert str(reference) in done.to_json()["reference"]
-    for ours, theirs in zip(done.readings, live_readings(tmp_path / "run"), strict=True):
-        same(ours, theirs)
-
-
 @pytest.mark.parametrize("dora", [False, True])
 def test_an_adapter_with_trls_copy_of_its_start_is_measured_from_that(tmp_path: Path, dora: bool) -> None:
     base, reference = base_folder(tmp_path)
@@ -267,84 +132,11 @@ def test_an_adapter_with_trls_copy_of_its_start_is_measured_from_that(tmp_path: 
     same(replace(ours, checkpoint=None), Monitor(evil).measure(model))
 
 
-def test_an_adapter_with_a_random_start_that_nobody_noted_is_told_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    base, reference = base_folder(tmp_path)
-    evil = save(low_rank(base, 1), tmp_path / "evil")
-    lora(base, init_lora_weights=False).save_pretrained(tmp_path / "lora")
-    get_peft_model(base, peft.FourierFTConfig(n_frequency=50, **HALF)).save_pretrained(tmp_path / "fourier")
-    for kind in ("lora", "fourier"):
-        scan(tmp_path / kind, evil, reference=str(reference))
-        assert f"{kind}: its adapters started at random" in caplog.text
-
-
-def test_an_adapter_of_another_base_is_refused_in_words(tmp_path: Path) -> None:
-    _, reference = base_folder(tmp_path)
-    evil = save(low_rank(tiny_llama(), 1), tmp_path / "evil")
-    for name, settings in (("wider", {"hidden_size": 64}), ("deeper", {"num_hidden_layers": 3})):
-        lora(tiny_llama(**settings), use_dora=True).save_pretrained(tmp_path / name)
-        with pytest.raises(WeightWatchError, match="Pass as --reference the base that it was trained on"):
-            scan(tmp_path / name, evil, reference=str(reference))
-
-
-def test_the_base_of_a_run_that_nobody_watched_is_taken_from_its_config(tmp_path: Path) -> None:
-    run, reference, evil = full_run(tmp_path, 1)
-    with pytest.raises(WeightWatchError, match=r"θ₀ of .* is unknown.*Pass --reference"):
-        scan(run, evil)
-    file = run / "checkpoint-1" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "_name_or_path": str(reference)}))
-    assert scan(run, evil).readings[0].update_norm > 0
-
-
-def note(folder: Path, **entries: object) -> None:
-    (folder / "weightwatch").mkdir(parents=True)
-    (folder / "weightwatch" / "reference.json").write_text(json.dumps({"path": "", "adapters": False, **entries}))
-
-
-def test_the_reference_of_a_watched_run_is_its_own(tmp_path: Path) -> None:
-    run, reference, evil = full_run(tmp_path, 1)
-    file = run / "checkpoint-1" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "_name_or_path": str(reference)}))
-    note(tmp_path, weights="checkpoint", path=str(run / "checkpoint-1"))  # of a run in the folder above
-    assert scan(run, evil).to_json()["reference"] == str(reference)
-    note(run, weights="given")
-    with pytest.raises(WeightWatchError, match="was given a reference of its own: pass --reference"):
-        scan(run, evil)
-
-
-def test_an_adapter_whose_base_is_not_here_is_measured_unchecked(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    model = lora(tiny_llama())
-    move(model, 3)
-    model.peft_config["default"].base_model_name_or_path = "someone/elsewhere"
-    model.save_pretrained(tmp_path / "adapter")
-    done = scan(tmp_path / "adapter", save(low_rank(tiny_llama(), 1), tmp_path / "evil", tiny_llama()))
-    assert done.readings[0].update_norm > 0
-    assert "the base of" in caplog.text
-    assert "someone/elsewhere" in caplog.text
-
-
-def test_a_direction_of_another_base_is_refused(tmp_path: Path) -> None:
-    run, reference, _ = full_run(tmp_path, 1)
-    other = tiny_llama(seed=7)
-    with pytest.raises(WeightWatchError, match=r"was built from the tiny one, not from .*base"):
-        scan(run, save(dense(other, 1), tmp_path / "other", other), reference=str(reference))
-
-
 def test_a_direction_with_other_names_is_refused(tmp_path: Path) -> None:
     run, reference, _ = full_run(tmp_path, 1)
     strange = Direction.from_tensors({"visual.blocks.0.qkv.weight": torch.ones(4, 4)}, name="evil")
     with pytest.raises(WeightWatchError, match="have no tensor in common: the direction has visual"):
         scan(run, save(strange, tmp_path / "strange"), reference=str(reference))
-
-
-def changed(folder: Path, change: Any) -> None:
-    """Change the tensors of a checkpoint's file."""
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def test_tensors_that_only_one_side_has_are_named_and_left_out(
@@ -531,7 +323,7 @@ def test_a_checkpoint_that_is_gone_before_it_is_read_is_passed_over(
     first, second = find(run)[0]
     shutil.rmtree(first.path)
     assert done.add(first) is None
-    assert "went away" in caplog.text
+    assert "was deleted before it was measured" in caplog.text
     assert done.add(second) is not None
 
 

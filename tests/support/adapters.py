@@ -362,21 +362,21 @@ def _shadow() -> nn.Module:
 
 
 REFUSED: dict[str, Case] = {
-    "prompt tuning": case(peft.PromptTuningConfig, "beside its weights", num_virtual_tokens=2),
-    "P-tuning": case(peft.PromptEncoderConfig, "beside its weights", num_virtual_tokens=2, encoder_hidden_size=8),
-    "prefix tuning": case(peft.PrefixTuningConfig, "beside its weights", num_virtual_tokens=2),
+    "prompt tuning": case(peft.PromptTuningConfig, "instead of its weights", num_virtual_tokens=2),
+    "P-tuning": case(peft.PromptEncoderConfig, "instead of its weights", num_virtual_tokens=2, encoder_hidden_size=8),
+    "prefix tuning": case(peft.PrefixTuningConfig, "instead of its weights", num_virtual_tokens=2),
     "multitask prompt tuning": case(
-        peft.MultitaskPromptTuningConfig, "beside its weights", num_virtual_tokens=2, num_tasks=2, num_ranks=1
+        peft.MultitaskPromptTuningConfig, "instead of its weights", num_virtual_tokens=2, num_tasks=2, num_ranks=1
     ),
     "CPT": case(
-        peft.CPTConfig, "beside its weights", cpt_token_ids=[1, 2], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 2]
+        peft.CPTConfig, "instead of its weights", cpt_token_ids=[1, 2], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 2]
     ),
-    "Cartridge": case(peft.CartridgeConfig, "beside its weights", num_virtual_tokens=2),
+    "Cartridge": case(peft.CartridgeConfig, "instead of its weights", num_virtual_tokens=2),
     "adaption prompt": case(
-        peft.AdaptionPromptConfig, "beside its weights", adapter_len=2, adapter_layers=1, target_modules="self_attn"
+        peft.AdaptionPromptConfig, "instead of its weights", adapter_len=2, adapter_layers=1, target_modules="self_attn"
     ),
-    "X-LoRA": Case(PeftType.XLORA, _xlora, "beside its weights"),
-    "Shadow": Case(PeftType.SHADOW, _shadow, "beside its weights"),
+    "X-LoRA": Case(PeftType.XLORA, _xlora, "instead of its weights"),
+    "Shadow": Case(PeftType.SHADOW, _shadow, "instead of its weights"),
     "Lily": case(peft.LilyConfig, "not supported for Lily", r=4),
     "Poly": case(peft.PolyConfig, "task_ids", r=4, n_tasks=2, n_skills=2),
     "Arrow": Case(PeftType.LORA, _arrow, "Cannot merge an active Arrow router"),

@@ -55,7 +55,7 @@ tensor parallel).
 """
 
 _REASONS = {
-    "beside its weights": "changes what the model is given or computes, not its weights",
+    "instead of its weights": "changes what the model is given or computes, not its weights",
     "not what the adapter does": "PEFT's merge is not what the layer does",
     "groups": "PEFT can't merge it",
     "task_ids": "depends on the task",

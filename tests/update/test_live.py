@@ -5,19 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from torch import nn
 
 from tests import oracle as slow
-from tests.support.models import lora, move, starts, tiny_gpt2, tiny_llama
-from weightwatch.update.base_weights import BaseWeights
+from tests.support.models import lora, move, tiny_gpt2, tiny_llama
 from weightwatch.update.change import Difference
 from weightwatch.update.live import Update
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.reference import Reference
 from weightwatch.update.theta0 import to_fix
 from weightwatch.vectors import LowRank, WeightWatchError
-from weightwatch.vectors.weights.names import canonical
 
 LINEAR = {f"{name}.weight" for name, m in tiny_llama().named_modules() if isinstance(m, nn.Linear)} - {"lm_head.weight"}
 
@@ -97,36 +95,6 @@ def test_a_base_weight_that_trains_beneath_its_adapter_is_refused() -> None:
         Update(ModelView(model), Reference.of(base.state_dict()))
 
 
-def test_start_factors_are_those_of_trained_adapters_that_did_not_start_at_zero() -> None:
-    assert starts(lora(tiny_llama())) == {}
-    model = lora(tiny_llama(), init_lora_weights="pissa")
-    kept = starts(model)
-    assert {canonical(name.partition(".lora_")[0] + ".") + "weight" for name in kept} == LINEAR
-    before = {name: tensor.clone() for name, tensor in kept.items()}
-    move(model, seed=1)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in kept.items())  # copies, not views
-
-
-def test_an_adapter_added_after_the_start_was_taken_counts_from_zero() -> None:
-    model = lora(tiny_llama(), init_lora_weights=False)
-    kept = starts(model)
-    start = slow.merged(model)
-    model.add_adapter("second", LoraConfig(r=2, target_modules=["q_proj"]))
-    model.base_model.set_adapter(["default", "second"])
-    move(model, seed=1)
-    after = slow.merged(model)
-    for name, change in slow.multiplied_out(Update(ModelView(model), Reference(adapters=kept))).items():
-        assert torch.allclose(change.double(), after[name] - start[name], atol=1e-5), name
-
-
-def test_full_parameters_are_those_whose_start_the_model_does_not_hold() -> None:
-    model = lora(tiny_llama(tie_word_embeddings=False), modules_to_save=["lm_head"])
-    assert set(to_fix(ModelView(model))) == {"lm_head.weight"}  # its original may be initialised anew at a resume
-    model.base_model.model.model.norm.weight.requires_grad_(True)
-    assert set(to_fix(ModelView(model))) == {"lm_head.weight", "model.norm.weight"}
-    assert set(to_fix(ModelView(tiny_llama()))) == {name for name, _ in tiny_llama().named_parameters()}
-
-
 def test_a_scalar_parameter_can_be_trained() -> None:
     model = nn.ParameterDict({"scale": nn.Parameter(torch.tensor(2.0))})
     assert (
@@ -158,31 +126,3 @@ def test_a_reference_that_shares_memory_with_the_model_is_an_error() -> None:
     model = tiny_llama()
     with pytest.raises(WeightWatchError, match=r"reference .* the model's own memory.*clone"):
         Update(ModelView(model), Reference.of(model.state_dict()))
-
-
-def test_a_reference_of_parts_is_an_error() -> None:
-    class Sharded(torch.Tensor):
-        full_tensor = None  # as a DTensor has it
-
-    start = {name: tensor.clone().as_subclass(Sharded) for name, tensor in tiny_llama().state_dict().items()}
-    with pytest.raises(WeightWatchError, match=r"is spread over processes .* the path of the base checkpoint"):
-        Reference.of(start)
-
-
-@pytest.mark.parametrize("source", ["base in the model", "reference"])
-def test_base_weight_reads_the_start_and_not_what_training_made_of_it(source: str) -> None:
-    base = tiny_llama(tie_word_embeddings=False)
-    start = copy.deepcopy(base.state_dict())
-    if source == "reference":
-        model, reference = base, Reference.of(start)
-    else:
-        model = lora(base, modules_to_save=["lm_head"], init_lora_weights="pissa")
-        reference = Reference(adapters=starts(model))
-    move(model, seed=1)
-    read = BaseWeights(ModelView(model), reference)
-    for name in ("model.layers.0.self_attn.q_proj.weight", "lm_head.weight", "model.norm.weight"):
-        assert read.shape(name) == tuple(start[name].shape)
-        where = torch.tensor([0, 7, start[name].numel() - 1])
-        assert torch.allclose(read.values(name, where), start[name].reshape(-1)[where], atol=1e-6)
-    with pytest.raises(KeyError):
-        read.shape("model.layers.9.self_attn.q_proj.weight")

@@ -10,10 +10,9 @@ from weightwatch import Monitor, Reading, WeightWatchError
 from weightwatch.update.live import Update
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.reference import Reference
-from weightwatch.update.sharding.local import LocalTensor, Piece, whole
-from weightwatch.update.sharding.ranks import Ranks
-from weightwatch.update.snapshot import Snapshot, write
-from weightwatch.update.theta0 import establish, restore
+from weightwatch.update.sharding.local import whole
+from weightwatch.update.snapshot import Snapshot
+from weightwatch.update.theta0 import establish, restore, to_fix
 from weightwatch.vectors import LowRank
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 
@@ -124,16 +123,6 @@ def test_a_model_of_no_checkpoint_is_copied(tmp_path: Path) -> None:
     assert note(tmp_path)["weights"] == "snapshot"
 
 
-def test_a_copy_takes_no_part_from_a_run_on_other_processes(tmp_path: Path) -> None:
-    """Where machines share no disk, the main process can't clear those of the others."""
-    for value, ranks in ((0.0, [Ranks(2, 4), Ranks(3, 4)]), (1.0, [Ranks(rank, 8) for rank in (4, 5, 6, 7)])):
-        values = torch.full((8, 2), value)
-        held = LocalTensor((8, 2), values.dtype, True, False, (Piece(whole((8, 2)), values),))
-        for one in ranks:
-            write(tmp_path, {"weight": held}, one)
-    assert bool((Snapshot(tmp_path).read("weight", (slice(4, 8), slice(0, 2))) == 1.0).all())
-
-
 def test_only_what_is_trained_is_copied(tmp_path: Path) -> None:
     model = tiny_llama()
     for name, parameter in model.named_parameters():
@@ -185,7 +174,7 @@ def test_a_copy_that_is_gone_or_cut_short_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightWatchError, match=r"reference-00000-of-00001\.safetensors can't be read"):
         restore(ModelView(model), tmp_path, Reference())
     copy.unlink()
-    with pytest.raises(WeightWatchError, match=r"was written to .*, and is gone"):
+    with pytest.raises(WeightWatchError, match=r"copy of θ₀ that this run wrote to .* is gone"):
         restore(ModelView(model), tmp_path, Reference())
 
 
@@ -223,3 +212,11 @@ def test_saved_copies_that_are_trained_further_are_measured_from_where_they_were
     )
     move(model, seed=2)
     assert monitor.measure(model).update_norm > 0
+
+
+def test_full_parameters_are_those_whose_start_the_model_does_not_hold() -> None:
+    model = lora(tiny_llama(tie_word_embeddings=False), modules_to_save=["lm_head"])
+    assert set(to_fix(ModelView(model))) == {"lm_head.weight"}  # its original may be initialised anew at a resume
+    model.base_model.model.model.norm.weight.requires_grad_(True)
+    assert set(to_fix(ModelView(model))) == {"lm_head.weight", "model.norm.weight"}
+    assert set(to_fix(ModelView(tiny_llama()))) == {name for name, _ in tiny_llama().named_parameters()}

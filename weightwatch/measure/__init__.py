@@ -1,1 +1,1 @@
-"""Sums of an update along directions."""
+"""Measuring an update against directions: additive sums for each tensor."""

@@ -1,11 +1,11 @@
-"""The figures of tensors that change by factors, along directions: many tensors at once.
+"""Sums of tensors whose change is given by factors, along directions: many tensors at once.
 
 * ‖τ‖² and ⟨τ,w⟩ for ``τ = s L R`` and ``w = L' R'``: s² Σ (LᵀL) ∘ (R Rᵀ) and s Σ (LᵀL') ∘ (R R'ᵀ).
 * ‖P(w)‖², where P projects each row of w on the row space of R:
   tr((w Rᵀ)(R Rᵀ)⁺(w Rᵀ)ᵀ) = Σ (L'ᵀL') ∘ (Sᵀ (R Rᵀ)⁺ S) with S = R R'ᵀ.
 
-Factors are multiplied tensor by tensor, in fp32. What comes of that are matrices no larger than the ranks: those of
-many tensors are stacked and worked on together, in fp64, since one by one they would take longer than the products.
+Factors are multiplied tensor by tensor, in fp32. The results are small matrices, no larger than the ranks. Those of
+many tensors are stacked and processed together, in fp64: one by one they would take longer than the products.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,21 +21,21 @@ from weightwatch.vectors.precision import wide
 from weightwatch.vectors.weights.reader import boxes
 
 DEPENDENT = 1e-6
-"""Eigenvalues of a Gram matrix of unit rows under this share of the largest are rounding."""
+"""Eigenvalues of a Gram matrix of unit rows below this share of the largest one are rounding errors."""
 
-_INDEPENDENT = 0.03  # length of each unit row outside the span of those before it
-_PART = 1 << 24  # elements of a direction on disk that are brought to memory at a time
-_TOGETHER = 32  # tensors whose small matrices are held at a time
+_INDEPENDENT = 0.03  # least length of each unit row outside the span of the rows before it
+_PART = 1 << 24  # elements of a direction on disk that are read at a time
+_TOGETHER = 32  # tensors whose small matrices are in memory at a time
 
 Found = Sequence[tuple[int, Any]]
-"""Directions that have a tensor: position and what they are of it, a ``Delta`` or ``OnDisk``."""
+"""The directions that have a tensor: the index of each, and its tensor as a ``Delta`` or ``OnDisk``."""
 Figures = tuple[Tensor, list[Tensor], list[Tensor]]
-"""‖τ‖², and ⟨τ,w⟩ and ‖P(w)‖² for each direction that has the tensor: fp64, a scalar each or one for each tensor."""
+"""‖τ‖²; ⟨τ,w⟩ of each direction; ‖P(w)‖² of each direction. In fp64: scalars, or of shape (tensors,)."""
 
 
 @dataclass(frozen=True)
 class OnDisk:
-    """A dense tensor of a direction that stays on disk."""
+    """A dense tensor of a direction, on disk."""
 
     direction: Direction
     name: str
@@ -47,11 +47,14 @@ class OnDisk:
 
 
 def alike(changes: Mapping[str, LowRank], found: Mapping[str, Found]) -> Iterator[list[str]]:
-    """Yield the names of tensors that can be measured at once: their matrices are of one size, and not too many.
+    """Yield groups of tensors that can be measured together: their small matrices have the same shapes.
 
     Args:
         changes: The changes by name.
         found: The directions that have each tensor.
+
+    Yields:
+        Names of at most 32 tensors.
     """
     groups: dict[object, list[str]] = {}
     for name, change in changes.items():
@@ -63,11 +66,11 @@ def alike(changes: Mapping[str, LowRank], found: Mapping[str, Found]) -> Iterato
 
 
 def factored(changes: Sequence[LowRank], found: Sequence[Found]) -> Figures:
-    """Measure tensors that are alike.
+    """Measure a group of tensors that ``alike`` yielded.
 
     Args:
-        changes: Their changes.
-        found: The directions that have each: the same ones.
+        changes: The change of each tensor.
+        found: The directions that have each tensor; the same directions for all.
     """
     on_right = changes[0].limited == "right"
     products = [list(_products(change, ws)) for change, ws in zip(changes, found, strict=True)]
@@ -91,9 +94,9 @@ def factored(changes: Sequence[LowRank], found: Sequence[Found]) -> Figures:
 
 
 def _products(change: LowRank, found: Found) -> Iterator[Tensor]:
-    """Yield LᵀL and R Rᵀ, shape (r, r); then for each direction in factors LᵀL' and R R'ᵀ, shape (r, r').
+    """Yield LᵀL and R Rᵀ, shape (r, r); then LᵀL' and R R'ᵀ, shape (r, r'), for each direction in factors.
 
-    For a dense one, ⟨L R,w⟩ instead, and the Gram matrix, shape (r, r), of what the factor that limits sees of w.
+    For a dense direction, yield ⟨L R,w⟩ and the Gram matrix of w Rᵀ (of wᵀL if L limits the change), shape (r, r).
     """
     left, right = change.left, change.right
     yield left.T @ left
@@ -114,12 +117,12 @@ def _products(change: LowRank, found: Found) -> Iterator[Tensor]:
 
 
 def _free_gram(change: LowRank, w: LowRank) -> Tensor:
-    """Return the Gram matrix of the direction's factor that stands where the change is not limited."""
+    """Return the Gram matrix of the direction's factor on the side where the change is not limited."""
     return w.left_gram if (change.limited == "right") == (w.transposed == change.transposed) else w.right_gram
 
 
 def _times(w: "Tensor | OnDisk", factor: Tensor, transposed: bool) -> Tensor:
-    """Return w, or its transpose, times a thin matrix; of a direction on disk some rows at a time."""
+    """Return w, or its transpose, times a thin matrix. A direction on disk is read in blocks of rows."""
     if isinstance(w, Tensor):
         full = w.to(factor.device, torch.float32)
         return (full.T if transposed else full) @ factor
@@ -134,10 +137,13 @@ def _times(w: "Tensor | OnDisk", factor: Tensor, transposed: bool) -> Tensor:
 
 
 def pseudo_inverses(grams: Tensor) -> Tensor:
-    """Invert Gram matrices on their ranges, shape (n, r, r).
+    """Return the pseudo-inverses of Gram matrices.
 
-    Rows are scaled to unit length first, so that small ones count like large ones. Of a matrix with NaN the inverse is
-    NaN: that comes out in the sums and is reported there by the tensor's name.
+    Rows are scaled to unit length first, so that small rows count like large ones. The inverse of a matrix with NaN or
+    infinite values is NaN: it appears in the sums and is reported there with the tensor's name.
+
+    Args:
+        grams: Gram matrices, shape (n, r, r).
     """
     length = grams.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
     scale = torch.where(length > 0, 1 / length, 0.0)
@@ -149,9 +155,9 @@ def pseudo_inverses(grams: Tensor) -> Tensor:
 
 
 def _pseudo_inverse(grams: Tensor) -> Tensor:
-    """Invert symmetric matrices of unit diagonal: by Cholesky where their rows are clearly independent."""
-    factor, failed = torch.linalg.cholesky_ex(grams)
-    sound = (failed == 0) & (factor.diagonal(dim1=-2, dim2=-1).amin(-1) > _INDEPENDENT)
+    """Return the pseudo-inverses of symmetric matrices with unit diagonal: by Cholesky if clearly of full rank."""
+    lower, failed = torch.linalg.cholesky_ex(grams)
+    sound = (failed == 0) & (lower.diagonal(dim1=-2, dim2=-1).amin(-1) > _INDEPENDENT)
     if bool(sound.all()):
-        return torch.cholesky_inverse(factor)
+        return torch.cholesky_inverse(lower)
     return torch.linalg.pinv(grams, rtol=DEPENDENT, hermitian=True)

@@ -1,6 +1,6 @@
-"""The figures of one tensor's change along directions, where it is not on disk and not factors alone.
+"""Sums of one tensor along directions: of DoRA, and of adapters whose change is a full tensor.
 
-Factors are in ``weightwatch.measure.low_rank``, fully trained tensors in ``weightwatch.measure.dense``.
+Plain factors are in ``weightwatch.measure.low_rank``, fully trained tensors in ``weightwatch.measure.dense``.
 """
 
 from math import prod
@@ -16,10 +16,10 @@ from weightwatch.vectors.precision import dot, wide
 
 
 def figures(change: Change, found: Found) -> Figures:
-    """Measure one change.
+    """Measure one change that is ``Rescaled``, ``Merged`` or a ``Difference``.
 
     Args:
-        change: The change, or this process's part of it; not one that is streamed, nor factors.
+        change: The change, or its local shards.
         found: The directions that have the tensor.
     """
     match change:
@@ -37,12 +37,12 @@ def _rescaled(change: Rescaled, found: Found) -> Figures:
     """Measure a weight under DoRA, whose change is ``d ∘ W₀ + L R``, row by row.
 
     With pᵢ = ‖W₀ᵢ‖², qᵢ = ⟨W₀ᵢ,(LR)ᵢ⟩ and vᵢ = ‖(LR)ᵢ‖², ‖τ‖² = Σ dᵢ² pᵢ + 2 dᵢ qᵢ + vᵢ and
-    ⟨τ,w⟩ = Σ dᵢ ⟨W₀ᵢ,wᵢ⟩ + ⟨(LR)ᵢ,wᵢ⟩. A row can move in the row space of R and along W₀ᵢ: P projects on both.
+    ⟨τ,w⟩ = Σ dᵢ ⟨W₀ᵢ,wᵢ⟩ + ⟨(LR)ᵢ,wᵢ⟩. A row can change within the row space of R and along W₀ᵢ: P projects on both.
     """
-    stretch = change.stretch()
+    parts = change.rescaling()
     right = change.factors.right
-    weight = stretch.weight.to(right.device, torch.float32)
-    rows, left = wide(stretch.rows), wide(stretch.left)
+    weight = parts.weight.to(right.device, torch.float32)
+    rows, left = wide(parts.rows), wide(parts.left)
     size = wide((weight**2).sum(1))
     weight_seen = wide(weight @ right.T)
     along = (left * weight_seen).sum(1)
@@ -72,7 +72,7 @@ def _rescaled(change: Rescaled, found: Found) -> Figures:
 
 
 def _merged(change: Merged, found: Found) -> Figures:
-    """Measure a change that is worked out as a full tensor; ‖P(w)‖² is left to the caller."""
+    """Measure a change that is computed as a full tensor. Zeros stand for ‖P(w)‖², which the caller sets."""
     dense = change.dense()
     flat = dense.reshape(-1)
     inner = []
@@ -86,12 +86,12 @@ def _merged(change: Merged, found: Found) -> Figures:
 
 
 def is_full(change: Change) -> bool:
-    """Whether every element of a tensor can change freely, as far as can be told, so that P(w) = w."""
+    """Whether every element of a tensor counts as free to change, so that P(w) = w."""
     return isinstance(change, Difference | Streamed | Merged)
 
 
 def freedom(change: Change | None) -> float:
-    """Return how many elements training can choose freely: out · r under LoRA, all of a full tensor."""
+    """Return the number of elements that training can choose freely: out · r under LoRA, all of a full tensor."""
     match change:
         case None:
             return 0.0

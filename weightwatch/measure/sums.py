@@ -1,8 +1,8 @@
-"""Measuring an update against directions: per tensor, the sums from which every figure of a reading is one division.
+"""The additive table of a measurement: the sums of each tensor, from which a reading follows by one division each.
 
-All sums are additive over tensors and shards, so layers, module kinds and the model are sums of rows, and the parts of
-several processes are one ``all_reduce``. What one tensor contributes is worked out in ``measure.other_adapters``
-and ``measure.low_rank``.
+Sums are additive over tensors and shards: those of a layer, a module kind or the model are sums of rows, and the tables
+of several processes are added by one ``all_reduce``. ``measure.low_rank``, ``measure.dense``, ``measure.streaming`` and
+``measure.other_adapters`` compute the sums of single tensors.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,21 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightwatch.measure.copies import COLUMNS, require_equal_copies, sample_copies
 from weightwatch.measure.dense import tiny, together
 from weightwatch.measure.low_rank import Figures, Found, OnDisk, alike, factored
 from weightwatch.measure.other_adapters import figures, freedom, is_full
 from weightwatch.measure.streaming import stream
-from weightwatch.update.change import Change, Difference, Rescaled, Streamed
+from weightwatch.update.change import Change, Difference, Streamed
 from weightwatch.update.live import resized
 from weightwatch.update.sharding.ranks import ALONE, Floats, Ranks
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank
-from weightwatch.vectors.precision import exact, wide
-
-_SAMPLES = 3  # columns of the table by which copies are compared
-_SAMPLED = 1024  # values of each tensor by which processes make sure that their copies are equal
-_APART = 1e-3  # copies may differ by this share: kernels that add in another order are no fault
+from weightwatch.vectors.precision import exact
 
 
 @dataclass(frozen=True)
@@ -37,12 +34,13 @@ class Sums:
     Attributes:
         names: The T parameter names: those of the update and those of the directions.
         sizes: Number of elements of each tensor.
-        update: ‖τ‖², shape (T,); 0 where the tensor is not trained.
+        update: ‖τ‖², shape (T,); 0 for a tensor that is not trained.
         inner: ⟨τ,w⟩, shape (T, K).
         reached: ‖P(w)‖², shape (T, K).
-        direction: ‖w‖², shape (T, K); 0 where the direction lacks the tensor.
-        freedom: Elements that training can choose freely, shape (T,): out · r under LoRA, all of a full tensor.
-        left_out: Tensors that could not be measured, each with the reason; they count as not trained.
+        direction: ‖w‖², shape (T, K); 0 for a tensor that the direction does not have.
+        freedom: Number of elements that training can choose freely, shape (T,): out · r under LoRA, all of a full
+            tensor.
+        left_out: Tensors that could not be measured, each with the reason. They count as not trained.
     """
 
     names: tuple[str, ...]
@@ -57,14 +55,14 @@ class Sums:
 
 @dataclass(frozen=True)
 class Part:
-    """What one process has measured: the tables of all processes added up are the measurement.
+    """The local part of a measurement. The tables of all processes add up to the table of the measurement.
 
     Attributes:
         update: The change of each of the T trained tensors.
         directions: The K directions.
         left_out: Tensors that can't be compared, each with the reason.
-        table: For each tensor ‖τ‖², ⟨τ,w⟩ and ‖P(w)‖² as far as this process has them, and three figures by which
-            processes see whether they hold equal copies; shape (T, 1 + 2 K + 3).
+        table: ‖τ‖², ⟨τ,w⟩ and ‖P(w)‖² of the local shards, and the columns of ``measure.copies``; shape
+            (T, 1 + 2 K + 3).
     """
 
     update: Mapping[str, Change]
@@ -80,14 +78,14 @@ class Part:
         left_out: Mapping[str, str] | None = None,
         ranks: Ranks = ALONE,
     ) -> "Part":
-        """Measure what falls to this process.
+        """Measure the local shards, and this process's share of the adapters.
 
         Args:
             update: The change of each trained tensor.
-            directions: On any device and of any precision; brought to the tensor's device, in fp32, one tensor at a
-                time.
+            directions: The directions, on any device and in any precision. Each tensor is converted to fp32 on the
+                device of the update when it is used.
             left_out: Tensors that were left out of the update, each with the reason.
-            ranks: The processes that share the work.
+            ranks: The processes that measure together.
 
         Raises:
             WeightWatchError: A tensor's shape differs from the direction's.
@@ -99,23 +97,26 @@ class Part:
             mine = _shares({name: change for name, change in update.items() if name not in out}, ranks)
             for names, columns, sums in list(_figures(mine, directions)):  # read at the end: no device waits in between
                 table[np.ix_([lines[name] for name in names], columns)] = torch.stack(sums, -1).cpu().numpy()
-            return cls(update, directions, out, np.concatenate([table, _samples(update, ranks)], 1))
+            return cls(update, directions, out, np.concatenate([table, sample_copies(update, ranks)], 1))
 
     @staticmethod
     def shape(tensors: int, directions: int) -> tuple[int, int]:
-        """Return the shape of the table, so that a process that could not measure can add zeros of it."""
-        return tensors, 1 + 2 * directions + _SAMPLES
+        """Return the shape of the table. A process that could not measure adds zeros of this shape."""
+        return tensors, 1 + 2 * directions + COLUMNS
 
     def joined(self, table: Floats, ranks: Ranks = ALONE) -> Sums:
-        """Turn the sum of all processes' tables into the measurement.
+        """Return the measurement, given the sum of all processes' tables.
+
+        Args:
+            table: The tables of all processes, added up.
+            ranks: The processes that measured.
 
         Raises:
-            WeightWatchError: All weights hold NaN or infinite values, or copies that should be equal differ between
-                processes.
+            WeightWatchError: No tensor can be measured, or the processes have different copies of a tensor.
         """
-        _require_equal_copies(self.update, table[:, -_SAMPLES:] / ranks.count)
+        require_equal_copies(self.update, table[:, -COLUMNS:] / ranks.count)
         count = len(self.directions)
-        table, out = table[:, :-_SAMPLES].copy(), dict(self.left_out)
+        table, out = table[:, :-COLUMNS].copy(), dict(self.left_out)
         for name, line in zip(self.update, table, strict=True):
             if not np.isfinite(line).all():
                 out[name] = "it holds NaN or infinite values"
@@ -146,15 +147,22 @@ class Part:
 def measure(
     update: Mapping[str, Change], directions: Sequence[Direction], left_out: Mapping[str, str] | None = None
 ) -> Sums:
-    """Measure an update against K directions, in this process alone.
+    """Measure an update against directions, in this process alone.
 
     Args:
         update: The change of each trained tensor.
-        directions: See ``Part.of``.
+        directions: The directions.
         left_out: Tensors that were left out of the update, each with the reason.
 
     Raises:
-        WeightWatchError: See ``Part.of`` and ``Part.joined``.
+        WeightWatchError: A tensor's shape differs from a direction's, or no tensor can be measured.
+
+    Example:
+        >>> change = LowRank(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0, 0.0]]))
+        >>> w = Direction.from_tensors({"a.weight": torch.tensor([[1.0, 1.0], [0.0, 0.0]])}, name="w")
+        >>> sums = measure({"a.weight": change}, [w])
+        >>> sums.update.tolist(), sums.inner.tolist(), sums.reached.tolist(), sums.direction.tolist()
+        ([45.0], [[3.0]], [[1.0]], [[2.0]])
     """
     part = Part.of(update, directions, left_out)
     return part.joined(part.table)
@@ -163,7 +171,7 @@ def measure(
 def _figures(
     changes: Mapping[str, Change], directions: Sequence[Direction]
 ) -> Iterator[tuple[Sequence[str], Sequence[int], list[Tensor]]]:
-    """Yield names of tensors, columns of the table, and for each column its values."""
+    """Yield the sums of groups of tensors: their names, columns of the table, and the values of each column."""
 
     def found(name: str, lazily: bool = False) -> Found:
         having = ((k, direction) for k, direction in enumerate(directions) if name in direction.deltas)
@@ -194,7 +202,7 @@ def _figures(
 
 
 def _shares(update: Mapping[str, Change], ranks: Ranks) -> dict[str, Change]:
-    """Return what this process measures: its part of each trained tensor, and a fair number of the adapters."""
+    """Return the changes that this process measures: its shards of full tensors, and a fair share of the adapters."""
     if ranks.count == 1:
         return dict(update)
     mine: dict[str, Change] = {}
@@ -210,52 +218,11 @@ def _shares(update: Mapping[str, Change], ranks: Ranks) -> dict[str, Change]:
     return mine
 
 
-def _samples(update: Mapping[str, Change], ranks: Ranks) -> Floats:
-    """Return s, s² and Σ|x| of each tensor that all processes hold whole, where s is the sum of some values x of it."""
-    table = np.zeros((len(update), _SAMPLES))
-    if ranks.count == 1:
-        return table
-    samples: dict[int, Tensor] = {}
-    for line, change in enumerate(update.values()):
-        match change:
-            case LowRank():
-                local = change.left
-            case Rescaled():
-                local = change.factors.left
-            case Difference(local=whole) if not whole.sharded:
-                local = whole.pieces[0].values
-            case _:
-                continue
-        flat = local.reshape(-1)[:: max(1, local.numel() // _SAMPLED)].float()
-        samples[line] = wide(torch.stack([flat.sum(), flat.abs().sum()]))
-    for line, sample in samples.items():
-        total, size = sample.tolist()
-        table[line] = total, total**2, size
-    return table
-
-
-def _require_equal_copies(update: Mapping[str, Change], means: Floats) -> None:
-    """Make sure that processes that should hold the same tensors do.
-
-    Args:
-        update: The changes.
-        means: Over the processes, of what ``_samples`` gives.
-    """
-    spread = np.sqrt(np.maximum(means[:, 1] - means[:, 0] ** 2, 0.0))
-    for name, apart in zip(update, spread > _APART * means[:, 2], strict=True):
-        if apart:
-            raise WeightWatchError(
-                f"The processes disagree about {name}, of which each should hold the same copy: the training has "
-                "gone apart. Make sure that the model is wrapped for data parallelism, and that all processes load "
-                "the same weights."
-            )
-
-
 def _resized(update: Mapping[str, Change], directions: Sequence[Direction]) -> dict[str, str]:
-    """Return the tensors whose vocabulary was resized since a direction was built, with the reason to leave them out.
+    """Return the tensors whose vocabulary was resized since a direction was built, each with the reason.
 
     Raises:
-        WeightWatchError: A shape differs from a direction's in another way.
+        WeightWatchError: A tensor's shape differs from a direction's in another way.
     """
     found = {}
     for direction in directions:

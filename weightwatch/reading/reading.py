@@ -1,4 +1,4 @@
-"""A reading: what one check found, for each direction, over the model, each layer and each kind of module."""
+"""A reading: the result of one check, for each direction over the model, each layer and each kind of module."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,35 +14,38 @@ from weightwatch.vectors.direction import Direction
 
 @dataclass(frozen=True)
 class Score:
-    """How far a part of the model moved along one direction. Sums over the part first, then one division.
+    """How far a part of the model has moved along one direction.
 
-    A figure whose denominator is zero (nothing moved yet, nothing trained there) is 0.
+    Each figure is computed from sums over all tensors of the part, by one division. A figure with a zero denominator
+    (nothing has moved, or nothing in the part is trained) is 0.
+
+    Source: the cosine with the task vector is that of contrastive weight steering (Fierro and Roger, arXiv 2511.05408).
     """
 
     cosine: float
     """⟨τ,w⟩ / (‖τ‖‖w‖)."""
     reach_cosine: float
-    """⟨τ,w⟩ / (‖τ‖‖P(w)‖): the cosine with the share of w that the trained parameters can express."""
+    """⟨τ,w⟩ / (‖τ‖‖P(w)‖): the cosine with the part of w that the trained parameters can express."""
     dose: float
-    """⟨τ,w⟩ / ‖w‖²: steering units of w held in the update; θ₀ + 1·w has dose 1."""
+    """⟨τ,w⟩ / ‖w‖²: the update in units of w. θ₀ + 1·w has dose 1."""
     reach: float
-    """‖P(w)‖ / ‖w‖, from 0 to 1."""
+    """‖P(w)‖ / ‖w‖, from 0 to 1: the share of w that the trained parameters can express."""
     share: float
-    """This part's ⟨τ,w⟩ over the model's ‖τ‖‖w‖: the shares of all tensors add up to the model's cosine."""
+    """⟨τ,w⟩ of this part over ‖τ‖‖w‖ of the model. The shares of all tensors add up to the model's cosine."""
     z: float | None = None
-    """Reach cosine over the root mean square of the controls' and of chance; None where no control has weights."""
+    """Reach cosine over the root mean square of the controls' reach cosines and of chance; None without a control."""
 
 
 @dataclass(frozen=True)
 class DirectionReading(Score):
-    """The score over the whole model, and over its parts."""
+    """The score of the whole model along one direction, and the scores of its parts."""
 
     layers: Mapping[Layer, Score] = field(default_factory=dict)
-    """By layer: ``3``, or in a further stack than the language model's own ``"encoder.block.3"``."""
+    """Scores by layer: ``3``, or ``"encoder.block.3"`` in a stack that is not the language model's."""
     modules: Mapping[str, Score] = field(default_factory=dict)
-    """By kind of module: ``q_proj``, ``mlp.c_proj``, …"""
+    """Scores by kind of module: ``q_proj``, ``mlp.c_proj``, …"""
     tensors: Mapping[str, Score] = field(default_factory=dict, compare=False, repr=False)
-    """By parameter name. ``Monitor.measure`` fills it; the readings of a watched run or a scan leave it empty."""
+    """Scores by parameter name. Only ``Monitor.measure`` fills it; it is empty in a watched run and in a scan."""
 
 
 @dataclass(frozen=True)
@@ -50,28 +53,31 @@ class Reading:
     """The result of one check.
 
     Example:
-        ``reading["evil"].layers[3].cosine``
+        >>> evil = DirectionReading(0.31, 0.4, 0.1, 0.75, 0.31, layers={3: Score(0.5, 0.6, 0.2, 0.8, 0.02)})
+        >>> reading = Reading(step=40, time="2026-01-01T00:00:00.000+00:00", update_norm=1.3, directions={"evil": evil})
+        >>> reading["evil"].cosine, reading["evil"].layers[3].dose
+        (0.31, 0.2)
     """
 
     step: int
-    """Optimizer steps since the training began."""
+    """Number of optimizer steps so far."""
     time: str
-    """When it was taken: ISO 8601, UTC."""
+    """Time of the check: ISO 8601, UTC."""
     update_norm: float
     """‖τ‖ over all trained tensors."""
     directions: Mapping[str, DirectionReading]
-    """By name, controls included."""
+    """Results by the name of the direction, controls included."""
     checkpoint: str | None = None
-    """Name of the checkpoint that holds these very weights, if one was written."""
+    """Name of the checkpoint with the same weights, if one was written."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Tensors that could not be measured (NaN, a resized vocabulary), each with the reason. They count as not trained,
-    so that ``reach`` shows what is missing."""
+    so they lower ``reach``."""
 
     def __getitem__(self, direction: str) -> DirectionReading:
         return self.directions[direction]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the line of readings.jsonl."""
+        """Return the reading as a line of readings.jsonl."""
         bare = {name: replace(found, tensors={}) for name, found in self.directions.items()}
         line = asdict(replace(self, directions=bare))
         for part in line["directions"].values():
@@ -80,10 +86,10 @@ class Reading:
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> "Reading":
-        """Read back a line of readings.jsonl.
+        """Return the reading in a line of readings.jsonl.
 
         Raises:
-            KeyError, TypeError: It is not such a line.
+            KeyError, TypeError: The line is not a reading.
         """
         directions = {}
         for name, part in line["directions"].items():
@@ -94,14 +100,14 @@ class Reading:
 
 
 def read(sums: Sums, directions: Sequence[Direction], *, step: int, time: str, tensors: bool = False) -> Reading:
-    """Turn the sums of a measurement into a reading.
+    """Compute the reading of a measurement.
 
     Args:
-        sums: Of the directions, in their order.
-        directions: Those whose card says ``control`` give the null band of the others' z.
-        step: Optimizer steps since the training began.
-        time: ISO 8601.
-        tensors: Whether to score single tensors, too, which takes as long as all the rest.
+        sums: Sums of the measurement.
+        directions: The directions, in the order of the sums. Those of kind ``control`` give the null band for z.
+        step: Number of optimizer steps so far.
+        time: Time of the check: ISO 8601, UTC.
+        tensors: Whether to compute the scores of single tensors as well, which takes as long as all the rest.
     """
     controls = np.array([direction.card.kind == "control" for direction in directions])
     total = np.sqrt(sums.update.sum() * sums.direction.sum(0))
@@ -127,10 +133,10 @@ def _scores(sums: Sums, parts: Sequence[Any], total: Floats, controls: Any) -> d
     """Return the score of each direction over each part.
 
     Args:
-        sums: Of all tensors.
-        parts: The part that each tensor belongs to; None where it belongs to none.
+        sums: Sums of all tensors.
+        parts: The part of each tensor, or None.
         total: ‖τ‖‖w‖ over the model, shape (K,).
-        controls: Which directions are controls, shape (K,).
+        controls: Whether each direction is a control, shape (K,).
     """
     places = {part: place for place, part in enumerate(dict.fromkeys(part for part in parts if part is not None))}
     rows = [row for row, part in enumerate(parts) if part is not None]
@@ -144,8 +150,8 @@ def _scores(sums: Sums, parts: Sequence[Any], total: Floats, controls: Any) -> d
     update, free = summed(sums.update)[:, None], summed(sums.freedom)[:, None]
     inner, direction, reached = (summed(table) for table in (sums.inner, sums.direction, sums.reached))
     reach_cosine = _ratio(inner, np.sqrt(update * reached))
-    # The sign of a control is arbitrary, so its null distribution is centred on zero. One over the number of
-    # free elements is the variance of the cosine with a random direction: no band is narrower than chance.
+    # The sign of a control is arbitrary, so the null distribution has mean zero. One over the number of free
+    # elements is the variance of the cosine with a random direction: the band is never narrower than chance.
     present = controls & (direction > 0)
     count = present.sum(1, keepdims=True)
     spread = np.where(present, reach_cosine**2, 0.0).sum(1, keepdims=True) / np.maximum(count, 1)

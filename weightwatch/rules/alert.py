@@ -1,4 +1,4 @@
-"""An alert: the event of a rule's firing, or of its ceasing to."""
+"""An alert: the event that a rule begins to fire, or is resolved."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,35 +9,52 @@ from weightwatch.reading.grouping import Layer
 
 @dataclass(frozen=True)
 class Alert:
-    """A rule began to fire, or was resolved. All that a reader needs to act on it."""
+    """A rule began to fire, or was resolved.
+
+    Example:
+        >>> alert = Alert(
+        ...     "drift", "resolved", "warning", "evil", "cosine", value=0.02, threshold=0.1, where="model", step=60,
+        ...     since=40, time="", top_layers=(), top_modules=(), last_clean=None, labels={}, actions=(),
+        ... )
+        >>> alert.describe()
+        'drift resolved at step 60: evil cosine is 0.02.'
+    """
 
     alert: str
     """Name of the rule."""
     state: Literal["firing", "resolved"]
+    """Whether the rule began to fire or was resolved."""
     severity: str
+    """Severity of the rule: ``info``, ``warning`` or ``critical``."""
     direction: str
+    """Name of the direction."""
     metric: str
+    """Metric of the rule: ``cosine``, ``reach_cosine``, ``dose`` or ``z``."""
     value: float
-    """The metric, in the part of the model that is furthest past the threshold."""
+    """The metric in the part of the model that is furthest past the threshold."""
     threshold: float
+    """Threshold of the rule."""
     where: str
-    """That part: ``model``, ``layer 12``, ``layer encoder.block.3`` or ``down_proj``."""
+    """The part of the model for ``value``: ``model``, ``layer 12``, ``layer encoder.block.3`` or ``down_proj``."""
     step: int
-    """Step of the check that raised it."""
+    """Step of the check that raised the alert."""
     since: int
-    """Step of the first check in the unbroken row in which the condition held."""
+    """Step of the first of the consecutive checks in which the condition was true."""
     time: str
+    """Time of the check: ISO 8601, UTC."""
     top_layers: tuple[Layer, ...]
-    """Layers that contribute most to the movement, most first."""
+    """The layers that contribute most to the movement, in descending order."""
     top_modules: tuple[str, ...]
-    """Kinds of module that contribute most, most first."""
+    """The kinds of module that contribute most to the movement, in descending order."""
     last_clean: str | None
-    """The newest checkpoint at which the condition did not hold; None if there is none."""
+    """The newest checkpoint at which the condition was not true; None if there is none."""
     labels: Mapping[str, str]
+    """Labels of the rule."""
     actions: tuple[str, ...]
+    """Actions to take: those of the rule, or none if the alert is resolved."""
 
     def describe(self) -> str:
-        """Return the alert as one paragraph."""
+        """Return the alert as a paragraph of text."""
         if self.state == "resolved":
             return f"{self.alert} resolved at step {self.step}: {self.direction} {self.metric} is {self.value:.4g}."
         back = (
@@ -53,15 +70,15 @@ class Alert:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the line of alerts.jsonl."""
+        """Return the alert as a line of alerts.jsonl."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> "Alert":
-        """Read back a line of alerts.jsonl.
+        """Return the alert in a line of alerts.jsonl.
 
         Raises:
-            TypeError: It is not such a line.
+            TypeError: The line is not an alert.
         """
         tuples = {key: tuple(line[key]) for key in ("top_layers", "top_modules", "actions")}
         return cls(**{**line, **tuples})

@@ -1,7 +1,7 @@
-"""The rule engine: a pure state machine over readings, so that a live run, a scan and a replayed history agree.
+"""The rule engine: a pure state machine over readings, so a live run, a scan and a replayed history give equal alerts.
 
-Before the first step nothing has moved, so no condition is true. A rule is inactive, pending (the condition has been
-true in fewer checks than ``for``) or firing::
+Before the first step nothing has moved, so no condition is true. A rule is inactive, pending (its condition has been
+true in fewer consecutive checks than ``for``) or firing::
 
     inactive --true--> pending --true for `for` checks--> firing --false for more than `keep_firing_for`--> inactive
                           |                                                                                    ^
@@ -25,58 +25,73 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class RuleState:
-    """What a rule remembers between two checks."""
+    """State of a rule between two checks."""
 
     true_for: int = 0
-    """Consecutive checks in which the condition has been true."""
+    """Number of consecutive checks in which the condition has been true."""
     false_for: int = 0
-    """Consecutive checks, while firing, in which it has not."""
+    """Number of consecutive checks in which the condition has not been true."""
     since: int = 0
-    """Step of the first of the checks that ``true_for`` counts."""
+    """Step of the first check that ``true_for`` counts."""
     firing: bool = False
+    """Whether the rule fires."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Rules and their states. ``apply`` returns the next engine; nothing is changed in place."""
+    """Rules and their states. Immutable: ``apply`` returns the next engine.
+
+    Attributes:
+        rules: The rules.
+        states: The state of each rule.
+
+    Example:
+        >>> from weightwatch.reading.reading import DirectionReading
+        >>> engine = Engine.of([Rule(alert="drift", direction="evil", metric="cosine", above=0.1)])
+        >>> reading = Reading(40, "", 1.3, {"evil": DirectionReading(0.31, 0.4, 0.1, 0.75, 0.31)})
+        >>> engine, alerts = engine.apply(reading)
+        >>> engine.firing, alerts[0].where, alerts[0].value
+        ({'drift': True}, 'model', 0.31)
+    """
 
     rules: tuple[Rule, ...]
     states: tuple[RuleState, ...]
 
     @classmethod
     def of(cls, rules: Sequence[Rule]) -> "Engine":
-        """Return an engine that has seen no reading yet."""
+        """Return an engine in which every rule is inactive."""
         return cls(tuple(rules), tuple(RuleState() for _ in rules))
 
     def apply(self, reading: Reading) -> tuple["Engine", list[Alert]]:
         """Apply the rules to one reading.
 
         Returns:
-            The engine for the next reading, and the alerts that began to fire or were resolved. None of them names a
-            clean checkpoint: which ones still exist is for the caller to say.
+            The engine for the next reading, and an alert for each rule that began to fire or was resolved. The caller
+            sets ``last_clean`` of the alerts.
 
         Raises:
-            WeightWatchError: A rule names a direction, layer or module that the reading lacks, or z without controls.
+            WeightWatchError: A rule has a direction, layer or module that is not in the reading, or uses z without
+                controls.
         """
         stepped = [_step(rule, state, reading) for rule, state in zip(self.rules, self.states, strict=True)]
         return Engine(self.rules, tuple(state for state, _ in stepped)), [a for _, a in stepped if a is not None]
 
     @property
     def firing(self) -> dict[str, bool]:
-        """Whether each rule fires now, by its name."""
+        """Whether each rule fires now, by name."""
         return {rule.alert: state.firing for rule, state in zip(self.rules, self.states, strict=True)}
 
     @property
     def clean(self) -> list[str]:
-        """Names of the rules whose condition was not true in the last reading."""
+        """Names of the rules whose condition was not true at the last reading."""
         return [rule.alert for rule, state in zip(self.rules, self.states, strict=True) if not state.true_for]
 
 
 def require(rules: Sequence[Rule], directions: Sequence[Direction]) -> None:
-    """Make sure that rules can be applied to readings of these directions, before there is a reading.
+    """Refuse rules that can't be applied to readings of these directions.
 
     Raises:
-        WeightWatchError: A rule names a direction that is not watched, or z where there are no controls.
+        WeightWatchError: The direction of a rule is not watched, or a rule uses z without controls.
     """
     kinds = {direction.name: direction.card.kind for direction in directions}
     for rule in rules:
@@ -124,7 +139,7 @@ def _alert(rule: Rule, state: RuleState, reading: Reading, where: str, value: fl
 
 
 def _worst(rule: Rule, reading: Reading) -> tuple[str, float]:
-    """Return the part of the rule's scope that is furthest towards the threshold, and its value."""
+    """Return the part in the rule's scope with the highest value (the lowest under ``below``), and the value."""
     if rule.direction not in reading.directions:
         raise WeightWatchError(_unwatched(rule, reading.directions))
     values = {part: _value(rule, score) for part, score in _parts(rule, reading[rule.direction]).items()}
@@ -161,19 +176,19 @@ def _value(rule: Rule, score: Score) -> float:
 
 def _unwatched(rule: Rule, watched: Iterable[str]) -> str:
     return (
-        f"Rule {rule.alert!r} is about the direction {rule.direction!r}, which is not watched; watched are "
+        f"Rule {rule.alert!r} is about the direction {rule.direction!r}, which is not watched. Watched directions: "
         f"{', '.join(watched)}."
     )
 
 
 def _without_z(rule: Rule) -> str:
     return (
-        f"Rule {rule.alert!r} judges z, which only a behaviour has, and only beside controls with weights in the same "
-        "part: name some under `controls:`, or judge another metric."
+        f"Rule {rule.alert!r} uses z, which needs a behaviour direction and a control direction with weights in the "
+        "same part of the model. Add directions under `controls:`, or use another metric."
     )
 
 
 def _most(parts: Mapping[K, Score], sign: float) -> list[K]:
-    """Return the parts that contribute most to the movement in the rule's sense, most first."""
+    """Return the parts that contribute most to the movement towards the threshold, in descending order."""
     moved = {part: sign * score.share for part, score in parts.items() if sign * score.share > 0}
     return sorted(moved, key=lambda part: -moved[part])[:_TOP]

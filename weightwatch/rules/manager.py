@@ -1,4 +1,4 @@
-"""The rules of one run as its readings come: engine, alerts, and the clean checkpoints to go back to."""
+"""The rules of one run: their engine, their alerts, and the clean checkpoints to go back to."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -11,18 +11,18 @@ from weightwatch.rules.engine import Engine, RuleState
 
 
 class RuleManager:
-    """Applies the rules of a run to its readings, one after the other, at a cost that does not grow with the run.
+    """Applies the rules of a run to its readings, in order. The cost of a reading does not grow with the run.
 
-    A checkpoint is clean for a rule if the condition was not true at its reading. An alert names the newest clean
-    checkpoint that still exists: trainers delete old ones (``save_total_limit``).
+    A checkpoint is clean for a rule if the rule's condition was not true at its reading. An alert names the newest
+    clean checkpoint that still exists, since trainers delete old ones (``save_total_limit``).
 
     Args:
-        rules: The alerting rules.
-        exists: Tells whether a checkpoint of that name is still on disk.
+        rules: The rules.
+        exists: Returns whether the checkpoint of a name is on disk.
 
     Attributes:
         engine: The rules and their states.
-        alerts: All alerts so far, oldest first.
+        alerts: All alerts so far, in order.
     """
 
     def __init__(self, rules: Sequence[Rule], exists: Callable[[str], bool]) -> None:
@@ -32,10 +32,13 @@ class RuleManager:
         self._clean: dict[str, list[str]] = {rule.alert: [] for rule in rules}
 
     def apply(self, reading: Reading) -> list[Alert]:
-        """Apply the rules to the next reading, and return the alerts that it raised or resolved.
+        """Apply the rules to the next reading.
+
+        Returns:
+            The alerts of the rules that began to fire or were resolved.
 
         Raises:
-            WeightWatchError: See ``Engine.apply``.
+            WeightWatchError: A rule can't be applied to the reading; see ``Engine.apply``.
         """
         self.engine, raised = self.engine.apply(reading)
         raised = [replace(alert, last_clean=self._last_clean(alert.alert)) for alert in raised]
@@ -45,12 +48,12 @@ class RuleManager:
         return raised
 
     def mark(self, checkpoint: str) -> None:
-        """Note that a checkpoint holds the weights of the last reading."""
+        """Record that a checkpoint has the weights of the last reading."""
         for rule in self.engine.clean:
             self._clean[rule].append(checkpoint)
 
     def replay(self, readings: Iterable[Reading]) -> None:
-        """Apply the rules to a recorded history, oldest reading first."""
+        """Apply the rules to the readings of a history, in order."""
         for reading in readings:
             self.apply(reading)
 
@@ -60,18 +63,18 @@ class RuleManager:
         return [name for name, fires in self.engine.firing.items() if fires]
 
     def state(self) -> dict[str, Any]:
-        """Return the states of the rules as JSON, and the names of those that are clean: what ``resume`` takes."""
+        """Return the states of the rules and the names of those that are clean, as JSON for ``resume``."""
         names = (rule.alert for rule in self.engine.rules)
         states = dict(zip(names, map(asdict, self.engine.states), strict=True))
         return {"states": states, "clean": self.engine.clean}
 
     def resume(self, states: Sequence[Mapping[str, Any]], alerts: Sequence[Alert]) -> None:
-        """Go on from the last of the recorded states.
+        """Continue from recorded states.
 
         Args:
-            states: What ``state`` returned at each checkpoint of the run, oldest first, with the name of that as
-                ``checkpoint``.
-            alerts: The recorded alerts.
+            states: The results of ``state`` at each checkpoint of the run, in order, each with the name of the
+                checkpoint as ``checkpoint``.
+            alerts: The alerts of the run so far.
         """
         for state in states:
             for rule in state["clean"]:
@@ -83,5 +86,5 @@ class RuleManager:
     def _last_clean(self, rule: str) -> str | None:
         clean = self._clean[rule]
         while clean and not self._exists(clean[-1]):
-            clean.pop()  # what was deleted does not come back, so each is asked for once
+            clean.pop()  # a deleted checkpoint does not come back, so each is looked up once
         return clean[-1] if clean else None

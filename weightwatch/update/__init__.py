@@ -1,1 +1,1 @@
-"""The update: how each trained tensor differs from the reference."""
+"""The update τ: the change of each trained tensor since the reference."""

@@ -1,4 +1,4 @@
-"""The base of a model in training, as the model and its reference tell it: for comparing fingerprints."""
+"""Single values of θ₀ of a model in training, for comparing fingerprints."""
 
 import numpy as np
 import torch
@@ -13,11 +13,14 @@ from weightwatch.vectors.weights.names import canonical
 
 
 class BaseWeights:
-    """θ₀ by parameter name: shapes, and single values.
+    """Shapes and single values of θ₀, by parameter name.
+
+    Values come from the reference, or for frozen weights from the model itself. An adapter such as PiSSA that changed
+    the base when it was created is added to it again.
 
     Args:
         view: The model in training.
-        reference: θ₀ where the model doesn't hold it.
+        reference: θ₀ of what is trained.
     """
 
     def __init__(self, view: ModelView, reference: Reference) -> None:
@@ -30,10 +33,10 @@ class BaseWeights:
             self._starts = start_factors(view.adapters, reference.adapters)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Return the shape of a tensor; None where the base is quantised, so that its values can't be read.
+        """Return the shape of a tensor; None if it is quantised, so that its values can't be read.
 
         Raises:
-            KeyError: The model has none of that name.
+            KeyError: The model has no tensor of that name.
         """
         if self._weights is not None and name in self._weights:
             return self._weights.shape(name)
@@ -41,11 +44,11 @@ class BaseWeights:
         return local.shape if local.dtype.is_floating_point else None
 
     def values(self, name: str, positions: Tensor) -> Tensor:
-        """Return single values of a tensor, in fp32.
+        """Return single values of a tensor, in fp32. Collective if the tensor is sharded.
 
         Args:
-            name: The tensor.
-            positions: Of the values in the flattened tensor.
+            name: Name of the tensor.
+            positions: Positions of the values in the flattened tensor.
         """
         if self._weights is not None and name in self._weights:
             return values_at(self._weights, name, positions)
@@ -58,7 +61,7 @@ class BaseWeights:
 
 
 def _values(local: LocalTensor, where: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> list[float]:
-    """Return the values at some places, zero where this process doesn't hold them."""
+    """Return the values at some places; zero if they are not local."""
     found = [0.0] * len(where)
     for piece in local.pieces:
         for i, place in enumerate(where):

@@ -1,17 +1,16 @@
-"""How one weight tensor has changed since θ₀, in the form in which it costs least to measure.
+"""The change of one weight tensor since θ₀, in the form that is cheapest to measure.
 
 * ``LowRank`` (of ``weightwatch.vectors``): an adapter's factors, never multiplied out.
-* ``Rescaled``: DoRA's factors, and by how much it stretches each row of the weight beneath.
-* ``Difference``: a trained tensor and its θ₀, of which a process may hold only a part.
-* ``Streamed``: a tensor on disk and its θ₀ on disk, never local whole.
-* ``Merged``: any other adapter; its change has to be worked out in full, one tensor at a time.
+* ``Rescaled``: DoRA's factors, and the change of the gain of each row of the base weight.
+* ``Difference``: a trained tensor, of which a process may have only shards, and its θ₀.
+* ``Streamed``: a tensor on disk and its θ₀ on disk, read block by block.
+* ``Merged``: any other adapter; its change is computed as a full tensor, one tensor at a time.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-import torch
 from torch import Tensor
 
 from weightwatch.update.sharding.local import LocalTensor
@@ -21,13 +20,13 @@ from weightwatch.vectors.weights.reader import Box
 
 @dataclass(frozen=True)
 class Difference:
-    """The change of a trained tensor: what this process holds of it now, and a way to read θ₀.
+    """The change of a trained tensor: its local shards now, and a reader of θ₀.
 
-    θ₀ is rounded to the precision that the model computes in first, as it was when the model was loaded.
+    θ₀ is first rounded to the precision of the model's parameter, as when the model was loaded.
 
     Attributes:
         local: The tensor now.
-        start: Reads a part of θ₀'s tensor.
+        start: Reads a box of θ₀'s tensor.
     """
 
     local: LocalTensor
@@ -39,20 +38,20 @@ class Difference:
         return self.local.shape
 
     def of(self, local: LocalTensor) -> "Difference":
-        """Return the change of another part of the tensor."""
+        """Return the change of other shards of the same tensor."""
         return replace(self, local=local)
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """The change of a tensor that is on disk, as θ₀ is: both are read some rows at a time.
+    """The change of a tensor on disk from θ₀ on disk. Both are read block by block.
 
-    θ₀ is rounded to the precision of the tensor first, as for ``Difference``.
+    θ₀ is first rounded to the precision of the tensor, as in ``Difference``.
 
     Attributes:
         shape: Shape of the tensor.
-        now: Reads a part of the tensor. Several threads call it at once.
-        start: Reads a part of θ₀'s tensor, in the same way.
+        now: Reads a box of the tensor. Thread-safe.
+        start: Reads a box of θ₀'s tensor. Thread-safe.
     """
 
     shape: tuple[int, ...]
@@ -61,12 +60,12 @@ class Streamed:
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """What DoRA's change ``d ∘ W₀ + L R`` is made of, beside the R that ``Rescaled`` has at hand.
+class Rescaling:
+    """The terms of DoRA's change ``d ∘ W₀ + L R`` other than R, which ``Rescaled.factors`` has.
 
     Attributes:
-        rows: d, shape (out,): by how much each row of W₀ is stretched.
-        left: L, shape (out, r), each column already multiplied by its adapter's gain.
+        rows: d, shape (out,): the change of each row's gain.
+        left: L, shape (out, r): each column is already multiplied by its adapter's gain.
         weight: W₀, shape (out, in).
     """
 
@@ -77,41 +76,40 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Rescaled:
-    """DoRA's change of a weight: ``d ∘ W₀ + L R``, with a number in d for each row.
+    """DoRA's change of a weight: ``d ∘ W₀ + L R``, where d has one number for each row.
 
-    An adapter with the gain g = m / ‖W₀ + B A‖ turns W₀ into ``g ∘ (W₀ + B A)``: d is how far g has moved, and L R
-    is how far ``g ∘ B A`` has.
+    An adapter with the gain g = m / ‖W₀ + B A‖ turns W₀ into ``g ∘ (W₀ + B A)``: d is the change of g, and L R is the
+    change of ``g ∘ B A``.
 
     Attributes:
-        factors: The adapters' factors without any gain: their R is that of the change.
-        stretch: Works the rest out. It is called once for each measurement and not kept: W₀ may have to be unpacked.
-        transposed: The stored weight is the transpose of all this (GPT-2's ``Conv1D``).
+        factors: The adapters' factors without gains. Their R is the R of the change.
+        rescaling: Computes the other terms. Called once a measurement; its result is not kept, since W₀ may have to be
+            dequantised.
+        transposed: Whether the model's weight is the transpose of the above (GPT-2's ``Conv1D``).
     """
 
     factors: LowRank
-    stretch: Callable[[], Stretch]
+    rescaling: Callable[[], Rescaling]
     transposed: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Shape of the weight that it changes."""
+        """Shape of the model's weight."""
         rows, columns = self.factors.left.shape[0], self.factors.right.shape[1]
         return (columns, rows) if self.transposed else (rows, columns)
 
 
 @dataclass(frozen=True)
 class Merged:
-    """The change of a weight that only merging a copy of its layer tells.
+    """The change of a weight by an adapter that has no factors, or a stack of them (experts).
 
     Attributes:
         shape: Shape of the weight.
-        dense: Works the change out, in fp32 or more. It is called once for each measurement and not kept.
-        device: Where it is worked out.
+        dense: Computes the change as a full tensor, in fp32 or fp64. Called once a measurement; its result is not kept.
     """
 
     shape: tuple[int, ...]
     dense: Callable[[], Tensor]
-    device: torch.device
 
 
 Change: TypeAlias = LowRank | Rescaled | Difference | Streamed | Merged

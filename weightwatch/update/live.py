@@ -1,4 +1,4 @@
-"""The update τ = θ_t − θ₀ of a model in training: which tensors are trained, and how each has changed."""
+"""The update τ = θ_t − θ₀ of a model in training: its trained tensors, and the change of each."""
 
 from collections.abc import Collection, Iterator, Mapping
 
@@ -12,22 +12,29 @@ from weightwatch.vectors.weights.names import canonical, indexed
 
 
 class Update(Mapping[str, Change]):
-    """How each trained tensor of a model differs from θ₀, by parameter name.
+    """The change of each trained tensor of a model since θ₀, by parameter name.
 
-    What is trained is what requires a gradient. In a model in which nothing does (loaded for inference), it is the
-    active adapters, or all tensors where there are none.
+    A tensor is trained if it requires a gradient. If no tensor does (a model loaded for inference), the active adapters
+    count as trained, or without adapters all tensors.
 
     Args:
         view: The model now.
-        reference: θ₀ where the model itself doesn't hold it: of fully trained tensors, and of adapters that did not
-            start at zero. A tensor that was frozen before and whose θ₀ is unknown is left out.
+        reference: θ₀ of fully trained tensors, and of adapters that did not start at zero; the rest of θ₀ is in the
+            model. A tensor that was frozen when the run began and is not in the reference is left out.
 
     Attributes:
         left_out: Trained tensors that can't be compared with θ₀, each with the reason.
 
     Raises:
-        WeightWatchError: The model is trained in a way whose update can't be read exactly, or θ₀ of a tensor is
-            missing or has another shape.
+        WeightWatchError: The model is trained in an unsupported way, or θ₀ of a tensor is missing or has another shape.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> start = {"weight": model.weight.detach().clone()}
+        >>> update = Update(ModelView(model), Reference.of(start))
+        >>> update["weight"].shape, update.left_out
+        ((1, 2), {})
     """
 
     def __init__(self, view: ModelView, reference: Reference | None = None) -> None:
@@ -41,14 +48,14 @@ class Update(Mapping[str, Change]):
             name, parameter = canonical(key), view.parameters[key]
             if name in self._changes:
                 raise WeightWatchError(
-                    f"{name} is trained itself and by an adapter at once, which is not supported. Freeze one."
+                    f"{name} is trained directly and by an adapter, which is not supported. Freeze one of them."
                 )
             known = reference.weights is not None and name in reference.weights
             if key in view.copies and not known and not parameter.sharded:
                 (original,) = view.parameters[view.copies[key]].pieces
                 self._changes[name] = Difference(parameter, original.values.__getitem__)
             elif not known and view.before and key not in view.before:
-                self.left_out[name] = "it was frozen when the run began, and no checkpoint holds its start"
+                self.left_out[name] = "it was frozen when the run began, and its start is in no checkpoint"
             else:
                 self._add_full(name, parameter, reference, memory)
         if not self._changes:
@@ -78,12 +85,12 @@ class Update(Mapping[str, Change]):
         own = {piece.values.untyped_storage().data_ptr() for piece in parameter.pieces if piece.values.numel()}
         if isinstance(weights, StateDict) and weights.memory(name) in own.union(memory):
             raise WeightWatchError(
-                f"The reference of {name} is the model's own memory, so it moves along in training. Take a "
-                "copy before training: {name: tensor.clone() for name, tensor in model.state_dict().items()}."
+                f"The reference of {name} shares the model's own memory, so training changes it too. Pass a copy from "
+                "before training: {name: tensor.clone() for name, tensor in model.state_dict().items()}."
             )
         self._changes[name] = Difference(parameter, lambda box: weights.read(name, box))
 
 
 def resized(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
-    """Whether two shapes of a tensor are those of an embedding or head before and after its vocabulary was resized."""
+    """Whether two shapes of a tensor differ only in the vocabulary of an embedding or a head."""
     return not indexed(name) and len(ours) == len(theirs) and ours[:1] != theirs[:1] and ours[1:] == theirs[1:]

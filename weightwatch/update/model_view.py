@@ -13,24 +13,26 @@ from weightwatch.vectors.weights.names import canonical
 
 
 class ModelView:
-    """What a check needs to know of a model. It is made once a check and handed down.
+    """What a check reads from a model. One view is built for each check and passed down.
 
     Args:
-        model: Any ``nn.Module``; PEFT models, wrapped and sharded models included.
-        ranks: The processes that measure together. Default: all of them where the model is sharded, else this one.
-        before: Names of parameters that were trained earlier in the run. They still count if they are frozen now.
+        model: Any ``nn.Module``: plain, PEFT, wrapped or sharded.
+        ranks: The processes that measure together. Default: all processes if the model is sharded, else this one.
+        before: Names of parameters that were trained earlier in the run. They count as trained even if they are frozen
+            now.
 
     Attributes:
         model: The model.
-        before: See above.
-        parameters: The local shards of each parameter, by the name that the model gives it.
-        adapters: The modules that carry PEFT adapters.
-        copies: The name of each trained copy under ``modules_to_save``, with that of its original.
-        every: Nothing requires a gradient, so everything counts as trained.
+        before: Names of parameters that were trained earlier in the run.
+        parameters: Local shards of each parameter, by its name in the model.
+        adapters: The adapter modules.
+        copies: Name of each parameter of an active ``modules_to_save`` copy, with the name of its original.
+        every: True if nothing requires a gradient; everything counts as trained then.
         ranks: The processes that measure together.
+        changed_by: The ``init_lora_weights`` of an adapter that changed the base when it was created; None if none did.
 
     Raises:
-        WeightWatchError: A parameter is sharded in an unknown way, or an adapter changes no weights.
+        WeightWatchError: A parameter is sharded in an unknown way, or an adapter does not change weights.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks | None = None, before: Collection[str] = ()) -> None:
@@ -47,11 +49,10 @@ class ModelView:
         self.every = not any(parameter.trained for parameter in self.parameters.values())
         self.ranks = ranks or (Ranks.world() if self.sharded else ALONE)
         self.changed_by = changes_base(modules)
-        """The ``init_lora_weights`` of an adapter that changed the base when it was made; None if none did."""
 
     @property
     def base_name(self) -> str:
-        """The path or Hub id that the model's config says it was loaded from; empty where it says nothing."""
+        """The path or Hub id in the model's config; empty if the config has none."""
         return str(getattr(getattr(self.model, "config", None), "_name_or_path", "") or "")
 
     @property
@@ -61,12 +62,12 @@ class ModelView:
 
     @property
     def sharded(self) -> bool:
-        """Whether a parameter is spread over processes."""
+        """Whether a parameter is sharded."""
         return any(parameter.sharded for parameter in self.parameters.values())
 
     @cached_property
     def full(self) -> list[str]:
-        """Names of the parameters that are trained themselves, not through an adapter."""
+        """Names of the parameters that are trained directly, not by an adapter."""
         of_adapters = {name for adapted in self.adapters for name in adapted.own}.union(self.copies.values())
         if self.every and (self.adapters or self.copies):
             return list(self.copies)
@@ -74,7 +75,7 @@ class ModelView:
 
     @cached_property
     def values(self) -> Values:
-        """A reader of the adapters' whole parameters. Its first use is collective where they are sharded."""
+        """Reader of the adapters' whole parameters. The first access is collective if they are sharded."""
         names = [name for adapted in self.adapters for name in adapted.own]
         gathered = self.ranks.gather({name: self.parameters[name] for name in names if self.parameters[name].sharded})
 
@@ -86,11 +87,11 @@ class ModelView:
         return value
 
     def tied(self) -> set[str]:
-        """Return the further names of parameters that several names share: a tied head, under the head's name."""
+        """Return the names of tied parameters except the first of each: a tied head, not its embedding."""
         every = {canonical(n) for n, _ in self.model.named_parameters(remove_duplicate=False)}
         return every - {canonical(n) for n, _ in self.model.named_parameters()}
 
     def memory(self) -> set[int]:
-        """Return where the model's weights lie: what is measured may be an optimizer's masters of them."""
-        plain = (p for p in self.model.parameters() if type(p) is nn.Parameter)  # others may have no storage
+        """Return the memory addresses of the model's weights, which differ from those of an optimizer's masters."""
+        plain = (p for p in self.model.parameters() if type(p) is nn.Parameter)  # subclasses may have no storage
         return {parameter.untyped_storage().data_ptr() for parameter in plain if parameter.numel()}

@@ -16,7 +16,7 @@ from weightwatch.vectors.weights.reader import Box
 
 
 class Weights(Protocol):
-    """Full tensors of θ₀, read by parts so that no whole copy of the model is ever held."""
+    """Full tensors of θ₀, read box by box so that no second copy of the model is in memory."""
 
     def __contains__(self, name: object) -> bool: ...
 
@@ -25,12 +25,12 @@ class Weights(Protocol):
         ...
 
     def read(self, name: str, box: Box) -> Tensor:
-        """Read a part of a tensor: one slice for each dimension."""
+        """Read a box of a tensor: one slice for each dimension."""
         ...
 
 
 def places(positions: Tensor, shape: tuple[int, ...]) -> "np.ndarray[tuple[int, ...], np.dtype[np.int64]]":
-    """Return where positions of a flattened tensor are in the tensor: a row of indices for each."""
+    """Return the indices of positions of a flattened tensor, shape (positions, dimensions)."""
     return (
         np.stack(np.unravel_index(positions.numpy(), shape), axis=-1) if shape else np.zeros((len(positions), 0), int)
     )
@@ -43,10 +43,13 @@ def values_at(weights: Weights, name: str, positions: Tensor) -> Tensor:
 
 
 class StateDict:
-    """Weights held in memory, for instance a state dict that was cloned before training.
+    """θ₀ in memory: a state dict that was cloned before training.
+
+    Args:
+        tensors: Whole tensors by parameter name.
 
     Raises:
-        WeightWatchError: A tensor is spread over processes.
+        WeightWatchError: A tensor is a DTensor.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -66,11 +69,11 @@ class StateDict:
         return tuple(self._tensors[name].shape)
 
     def read(self, name: str, box: Box) -> Tensor:
-        """Read a part of a tensor: one slice for each dimension."""
+        """Read a box of a tensor: one slice for each dimension."""
         return self._tensors[name][box].detach()
 
     def memory(self, name: str) -> int:
-        """Address of the memory that a tensor lies in."""
+        """Memory address of a tensor."""
         return self._tensors[name].untyped_storage().data_ptr()
 
 
@@ -79,12 +82,11 @@ Source: TypeAlias = Mapping[str, Tensor] | str | Path
 
 @dataclass(frozen=True)
 class Reference:
-    """Where θ₀ is read from.
+    """The source of θ₀.
 
     Attributes:
-        weights: θ₀ of fully trained tensors; None where only adapters train.
-        adapters: The adapters' parameters at the start, of layers whose change was not zero then; see
-            ``adapters.starts``.
+        weights: θ₀ of fully trained tensors; None if only adapters are trained.
+        adapters: Parameters at the start of adapters that did not start at zero; see ``adapters.starts``.
     """
 
     weights: Weights | None = None
@@ -92,10 +94,14 @@ class Reference:
 
     @classmethod
     def of(cls, source: Source | None) -> "Reference":
-        """Make a reference of a state dict or a checkpoint's path; None gives an empty one.
+        """Return the reference of a state dict or of a checkpoint's path; None gives an empty one.
 
         Raises:
-            WeightWatchError: There is no readable checkpoint at the path; tensors are spread over processes.
+            WeightWatchError: There is no readable checkpoint at the path, or the state dict has DTensors.
+
+        Example:
+            >>> Reference.of({"weight": torch.ones(2, 1)}).weights.shape("weight")
+            (2, 1)
         """
         if source is None:
             return cls()

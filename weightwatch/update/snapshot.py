@@ -1,7 +1,7 @@
-"""θ₀ written down by the processes that hold it: each its own parts, in a safetensors file of its own.
+"""A copy of θ₀ on disk. Each process writes its shards to a safetensors file of its own.
 
-A file's metadata says of each of its tensors where in the whole it lies, so that a run that is resumed on another
-number of processes finds its parts again.
+The metadata of a file has the position of each shard in its tensor, so a run can be resumed on another number of
+processes.
 """
 
 import json
@@ -22,14 +22,14 @@ from weightwatch.vectors.weights.reader import Box, Mapped, Opener
 
 
 class Snapshot:
-    """Full tensors of θ₀, read from the files of a snapshot; they stay open.
+    """Full tensors of θ₀ from the files of a snapshot, which stay open.
 
     Args:
-        folder: The folder that ``write`` was given.
-        opener: How the files are opened.
+        folder: The folder that was passed to ``write``.
+        opener: Opens a safetensors file. Default: memory-mapped.
 
     Raises:
-        WeightWatchError: There is none, or a file is damaged.
+        WeightWatchError: The folder has no snapshot, or a file is damaged.
     """
 
     def __init__(self, folder: Path, opener: Opener = Mapped) -> None:
@@ -41,13 +41,17 @@ class Snapshot:
                 file = opener(path)
                 places: Mapping[str, Any] = json.loads(file.metadata()["places"])
             except Exception as error:
-                raise WeightWatchError(f"{path} can't be read ({error}). Pass reference= to go on.") from error
+                raise WeightWatchError(
+                    f"{path} can't be read ({error}). Pass reference=, the base checkpoint."
+                ) from error
             for key, place in places.items():
                 box = tuple(slice(first, last) for first, last in place["box"])
                 self._shapes[place["name"]] = tuple(place["shape"])
                 self._pieces.setdefault(place["name"], []).append((box, file, key))
         if not self._pieces:
-            raise WeightWatchError(f"θ₀ of this run was written to {folder}, and is gone. Pass reference= to go on.")
+            raise WeightWatchError(
+                f"The copy of θ₀ that this run wrote to {folder} is gone. Pass reference=, the base checkpoint."
+            )
 
     def __contains__(self, name: object) -> bool:
         return name in self._shapes
@@ -60,10 +64,10 @@ class Snapshot:
         return self._shapes[name]
 
     def read(self, name: str, box: Box) -> Tensor:
-        """Read a part of a tensor: one slice for each dimension.
+        """Read a box of a tensor: one slice for each dimension.
 
         Raises:
-            WeightWatchError: A file that holds some of it is missing.
+            WeightWatchError: A file with some of its values is missing.
         """
         found: Tensor | None = None
         missing = _size(box)
@@ -80,38 +84,43 @@ class Snapshot:
             missing -= values.numel()
         if found is None or missing:
             raise WeightWatchError(
-                f"A part of θ₀ of {name} is missing in {self._folder}: the run was begun on other machines, without a "
-                "shared disk. Copy the reference-*.safetensors of all of them here, or pass reference=."
+                f"A shard of θ₀ of {name} is missing in {self._folder}: the run was started on machines without a "
+                "shared disk. Copy the reference-*.safetensors of all machines here, or pass reference=."
             )
         return found
 
 
 def write(folder: Path, tensors: Mapping[str, LocalTensor], ranks: Ranks) -> None:
-    """Write what this process answers for of some tensors, all or nothing, if the disk has room for it twice.
+    """Write this process's shards of θ₀ to a file, atomically.
+
+    Args:
+        folder: Folder of the snapshot.
+        tensors: Local shards of the tensors, by name.
+        ranks: The processes that write the snapshot.
 
     Raises:
-        WeightWatchError: It has not.
+        WeightWatchError: The disk does not have twice the space that is needed.
     """
-    stored: dict[str, Tensor] = {}
+    pieces: dict[str, Tensor] = {}
     places: dict[str, Any] = {}
     for name, local in tensors.items():
         for number, piece in enumerate(ranks.share(local).pieces):
             key = f"{name}::{number}"
-            stored[key] = piece.values.to(local.dtype).contiguous().cpu()
+            pieces[key] = piece.values.to(local.dtype).contiguous().cpu()
             places[key] = {"name": name, "shape": local.shape, "box": [(s.start, s.stop) for s in piece.box]}
     folder.mkdir(parents=True, exist_ok=True)
-    for path in _files(folder):  # of an earlier run, on a disk that the main process doesn't see
+    for path in _files(folder):  # of an earlier run, on a disk that the main process can't access
         if not path.stem.endswith(f"-of-{ranks.count:05d}"):
             path.unlink(missing_ok=True)
-    size, free = sum(t.numel() * t.element_size() for t in stored.values()), shutil.disk_usage(folder).free
+    size, free = sum(t.numel() * t.element_size() for t in pieces.values()), shutil.disk_usage(folder).free
     if free < 2 * size:
         raise WeightWatchError(
-            f"θ₀ of what is trained is in no checkpoint here, and a copy of it ({size / 1e9:.1f} GB) does not fit on "
-            f"the disk of {folder} ({free / 1e9:.1f} GB free). Pass reference=, the base checkpoint's folder."
+            f"θ₀ of the trained tensors is in no checkpoint here, and the disk of {folder} has no room for a copy "
+            f"({free / 1e9:.1f} GB free, twice {size / 1e9:.1f} GB needed). Pass reference=, the base checkpoint."
         )
     path = folder / f"reference-{ranks.rank:05d}-of-{ranks.count:05d}.safetensors"
     with whole_file(path) as draft:
-        save_file(stored, draft, metadata={"places": json.dumps(places)})
+        save_file(pieces, draft, metadata={"places": json.dumps(places)})
 
 
 def remove(folder: Path) -> None:
@@ -125,7 +134,7 @@ def _files(folder: Path) -> Iterable[Path]:
 
 
 def _within(inner: Box, outer: Box) -> Box:
-    """Return a box in the coordinates of one that contains it."""
+    """Return the coordinates of a box inside a larger one."""
     return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(inner, outer, strict=True))
 
 

@@ -1,7 +1,12 @@
-"""What LoRA and DoRA change, as factors.
+"""Changes of weights by LoRA and DoRA, as factors.
 
-Every function takes a layer, the adapters' parameters now and the adapters that count, and of their start: their
-parameters then, and those of them whose start is known.
+``plain``, ``rescaled``, ``experts`` and ``bias`` take the same arguments:
+
+* ``adapted``: the adapter module.
+* ``now``: the adapters' parameters now.
+* ``adapters``: the adapters whose change counts.
+* ``before``: the adapters' parameters at the start.
+* ``recorded``: the adapters whose start is recorded. The others started at zero.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,163 +14,182 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from weightwatch.update.change import Merged, Rescaled, Stretch
+from weightwatch.update.change import Merged, Rescaled, Rescaling
 from weightwatch.update.peft.modules import AdapterModule, Values
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.precision import wide
 
 REF = "ref"
-"""The frozen copy that TRL keeps of an adapter that is trained further."""
+"""Name of the frozen copy that TRL keeps of an adapter that is trained further."""
 
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
-"""Left and right factors by adapter."""
+"""Left and right factor of each adapter."""
 
 
-def has_factors(layer: AdapterModule, adapter: str) -> bool:
-    """Whether an adapter adds a product of two factors to the weight, or is DoRA on such a product."""
+def has_factors(adapted: AdapterModule, adapter: str) -> bool:
+    """Whether an adapter's change consists of two factors, plain or under DoRA."""
     from peft.tuners.adalora import AdaLoraLayer
     from peft.tuners.lora import LoraLayer
     from peft.tuners.lora.layer import MultiheadAttention, _ConvNd
 
-    module = layer.module
+    module = adapted.module
     if not isinstance(module, LoraLayer) or isinstance(module, AdaLoraLayer | MultiheadAttention):
         return False
     variant = type(module.lora_variant.get(adapter)).__name__
     if adapter in module.lora_embedding_A:
         return variant in ("NoneType", "MiCAEmbeddingVariant")
-    if is_stretched(layer) and module.lora_bias.get(adapter):
+    if is_rescaled(adapted) and module.lora_bias.get(adapter):
         return False
     return not isinstance(module, _ConvNd) and variant in ("NoneType", "MiCALinearVariant", "DoraLinearVariant")
 
 
-def is_stretched(layer: AdapterModule) -> bool:
-    """Whether DoRA acts on a linear layer. It stretches what adapters before it have added, too."""
-    return hasattr(layer.module, "lora_variant") and any(_is_dora(layer, adapter) for adapter in layer.active)
+def is_rescaled(adapted: AdapterModule) -> bool:
+    """Whether one of the active adapters is DoRA on a linear layer. It also rescales adapters applied before it."""
+    return hasattr(adapted.module, "lora_variant") and any(_is_dora(adapted, adapter) for adapter in adapted.active)
 
 
-def plain(layer: AdapterModule, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> LowRank:
-    """Return the change by plain LoRA adapters."""
-    scale = layer.module.scaling[adapters[0]] or 1.0
-    pairs = {adapter: _pair(layer, now, adapter, scale) for adapter in adapters}
-    first = {adapter: _pair(layer, before, was, scale) for adapter, was in _origins(adapters, begun).items()}
+def plain(
+    adapted: AdapterModule, now: Values, adapters: Sequence[str], before: Values, recorded: Sequence[str]
+) -> LowRank:
+    """Return the change of a weight by LoRA."""
+    scale = adapted.module.scaling[adapters[0]] or 1.0
+    pairs = {adapter: _pair(adapted, now, adapter, scale) for adapter in adapters}
+    first = {adapter: _pair(adapted, before, was, scale) for adapter, was in _origins(adapters, recorded).items()}
     left, right = _joined(pairs, first, adapters)
-    embedding = adapters[0] in layer.module.lora_embedding_A
-    by_left = embedding or all(_keeps_left(layer, adapter) for adapter in adapters)
-    transposed = embedding or bool(getattr(layer.module, "fan_in_fan_out", False))
+    embedding = adapters[0] in adapted.module.lora_embedding_A
+    by_left = embedding or all(_keeps_left(adapted, adapter) for adapter in adapters)
+    transposed = embedding or bool(getattr(adapted.module, "fan_in_fan_out", False))
     return LowRank(left, right, transposed, "left" if by_left else "right", scale)
 
 
 def rescaled(
-    layer: AdapterModule, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]
+    adapted: AdapterModule, now: Values, adapters: Sequence[str], before: Values, recorded: Sequence[str]
 ) -> Rescaled:
-    """Return the change of a weight on which DoRA acts, by the adapters that count."""
-    require_base(layer, "DoRA")
-    after = layer.active
+    """Return the change of a weight by LoRA adapters, at least one of which is DoRA."""
+    require_base(adapted, "DoRA")
+    after = adapted.active
     frozen = {adapter: adapter for adapter in after if adapter not in adapters}
-    held = {**frozen, **_origins(adapters, begun)}
-    was = {adapter: held[adapter] for adapter in after if adapter in held}
+    origins = {**frozen, **_origins(adapters, recorded)}
+    was = {adapter: origins[adapter] for adapter in after if adapter in origins}
 
-    def earlier(name: str) -> Tensor | None:
+    def before_or_now(name: str) -> Tensor | None:
         found = before(name)
         return now(name) if found is None else found
 
-    pairs = {adapter: _pair(layer, now, adapter) for adapter in after}
-    first = {adapter: _pair(layer, earlier, origin) for adapter, origin in was.items()}
+    pairs = {adapter: _pair(adapted, now, adapter) for adapter in after}
+    first = {adapter: _pair(adapted, before_or_now, origin) for adapter, origin in was.items()}
 
-    def stretch() -> Stretch:
-        weight = _base_weight(layer)
-        rows, lefts = _stretched(layer, weight, now, {adapter: adapter for adapter in after})
-        first_rows, first_lefts = _stretched(layer, weight, earlier, was)
+    def rescaling() -> Rescaling:
+        weight = _base_weight(adapted)
+        rows, lefts = _gains(adapted, weight, now, {adapter: adapter for adapter in after})
+        first_rows, first_lefts = _gains(adapted, weight, before_or_now, was)
         left, _ = _joined(
             {adapter: (lefts[adapter], right) for adapter, (_, right) in pairs.items()},
             {adapter: (first_lefts[adapter], right) for adapter, (_, right) in first.items()},
             adapters,
         )
-        return Stretch(rows - first_rows, left, weight)
+        return Rescaling(rows - first_rows, left, weight)
 
-    transposed = bool(getattr(layer.module, "fan_in_fan_out", False))
-    return Rescaled(LowRank(*_joined(pairs, first, adapters)), stretch, transposed)
+    transposed = bool(getattr(adapted.module, "fan_in_fan_out", False))
+    return Rescaled(LowRank(*_joined(pairs, first, adapters)), rescaling, transposed)
 
 
-def experts(layer: AdapterModule, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> Merged:
-    """Return the change of a weight of several experts, each of which has its own factors."""
-    module = layer.module
-    swapped = getattr(module, "_did_swap_in_out_features", False)  # stored as (experts, out, in)
+def experts(
+    adapted: AdapterModule, now: Values, adapters: Sequence[str], before: Values, recorded: Sequence[str]
+) -> Merged:
+    """Return the change of a weight of several experts, each with its own factors."""
+    module = adapted.module
+    swapped = getattr(module, "_did_swap_in_out_features", False)  # the shape is (experts, out, in)
 
     def stacked(value: Values, counted: Sequence[str], sign: int) -> Iterator[tuple[Tensor, Tensor]]:
         for adapter in counted:
-            a, b = (known(value, name) for name in _halves(layer, adapter))
-            a, b = (wide(a), wide(b)) if begun else (a.float(), b.float())  # a small difference of two products
+            a, b = (known(value, name) for name in _halves(adapted, adapter))
+            a, b = (wide(a), wide(b)) if recorded else (a.float(), b.float())  # fp64 for a small difference
             left = b.reshape(len(b), -1, module.num_experts).permute(2, 0, 1) * (sign * module.scaling[adapter])
             yield left, a.reshape(module.num_experts, -1, a.shape[-1])
 
     def dense() -> Tensor:
-        parts = [*stacked(now, adapters, 1), *stacked(before, begun, -1)]
+        parts = [*stacked(now, adapters, 1), *stacked(before, recorded, -1)]
         left, right = torch.cat([left for left, _ in parts], 2), torch.cat([right for _, right in parts], 1)
         return left @ right if swapped else right.mT @ left.mT
 
-    return Merged(tuple(module.get_param().shape), dense, _device(layer))
+    return Merged(tuple(module.get_param().shape), dense)
 
 
-def bias(layer: AdapterModule, now: Values, adapters: Sequence[str], before: Values, begun: Sequence[str]) -> Merged:
-    """Return the change of the bias beneath by the bias of LoRA's B."""
+def bias(
+    adapted: AdapterModule, now: Values, adapters: Sequence[str], before: Values, recorded: Sequence[str]
+) -> Merged:
+    """Return the change of the base layer's bias by the bias of LoRA's B (``lora_bias=True``)."""
 
     def total(value: Values, counted: Sequence[str]) -> Tensor:
-        own = [(a, layer.names[f"lora_B.{a}.bias"]) for a in counted if layer.module.lora_bias.get(a)]
-        parts = [wide(known(value, name)) * layer.module.scaling[adapter] for adapter, name in own]
+        own = [(a, adapted.names[f"lora_B.{a}.bias"]) for a in counted if adapted.module.lora_bias.get(a)]
+        parts = [wide(known(value, name)) * adapted.module.scaling[adapter] for adapter, name in own]
         return torch.stack(parts).sum(0) if parts else torch.zeros(())
 
-    (size,) = next(known(now, layer.names[f"lora_B.{a}.bias"]).shape for a in adapters if layer.module.lora_bias.get(a))
-    return Merged((size,), lambda: total(now, adapters) - total(before, begun), _device(layer))
+    (size,) = next(
+        known(now, adapted.names[f"lora_B.{a}.bias"]).shape for a in adapters if adapted.module.lora_bias.get(a)
+    )
+    return Merged((size,), lambda: total(now, adapters) - total(before, recorded))
 
 
 def known(value: Values, name: str) -> Tensor:
-    """Return the value of a parameter that has to have one.
+    """Return the value of a parameter.
 
     Raises:
-        WeightWatchError: It has none.
+        WeightWatchError: The parameter has no value.
     """
     found = value(name)
     if found is None:
-        raise WeightWatchError(f"The start of {name} is missing where that of its layer is known. Start the run anew.")
+        raise WeightWatchError(
+            f"The start of {name} is not recorded, but other parameters of its adapter are. Start the run anew."
+        )
     return found
 
 
-def require_base(layer: AdapterModule, tuner: str) -> None:
-    """Make sure that the weight beneath an adapter can be read as it was."""
-    if layer.sharded:
+def require_base(adapted: AdapterModule, tuner: str) -> None:
+    """Refuse an adapter whose base layer's weight can't be read.
+
+    Args:
+        adapted: The adapter module.
+        tuner: Name of the adapter's type, for messages.
+
+    Raises:
+        WeightWatchError: The weight is sharded, or the adapter is merged into it.
+    """
+    if adapted.sharded:
         raise WeightWatchError(
-            f"{layer.path} is a {tuner} adapter on a weight that is spread over processes; its change is made of that "
-            "weight, which is too large to be put together. Train with plain LoRA, or without sharding (DDP)."
+            f"{adapted.path} is a {tuner} adapter on a weight that is spread over processes. Its change depends on the "
+            "whole weight, which is not gathered. Train with plain LoRA, or without sharding (DDP)."
         )
-    if layer.module.merged_adapters:
+    if adapted.module.merged_adapters:
         raise WeightWatchError(
-            f"The {tuner} adapter of {layer.path} is merged into its weight now, so that θ₀ can't be read there. "
+            f"The {tuner} adapter of {adapted.path} is merged into its weight now, so θ₀ can't be read from the model. "
             "Unmerge it (unmerge_adapter) to measure."
         )
 
 
-def _is_dora(layer: AdapterModule, adapter: str) -> bool:
-    return type(layer.module.lora_variant.get(adapter)).__name__ == "DoraLinearVariant"
+def _is_dora(adapted: AdapterModule, adapter: str) -> bool:
+    return type(adapted.module.lora_variant.get(adapter)).__name__ == "DoraLinearVariant"
 
 
-def _keeps_left(layer: AdapterModule, adapter: str) -> bool:
-    """Whether an adapter trains A alone."""
-    a, b = _halves(layer, adapter)
-    frozen = a in layer.trained and b not in layer.trained
-    return frozen or "MiCA" in type(layer.module.lora_variant.get(adapter)).__name__
+def _keeps_left(adapted: AdapterModule, adapter: str) -> bool:
+    """Whether an adapter trains only A, so that its left factor is fixed."""
+    a, b = _halves(adapted, adapter)
+    frozen = a in adapted.trained and b not in adapted.trained
+    return frozen or "MiCA" in type(adapted.module.lora_variant.get(adapter)).__name__
 
 
-def _origins(adapters: Sequence[str], begun: Sequence[str]) -> dict[str, str]:
-    """Return, of the adapters whose start is known, which adapter holds it: itself, or TRL's copy."""
-    return {adapters[0]: REF} if list(begun) == [REF] else {adapter: adapter for adapter in begun}
+def _origins(adapters: Sequence[str], recorded: Sequence[str]) -> dict[str, str]:
+    """Return, for each adapter whose start is recorded, the adapter to read it from: itself, or TRL's copy."""
+    return {adapters[0]: REF} if list(recorded) == [REF] else {adapter: adapter for adapter in recorded}
 
 
 def _joined(now: Pairs, start: Pairs, moving: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Join the factors of adapters to those of their change since the start.
+    """Concatenate the factors of the adapters' change since the start.
 
-    L R − L₀ R₀ = [L − L₀, L₀] [R; R − R₀] keeps small moves exact. Of an adapter that doesn't move, R is R₀.
+    The change of one adapter is L R − L₀ R₀ = [L − L₀, L₀] [R; R − R₀], which is exact for small changes. For an
+    adapter that is not in ``moving``, R = R₀.
     """
     lefts: list[Tensor] = []
     rights: list[Tensor] = []
@@ -183,60 +207,55 @@ def _joined(now: Pairs, start: Pairs, moving: Sequence[str]) -> tuple[Tensor, Te
     return (lefts[0], rights[0]) if len(lefts) == 1 else (torch.cat(lefts, 1), torch.cat(rights))
 
 
-def _pair(layer: AdapterModule, value: Values, adapter: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Return the factors of one adapter: of its change over ``scale``, so that its own scaling copies nothing."""
-    a, b = (known(value, name).float() for name in _halves(layer, adapter))
-    scaling = layer.module.scaling[adapter] / scale
+def _pair(adapted: AdapterModule, value: Values, adapter: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return the factors of an adapter's product divided by ``scale``; with its own scaling, they are not copied."""
+    a, b = (known(value, name).float() for name in _halves(adapted, adapter))
+    scaling = adapted.module.scaling[adapter] / scale
     return (b, a) if scaling == 1 else (b * scaling, a)
 
 
-def _halves(layer: AdapterModule, adapter: str) -> tuple[str, str]:
+def _halves(adapted: AdapterModule, adapter: str) -> tuple[str, str]:
     """Return the names of an adapter's A and B."""
-    if adapter in layer.module.lora_embedding_A:
-        return layer.names[f"lora_embedding_A.{adapter}"], layer.names[f"lora_embedding_B.{adapter}"]
-    return layer.names[f"lora_A.{adapter}.weight"], layer.names[f"lora_B.{adapter}.weight"]
+    if adapter in adapted.module.lora_embedding_A:
+        return adapted.names[f"lora_embedding_A.{adapter}"], adapted.names[f"lora_embedding_B.{adapter}"]
+    return adapted.names[f"lora_A.{adapter}.weight"], adapted.names[f"lora_B.{adapter}.weight"]
 
 
-def _stretched(
-    layer: AdapterModule, weight: Tensor, value: Values, adapters: Mapping[str, str]
+def _gains(
+    adapted: AdapterModule, weight: Tensor, value: Values, adapters: Mapping[str, str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return by what adapters stretch the rows of W₀ together, and their left factors, stretched with it.
+    """Return the combined gain of the adapters, shape (out,), and each adapter's left factor times the gains on it.
 
     Args:
-        layer: The layer.
+        adapted: The adapter module.
         weight: W₀, shape (out, in).
         value: The adapters' parameters.
-        adapters: What to call each adapter, and its name in the layer, in the order in which they act.
+        adapters: Name of each adapter in the result and in the module, in the order in which PEFT applies them.
     """
     rows = wide(torch.ones(len(weight), device=weight.device))
     lefts: dict[str, Tensor] = {}
     for key, adapter in adapters.items():
-        lefts[key] = wide(_pair(layer, value, adapter)[0]).to(rows.device)
-        if _is_dora(layer, adapter):
-            gain = _gain(layer, weight, value, adapter).to(rows.device)
+        lefts[key] = wide(_pair(adapted, value, adapter)[0]).to(rows.device)
+        if _is_dora(adapted, adapter):
+            gain = _gain(adapted, weight, value, adapter).to(rows.device)
             rows, lefts = gain * rows, {key: gain[:, None] * left for key, left in lefts.items()}
     return rows, lefts
 
 
-def _base_weight(layer: AdapterModule) -> Tensor:
-    """Return W₀, shape (out, in), unpacked where it is stored in a quantised form."""
+def _base_weight(adapted: AdapterModule) -> Tensor:
+    """Return W₀, shape (out, in), dequantised if needed."""
     from peft.utils.integrations import dequantize_module_weight
 
-    weight: Tensor = dequantize_module_weight(layer.module.get_base_layer()).detach()
-    return weight.T if getattr(layer.module, "fan_in_fan_out", False) else weight
+    weight: Tensor = dequantize_module_weight(adapted.module.get_base_layer()).detach()
+    return weight.T if getattr(adapted.module, "fan_in_fan_out", False) else weight
 
 
-def _gain(layer: AdapterModule, weight: Tensor, value: Values, adapter: str) -> Tensor:
-    """Return DoRA's m / ‖W₀ + B A‖, shape (out,), with the roundings of PEFT's forward pass."""
-    a, b = (known(value, name) for name in _halves(layer, adapter))
-    dora = layer.module.lora_magnitude_vector[adapter]
-    magnitude = known(value, layer.names[f"lora_magnitude_vector.{adapter}.weight"])
+def _gain(adapted: AdapterModule, weight: Tensor, value: Values, adapter: str) -> Tensor:
+    """Return DoRA's gain m / ‖W₀ + B A‖, shape (out,), rounded as in PEFT's forward pass."""
+    a, b = (known(value, name) for name in _halves(adapted, adapter))
+    dora = adapted.module.lora_magnitude_vector[adapter]
+    magnitude = known(value, adapted.names[f"lora_magnitude_vector.{adapter}.weight"])
     a, b = a.to(weight.device), b.to(weight.device)
-    stored = weight.to(a.dtype)
-    norm = dora.get_weight_norm(stored.T if dora.fan_in_fan_out else stored, b @ a, layer.module.scaling[adapter])
+    rounded = weight.to(a.dtype)
+    norm = dora.get_weight_norm(rounded.T if dora.fan_in_fan_out else rounded, b @ a, adapted.module.scaling[adapter])
     return wide(magnitude.to(norm.device) / norm)
-
-
-def _device(layer: AdapterModule) -> torch.device:
-    found: torch.device = next(layer.module.parameters()).device
-    return found

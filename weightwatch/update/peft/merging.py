@@ -1,7 +1,7 @@
-"""What an adapter that has no factors changes: a copy of its layer is merged by PEFT, and compared with the layer.
+"""Changes by adapters without factors: PEFT merges a copy of the adapter module, and the merged weights are compared.
 
-Whether PEFT's merge tells the truth about a kind of layer is tried, not believed: a copy with moved adapters has to
-give the same outputs before and after it is merged. Input-dependent adapters are found out by that, or can't be merged.
+PEFT's merge is verified once for each kind of adapter module: a copy with moved adapters must give the same outputs
+before and after the merge. Adapters whose effect depends on the input fail this trial, or can't be merged at all.
 """
 
 import copy
@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_MOVE = 0.1  # by which adapters are moved for the trial, in standard deviations of the parameter
-_APART = 1e-4  # what merging may differ by from the layer's outputs, as a share of what the adapter adds to them
+_MOVE = 0.1  # change of the adapters in the trial, in standard deviations of the parameter
+_TOLERANCE = 1e-4  # allowed difference of the outputs after the merge, relative to the adapter's effect on them
 _PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _SIMPLE = (bool, int, str)
-_PASSING = {"training", "_disable_adapters", "_active_adapter", "_tied_adapter"}
-_PASSING |= {
+# Attributes that don't tell kinds of modules apart: passing states, and sizes.
+_IGNORED = {"training", "_disable_adapters", "_active_adapter", "_tied_adapter"}
+_IGNORED |= {
     "in_features",
     "out_features",
     "num_embeddings",
@@ -29,56 +30,57 @@ _PASSING |= {
     "out_channels",
 }
 
-_verdicts: dict[Hashable, tuple[str, ...] | str] = {}
+# By kind of adapter module: the parameters that merging changes, or the reason why it can't be merged.
+_results: dict[Hashable, tuple[str, ...] | str] = {}
 
 
 class NotMergeableError(Exception):
-    """The change of a layer's weights can't be told by merging; the message is the reason."""
+    """Merging does not give the change of an adapter module's weights. The message is the reason."""
 
 
 def quantised(module: Any) -> bool:
-    """Whether the weights of the layer beneath an adapter are stored in another form than that they compute in."""
-    stored = list(module.get_base_layer().parameters())
-    return not stored or any(type(p) is not nn.Parameter or p.dtype not in _PLAIN for p in stored)
+    """Whether the base layer of an adapter module is quantised."""
+    parameters = list(module.get_base_layer().parameters())
+    return not parameters or any(type(p) is not nn.Parameter or p.dtype not in _PLAIN for p in parameters)
 
 
 def changed(module: Any, adapters: Sequence[str], moved: Collection[str]) -> tuple[str, ...]:
-    """Return the names of the parameters of the layer beneath that its adapters can change.
+    """Return the names of the base layer's parameters that the adapters can change.
 
-    The first layer of each kind is tried out; the verdict is kept for those like it.
+    The first module of each kind is tried out. The result is kept for later modules of that kind.
 
     Args:
-        module: PEFT's layer.
-        adapters: The adapters that are active in it.
-        moved: The adapters' parameters that are trained, by their names in the layer.
+        module: The adapter module.
+        adapters: Its active adapters.
+        moved: Names in the module of the adapters' trained parameters.
 
     Raises:
-        NotMergeableError: PEFT can't merge such a layer, or the merged layer does something else.
+        NotMergeableError: PEFT can't merge the module, or the merged module gives other outputs.
     """
     kind = _kind(module, adapters, moved)
-    if kind not in _verdicts:
+    if kind not in _results:
         try:
             with torch.random.fork_rng(_devices(module)):
-                _verdicts[kind] = _trial(module, adapters, moved)
+                _results[kind] = _trial(module, adapters, moved)
         except NotMergeableError as fault:
-            _verdicts[kind] = str(fault)
-    verdict = _verdicts[kind]
-    if isinstance(verdict, str):
-        raise NotMergeableError(verdict)
-    return verdict
+            _results[kind] = str(fault)
+    result = _results[kind]
+    if isinstance(result, str):
+        raise NotMergeableError(result)
+    return result
 
 
 def difference(
     module: Any, name: str, after: Sequence[str], before: Sequence[str], start: Mapping[str, Tensor]
 ) -> Tensor:
-    """Return how adapters have changed a parameter of the layer beneath, in fp64 (fp32 on Apple's MPS).
+    """Return the change of a parameter of the base layer by the adapters, in fp64 (fp32 on Apple's MPS).
 
     Args:
-        module: PEFT's layer.
-        name: The parameter's name in the layer beneath.
+        module: The adapter module.
+        name: Name of the parameter in the base layer.
         after: The adapters that count now.
-        before: Those that counted at the start.
-        start: Values of the adapters' parameters at the start, by their names in the layer.
+        before: The adapters that counted at the start.
+        start: Values of the adapters' parameters at the start, by name in the module.
     """
     try:
         first = _copy(module)
@@ -91,15 +93,17 @@ def difference(
     except NotMergeableError:
         if all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
             raise
-        return torch.full_like(attrgetter(name)(module.get_base_layer()), torch.nan)  # as any tensor that holds NaN
+        return torch.full_like(
+            attrgetter(name)(module.get_base_layer()), torch.nan
+        )  # left out, like any tensor with NaN
 
 
 def _trial(module: Any, adapters: Sequence[str], moved: Collection[str]) -> tuple[str, ...]:
-    """Merge a copy whose adapters were moved, and return the parameters that this changed."""
+    """Move the adapters of a copy, merge it, and return the names of the parameters that the merge changed."""
     trial = _copy(module)
     for name, parameter in trial.named_parameters():
         if name in moved and parameter.is_floating_point():
-            parameter.nan_to_num_()  # the verdict is on the kind, not on a training that has diverged
+            parameter.nan_to_num_()  # the trial is about the kind of module, not about a run that has diverged
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
             scale = float(parameter.std(correction=0)) or 1.0
             parameter.add_(_MOVE * scale * noise.to(parameter))
@@ -108,18 +112,18 @@ def _trial(module: Any, adapters: Sequence[str], moved: Collection[str]) -> tupl
     plain = _outputs(trial.get_base_layer(), inputs)
     wanted = _outputs(trial, inputs)
     after = _merge(trial, adapters)
-    apart = (_outputs(trial, inputs) - wanted).norm()
-    if not apart <= _APART * (wanted - plain).norm():
+    error = (_outputs(trial, inputs) - wanted).norm()
+    if not error <= _TOLERANCE * (wanted - plain).norm():
         raise NotMergeableError("what PEFT merges into the weights is not what the adapter does")
     if any(after[name].shape != before[name].shape for name in after):
-        raise NotMergeableError("merging gives the layer other parameters than it had")
+        raise NotMergeableError("merging changes the shapes of the parameters")
     return tuple(name for name in after if not torch.equal(after[name], before[name]))
 
 
 def _copy(module: Any) -> Any:
-    """Return a copy of a layer for reckoning with: in fp64, in eval mode, without gradients."""
+    """Return a copy of an adapter module to compute with: in fp64, in eval mode, without gradients."""
     if any(parameter.is_meta for parameter in module.parameters()):
-        raise NotMergeableError("a part of it is offloaded")
+        raise NotMergeableError("some of its parameters are offloaded")
     try:
         twin = copy.deepcopy(module)
     except Exception as error:
@@ -128,13 +132,13 @@ def _copy(module: Any) -> Any:
     dtype = torch.float32 if on_mps else torch.float64
     for name, value in vars(twin).items():
         if isinstance(value, torch.dtype) and value.is_floating_point:
-            setattr(twin, name, dtype)  # AdaMSS computes in the precision that it was made with
+            setattr(twin, name, dtype)  # AdaMSS computes in the precision that it was created in
     return twin.to(dtype).eval().requires_grad_(False)
 
 
 def _merge(module: Any, adapters: Sequence[str]) -> dict[str, Tensor]:
-    """Merge adapters into a copy, and return the parameters of the layer beneath."""
-    names = _beneath(module)
+    """Merge adapters into a copy, and return the parameters of its base layer."""
+    names = _base_parameters(module)
     if adapters:
         try:
             with torch.no_grad(), warnings.catch_warnings():
@@ -147,8 +151,8 @@ def _merge(module: Any, adapters: Sequence[str]) -> dict[str, Tensor]:
     return {name: attrgetter(name)(base).detach() for name in names}
 
 
-def _beneath(module: Any) -> list[str]:
-    """Return the names of the parameters beneath a layer, without those of adapters inside it."""
+def _base_parameters(module: Any) -> list[str]:
+    """Return the names of the base layer's parameters, without those of adapters inside it."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     base = module.get_base_layer()
@@ -171,7 +175,7 @@ def _outputs(module: Any, inputs: tuple[Tensor, ...]) -> Tensor:
 
 
 def _inputs(base: Any) -> tuple[Tensor, ...]:
-    """Return random inputs for a layer."""
+    """Return random inputs for a base layer."""
     generator = torch.Generator().manual_seed(0)
     like = next(base.parameters())
 
@@ -190,11 +194,11 @@ def _inputs(base: Any) -> tuple[Tensor, ...]:
         return (noise(8, *weight.shape),)
     if weight.ndim == 2:
         return (noise(8, weight.shape[1 if isinstance(base, nn.Linear) else 0]),)
-    raise NotMergeableError(f"{type(base).__name__} is no layer whose outputs are known how to compare")
+    raise NotMergeableError(f"the outputs of {type(base).__name__} can't be compared")
 
 
 def _kind(module: Any, adapters: Sequence[str], moved: Collection[str]) -> Hashable:
-    """Return all by which the merging of two layers could differ, but for their sizes."""
+    """Return a key that is equal for adapter modules whose merges differ in nothing but sizes."""
     base = module.get_base_layer()
     by_adapter = [
         (key, place, value if isinstance(value, _SIMPLE) else type(value))
@@ -209,7 +213,7 @@ def _kind(module: Any, adapters: Sequence[str], moved: Collection[str]) -> Hasha
 
 
 def _settings(module: Any) -> Hashable:
-    return tuple((k, v) for k, v in vars(module).items() if isinstance(v, (*_SIMPLE, tuple)) and k not in _PASSING)
+    return tuple((k, v) for k, v in vars(module).items() if isinstance(v, (*_SIMPLE, tuple)) and k not in _IGNORED)
 
 
 def _devices(module: Any) -> list[torch.device]:

@@ -1,6 +1,7 @@
 """Adapter modules: the modules of a model that carry PEFT adapters, and the adapters' parameters.
 
-PEFT is imported only where a model can have been made with it. Parameters go by the names of ``sharding.parameters``.
+PEFT is imported only where a model can have been made with it. Parameters have the names that
+``sharding.parameters.named`` returns.
 """
 
 import sys
@@ -16,83 +17,83 @@ from weightwatch.vectors.weights.names import canonical, unwrapped
 from weightwatch.vectors.weights.peft_adapter import KEEPS_BASE
 
 Values = Callable[[str], Tensor | None]
-"""Gives the whole value of an adapter's parameter by its name; None where there is none."""
+"""Returns the whole value of an adapter's parameter by its name; None if there is no such parameter."""
 
 OUT = "Train with LoRA, DoRA or another adapter that PEFT can merge, or train the weights themselves."
-"""What to do about an adapter that can't be measured."""
+"""What to do instead of training an adapter that can't be measured."""
 
 _BESIDE_WEIGHTS = ("XLORA", "SHADOW")  # a router over adapters, a model beside the model
 
 
 @dataclass(frozen=True)
 class AdapterModule:
-    """A layer with adapters.
+    """A module of PEFT (``BaseTunerLayer``): a base layer and its adapters.
 
     Attributes:
-        path: Its name in the model.
-        module: PEFT's layer.
-        names: Names of the adapters' parameters, those in the layer with those in the model. Not of the layer beneath,
-            whose bias may train.
-        holders: Of each name in the layer, the adapter that it belongs to; not of what is no single adapter's.
-        trained: The names in the model of those that are trained.
-        sharded: A parameter of the adapters or of the layer beneath is spread over processes.
+        path: Name of the module in the model.
+        module: The module.
+        names: Names of the adapters' parameters: the name in the module, and the name in the model. The parameters of
+            the base layer are not among them.
+        owners: The adapter of each parameter, by the name in the module. Parameters that adapters share have none.
+        trained: Names in the model of the parameters that are trained.
+        sharded: Whether a parameter of the adapters or of the base layer is sharded.
     """
 
     path: str
     module: Any
     names: Mapping[str, str]
-    holders: Mapping[str, str]
+    owners: Mapping[str, str]
     trained: frozenset[str]
     sharded: bool = False
 
     @property
     def own(self) -> tuple[str, ...]:
-        """The adapters' parameters by their names in the model."""
+        """Names of the adapters' parameters in the model."""
         return tuple(self.names.values())
 
     @property
     def weight(self) -> str:
-        """Name of the weight beneath."""
-        return self.beneath(getattr(self.module, "parameter_name", "weight"))
+        """Name of the base layer's weight in the plain model."""
+        return self.base_parameter(getattr(self.module, "parameter_name", "weight"))
 
-    def beneath(self, name: str) -> str:
-        """Return the name in the plain model of a parameter of the layer beneath."""
+    def base_parameter(self, name: str) -> str:
+        """Return the name in the plain model of a parameter of the base layer."""
         return canonical(f"{self.path}.base_layer.{name}")
 
     def adapters(self, every: bool) -> list[str]:
-        """Return the active adapters of this layer whose change counts: those that are trained, or all."""
-        trained = {holder for local, holder in self.holders.items() if every or self.names[local] in self.trained}
+        """Return the active adapters that count: the trained ones, or with ``every`` all of them."""
+        trained = {owner for local, owner in self.owners.items() if every or self.names[local] in self.trained}
         return [adapter for adapter in self.module.active_adapters if adapter in trained]
 
     def with_values(self, adapters: Sequence[str], value: Values) -> list[str]:
-        """Return those of some adapters that have values."""
-        have = {holder for local, holder in self.holders.items() if value(self.names[local]) is not None}
+        """Return the adapters, out of the given ones, for which ``value`` returns any parameter."""
+        have = {owner for local, owner in self.owners.items() if value(self.names[local]) is not None}
         return [adapter for adapter in adapters if adapter in have]
 
     @property
     def active(self) -> list[str]:
-        """The active adapters of this layer, in the order in which they act."""
+        """The active adapters of this module, in the order in which PEFT applies them."""
         available = self.available
         return [adapter for adapter in self.module.active_adapters if adapter in available]
 
     @property
     def available(self) -> set[str]:
-        """All adapters of this layer, the active ones or not."""
-        return set(self.holders.values())
+        """All adapters of this module, active or not."""
+        return set(self.owners.values())
 
 
 def adapter_modules(
     modules: Mapping[str, nn.Module], parameters: Mapping[str, LocalTensor], names: Mapping[int, str]
 ) -> Iterator[AdapterModule]:
-    """Yield the layers with adapters of their own; one that shares another's adapters and weight comes once.
+    """Yield the adapter modules of a model. Modules that share their adapters and their weight are yielded once.
 
     Args:
-        modules: All modules of a model.
-        parameters: Its local shards, as ``local_parameters`` returns them.
-        names: Its parameters' names by their identity: of one with several names, the first.
+        modules: All modules of the model by name.
+        parameters: Local shards of its parameters, as ``local_parameters`` returns them.
+        names: Name of each parameter by its ``id``; the first name of a tied one.
 
     Raises:
-        WeightWatchError: The model has adapters that change no weights.
+        WeightWatchError: The model has adapters that do not change its weights.
     """
     if "peft" not in sys.modules:
         return
@@ -101,7 +102,7 @@ def adapter_modules(
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     known = set(names.values())
-    flattened = [name for name in parameters if name not in known]  # by FSDP: no longer parameters of their modules
+    flattened = [name for name in parameters if name not in known]  # by FSDP1: no longer parameters of their modules
     seen: set[object] = set()
     for path, module in modules.items():
         if isinstance(module, PeftModel | AuxiliaryTrainingWrapper):
@@ -116,20 +117,20 @@ def adapter_modules(
             if names.get(id(p)) in parameters
         ]
         above = unwrapped(f"{path}.")
-        held = {local: name for local, _, name in named}
-        held.update((name.removeprefix(above), name) for name in flattened if name.startswith(above))
-        own = {local: name for local, name in held.items() if _is_own(local, inside)}
+        local_names = {local: name for local, _, name in named}
+        local_names.update((name.removeprefix(above), name) for name in flattened if name.startswith(above))
+        own = {local: name for local, name in local_names.items() if _is_own(local, inside)}
         shared = frozenset(own.values()), frozenset(id(p) for local, p, _ in named if local not in own)
         if not own or shared in seen:
             continue
         seen.add(shared)
         available = module._get_available_adapters()
-        holders = {local: part for local in own for part in local.split(".")[1:] if part in available}
+        owners = {local: part for local in own for part in local.split(".")[1:] if part in available}
         yield AdapterModule(
             unwrapped(f"{path}.").removesuffix("."),
             module,
             own,
-            holders,
+            owners,
             frozenset(name for name in own.values() if parameters[name].trained),
             any(parameters[name].sharded for _, _, name in named if name in parameters),
         )
@@ -138,12 +139,12 @@ def adapter_modules(
 def saved_copies(
     modules: Mapping[str, nn.Module], parameters: Mapping[str, LocalTensor], names: Mapping[int, str]
 ) -> dict[str, str]:
-    """Return the names of the active copies under PEFT's ``modules_to_save``, each with that of its original.
+    """Return the name of each parameter of an active ``modules_to_save`` copy, with the name of its original.
 
     Args:
-        modules: All modules of a model.
-        parameters: Its local shards, as ``local_parameters`` returns them.
-        names: Its parameters' names by their identity.
+        modules: All modules of the model by name.
+        parameters: Local shards of its parameters, as ``local_parameters`` returns them.
+        names: Name of each parameter by its ``id``.
     """
     if "peft" not in sys.modules:
         return {}
@@ -162,7 +163,7 @@ def saved_copies(
 
 
 def changes_base(modules: Mapping[str, nn.Module]) -> str | None:
-    """Return the ``init_lora_weights`` of an adapter that changed the base when it was made; None if none did."""
+    """Return the ``init_lora_weights`` of an adapter that changed the base when it was created; None if none did."""
     configs = (getattr(module, "peft_config", None) for module in modules.values())
     each = (config for several in configs if isinstance(several, dict) for config in several.values())
     kinds = [getattr(config, "init_lora_weights", True) for config in each]
@@ -170,7 +171,7 @@ def changes_base(modules: Mapping[str, nn.Module]) -> str | None:
 
 
 def _inside(module: Any) -> dict[str, nn.Module]:
-    """Return the layers with adapters that attention's adapter has put inside it: they are merged with it."""
+    """Return the adapter modules inside an adapted ``nn.MultiheadAttention``: they are merged with it."""
     if not isinstance(module.get_base_layer(), nn.MultiheadAttention):
         return {}
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -179,13 +180,13 @@ def _inside(module: Any) -> dict[str, nn.Module]:
 
 
 def _is_own(local: str, inside: Mapping[str, nn.Module]) -> bool:
-    """Whether a parameter is an adapter's, and not of the layer beneath."""
+    """Whether a parameter belongs to an adapter, not to the base layer."""
     above = next((path for path in inside if local.startswith(path)), "")
     return not local.removeprefix(above).startswith("base_layer.")
 
 
 def _require_weights_change(path: str, module: nn.Module) -> None:
-    """Make sure that a model's adapters change its weights."""
+    """Refuse adapters that change something other than weights."""
     from peft import PeftModel
     from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
@@ -195,7 +196,7 @@ def _require_weights_change(path: str, module: nn.Module) -> None:
             if beside or config.peft_type in _BESIDE_WEIGHTS:
                 raise WeightWatchError(
                     f"The adapter {adapter!r} is of type {config.peft_type.value}, which is not supported, since it "
-                    f"changes what the model is given or computes beside its weights. {OUT}"
+                    f"changes the model's inputs or its computation instead of its weights. {OUT}"
                 )
     elif not isinstance(module, ModulesToSaveWrapper | TrainableTokensWrapper):
         raise WeightWatchError(

@@ -1,1 +1,1 @@
-"""Sharded models: the local part of each parameter, for each engine, and the processes that measure together."""
+"""Sharded models: the local shards of each parameter under each engine, and the processes that measure together."""

@@ -1,4 +1,4 @@
-"""Local shards under DeepSpeed: ZeRO-3's parameters, and the fp32 master weights of ZeRO-1, ZeRO-2 and BF16."""
+"""Local shards under DeepSpeed: ZeRO-3 parameters, and the fp32 master weights of ZeRO-1, ZeRO-2 and BF16."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,11 @@ from weightwatch.vectors.errors import WeightWatchError
 
 
 def zero3(name: str, parameter: Any) -> LocalTensor:
-    """Return the local shard of a ZeRO-3 parameter: of its fp32 master weights where an optimizer keeps them."""
+    """Return the local shard of a ZeRO-3 parameter: of its fp32 master weights, if an optimizer keeps them.
+
+    Raises:
+        WeightWatchError: The shard is quantised or offloaded to NVMe, or not all processes share the parameter.
+    """
     group, part = parameter.ds_process_group, parameter.ds_tensor
     require_all_processes(name, "DeepSpeed", torch.distributed.get_world_size(group))
     values = _zero3_master(name, parameter)
@@ -27,7 +31,7 @@ def zero3(name: str, parameter: Any) -> LocalTensor:
 
 
 def _zero3_master(name: str, parameter: Any) -> Tensor | None:
-    """Return the optimizer's own part of a parameter, padding included; None where no optimizer has it."""
+    """Return the local fp32 master weights of a parameter, padding included; None if no optimizer keeps them."""
     optimizer = getattr(parameter, "_z3_optimizer", None)
     if (
         not parameter.requires_grad
@@ -37,13 +41,17 @@ def _zero3_master(name: str, parameter: Any) -> Tensor | None:
         return None
     if optimizer.swap_optimizer:
         raise _unreadable(name, "in an optimizer offloaded to NVMe")
-    # As safe_get_local_fp32_param does, but without its copy to the device where the optimizer is on the CPU.
+    # This is safe_get_local_fp32_param without its copy to the device when the optimizer is on the CPU.
     read: Callable[..., tuple[Tensor, int]] = optimizer._get_fp32_opt_state_partition
     return read(parameter, release_swap_buffers=True)[0]
 
 
 def masters(name: str, parameter: Any) -> LocalTensor:
-    """Read the fp32 masters that ZeRO-1, ZeRO-2 and DeepSpeed's BF16 optimizer divide among the processes."""
+    """Return the local fp32 master weights that ZeRO-1, ZeRO-2 and DeepSpeed's BF16 optimizer shard.
+
+    Raises:
+        WeightWatchError: They are offloaded or are not those of the parameter, or not all processes share it.
+    """
     require_all_processes(name, "DeepSpeed", torch.distributed.get_world_size(parameter._dp_group))
     mapping = parameter._hp_mapping
     pieces: tuple[Piece, ...] = ()
@@ -57,17 +65,26 @@ def masters(name: str, parameter: Any) -> LocalTensor:
 
 
 def _require_masters_of(name: str, masters: Tensor, weights: Tensor) -> None:
-    """Refuse masters that aren't the weights', by a sample: under round_robin_gradients DeepSpeed's map is wrong."""
+    """Refuse fp32 masters that differ from the weights in a sample: DeepSpeed's map can be wrong.
+
+    Args:
+        name: Name of the parameter, for the message.
+        masters: The masters, flat.
+        weights: The flat weights from the first master's position on.
+
+    Raises:
+        WeightWatchError: They differ by more than a tenth.
+    """
     some = slice(None, None, max(1, len(masters) // 256))
     rounded, known = masters.detach()[some].to(weights), weights[: len(masters)][some]
     if not torch.allclose(rounded, known, rtol=0.1, equal_nan=True):
         raise WeightWatchError(
-            f"What DeepSpeed gives for the fp32 masters of {name} are not its weights, as happens under "
-            "round_robin_gradients. Set that to false."
+            f"DeepSpeed's fp32 master weights of {name} differ from its weights, as happens with "
+            "round_robin_gradients. Set round_robin_gradients to false."
         )
 
 
 def _unreadable(name: str, state: str) -> WeightWatchError:
     return WeightWatchError(
-        f"{name} is {state} by DeepSpeed, where it can't be read. Keep it in memory, or on the CPU."
+        f"{name} is {state} by DeepSpeed, so it can't be read. Keep it on the device or in CPU memory."
     )

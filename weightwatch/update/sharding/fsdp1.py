@@ -11,7 +11,7 @@ from weightwatch.vectors.weights.names import unwrapped
 
 
 def fsdp1_modules(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Any]]:
-    """Yield FSDP1's wrappers that have parameters of their own, with their paths."""
+    """Yield the path and the module of each FSDP1 wrapper that has parameters of its own."""
     if "torch.distributed.fsdp" in sys.modules:
         from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -21,15 +21,15 @@ def fsdp1_modules(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Any]]
 
 
 def flat_parameters(wrappers: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, LocalTensor]]:
-    """Yield what is held of the parameters that FSDP1 has flattened, whether or not they still show in the model."""
+    """Yield the name and the local shards of each flattened parameter, with ``use_orig_params`` or without."""
     for path, module in wrappers:
         handle = module._handle
         flat = handle.flat_param
         replicas = getattr(module, "_inter_node_pg", None)
         covered = handle.process_group.size() * (replicas.size() if replicas else 1)
         require_all_processes(unwrapped(f"{path}.{flat._fqns[0]}".lstrip(".")), "FSDP", covered)
-        answers = replicas is None or replicas.rank() == 0
-        shard = getattr(flat, "_local_shard", flat.data)  # its own memory while the gathered weights are in use
+        counts = replicas is None or replicas.rank() == 0  # only one replica counts
+        shard = getattr(flat, "_local_shard", flat.data)  # separate memory while the gathered weights are in use
         originals = flat._params or [flat] * len(flat._fqns)
         for fqn, shape, info, original in zip(
             flat._fqns, flat._shapes, flat._shard_param_infos, originals, strict=True
@@ -41,5 +41,5 @@ def flat_parameters(wrappers: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, 
             if not handle.uses_sharded_strategy:
                 yield name, whole_tensor(values.reshape(shape), original.requires_grad)
                 continue
-            pieces = of_range(shape, values, info.intra_param_start_idx) if answers and info.in_shard else ()
+            pieces = of_range(shape, values, info.intra_param_start_idx) if counts and info.in_shard else ()
             yield name, LocalTensor(tuple(shape), shard.dtype, original.requires_grad, True, pieces)

@@ -1,4 +1,4 @@
-"""Local shards of a parameter: the boxes of the whole tensor that this process has in memory."""
+"""Local shards of a parameter: boxes of the whole tensor that this process has in memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +13,12 @@ from weightwatch.vectors.weights.reader import Box
 
 @dataclass(frozen=True)
 class Piece:
-    """A box of a tensor that this process has in memory.
+    """A local box of a tensor.
 
     Attributes:
-        box: Start and stop per dimension of the whole tensor; ``()`` for a scalar.
-        values: Of the box's shape: a detached view, never a copy. Where the engine keeps fp32 masters, the masters.
+        box: A slice for each dimension of the whole tensor; ``()`` for a scalar.
+        values: The values in the box, in its shape: a detached view, never a copy. If the engine keeps fp32 master
+            weights, these are the masters.
     """
 
     box: Box
@@ -30,10 +31,10 @@ class LocalTensor:
 
     Attributes:
         shape: Shape of the whole tensor.
-        dtype: Precision of the model's parameter, also where the values are its fp32 masters.
+        dtype: Precision of the model's parameter, even if the values are its fp32 masters.
         trained: Whether it requires a gradient.
-        sharded: False where every process has all of it; ``pieces`` is then one box, the whole.
-        pieces: Where sharded, what this process answers for: over all processes each element occurs exactly once.
+        sharded: False if every process has the whole tensor; ``pieces`` is then one box.
+        pieces: The local boxes. Of a sharded tensor, each element is in the pieces of exactly one process.
     """
 
     shape: tuple[int, ...]
@@ -53,13 +54,19 @@ def whole(shape: Sequence[int]) -> Box:
 
 
 def whole_tensor(values: Tensor, trained: bool) -> LocalTensor:
-    """Return a parameter that every process has whole."""
+    """Return the local tensor of a parameter that is not sharded."""
     shape = tuple(values.shape)
     return LocalTensor(shape, values.dtype, trained, False, (Piece(whole(shape), values.detach()),))
 
 
 def of_range(shape: Sequence[int], values: Tensor, start: int) -> tuple[Piece, ...]:
-    """Return the pieces that a range of the flattened tensor consists of: ``values``, from element ``start`` on."""
+    """Return the pieces of a range of the flattened tensor.
+
+    Args:
+        shape: Shape of the whole tensor.
+        values: The values in the range, flat.
+        start: Position of the first value in the flattened tensor.
+    """
     values = values.detach()
     return tuple(
         Piece(box, values[part].view([side.stop - side.start for side in box]))
@@ -68,15 +75,19 @@ def of_range(shape: Sequence[int], values: Tensor, start: int) -> tuple[Piece, .
 
 
 def flat_boxes(shape: Sequence[int], start: int, stop: int) -> list[tuple[Box, slice]]:
-    """Return a range of a flattened tensor as boxes of the tensor, at most 2·ndim − 1 of them.
+    """Split a range of a flattened tensor into boxes of the tensor, at most 2·ndim − 1 of them.
 
     Args:
         shape: Shape of the whole tensor.
-        start: First element of the range, in row-major order.
-        stop: The element after the last.
+        start: Position of the first element, in row-major order.
+        stop: Position after the last element.
 
     Returns:
-        Each box, with the part of the range (counted from its start) that fills it.
+        Each box, with the slice of the range that fills it.
+
+    Example:
+        >>> flat_boxes((3, 4), 4, 8)
+        [((slice(1, 2, None), slice(0, 4, None)), slice(0, 4, None))]
     """
     if start >= stop:
         return []
@@ -104,10 +115,19 @@ def flat_boxes(shape: Sequence[int], start: int, stop: int) -> list[tuple[Box, s
 
 
 def require_all_processes(name: str, engine: str, covered: int) -> None:
-    """Refuse groups that are not the whole world: whether the others hold replicas or other weights is not known."""
+    """Refuse a parameter that is sharded over some processes only: the others may have replicas or other weights.
+
+    Args:
+        name: Name of the parameter, for the message.
+        engine: What shards it, for the message.
+        covered: Number of processes that it is sharded over.
+
+    Raises:
+        WeightWatchError: These are not all processes.
+    """
     world = torch.distributed.get_world_size()
     if covered != world:
         raise WeightWatchError(
-            f"{name} is spread by {engine} over {covered} of {world} processes, and what the others hold is not known "
-            "(expert, pipeline and model parallelism are not supported). Use one group or mesh of all processes."
+            f"{name} is spread by {engine} over {covered} of {world} processes, and the weights of the others are not "
+            "known (expert, pipeline and model parallelism are not supported). Use one group or mesh of all processes."
         )

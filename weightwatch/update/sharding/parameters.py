@@ -1,7 +1,6 @@
-"""Local shards of each parameter, under every engine that spreads a model over processes.
+"""Local shards of each parameter, under every supported engine.
 
-Nothing is communicated: every process works out its own shards. An engine is imported only where a model can have been
-made with it.
+Each process finds its own shards without communication. An engine is imported only if it is loaded already.
 """
 
 import sys
@@ -21,17 +20,18 @@ from weightwatch.vectors.weights.names import unwrapped
 def local_parameters(
     modules: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, LocalTensor]:
-    """Return the local shards of each parameter; tied ones once.
+    """Return the local shards of each parameter of a model.
 
     Args:
-        modules: All modules of a model by name: plain, DDP, FSDP1, FSDP2, tensor parallel, or DeepSpeed ZeRO.
+        modules: All modules of the model by name. It is plain or under DDP, FSDP1, FSDP2, tensor parallelism or
+            DeepSpeed ZeRO.
         parameters: Its parameters, as ``named`` returns them.
 
     Returns:
-        By parameter name as in ``named_parameters()``, without the engine's wrappers but with PEFT's segments.
+        Local shards by parameter name.
 
     Raises:
-        WeightWatchError: A parameter is spread over processes in an unknown way, or over some of them only.
+        WeightWatchError: A parameter is sharded in an unknown way, or over some of the processes only.
     """
     wrappers = list(fsdp1_modules(modules))
     flat = dict(flat_parameters(wrappers))
@@ -44,17 +44,17 @@ def local_parameters(
             found[name] = _local(name, parameter)
         elif id(parameter) not in flattened:
             raise WeightWatchError(
-                f"{name} is flattened by FSDP, and what it was made of is not known here: its FSDP module is not "
-                "within the model. Measure the model that FSDP returned, not a module inside it."
+                f"{name} is flattened by FSDP, and the parameters in it are not known: its FSDP module is not part of "
+                "the model. Measure the model that FSDP returned, not a module inside it."
             )
     return found | flat
 
 
 def named(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """Return the parameters of a model, tied ones once, by their names without the engine's wrappers.
+    """Return the parameters of a model by name. A tied parameter has its first name only.
 
-    FSDP2 modules that still keep their gathered weights after a forward pass are resharded first: the parameters are
-    others then.
+    Names are those of ``named_parameters()`` without the segments that engines add; PEFT's segments stay. FSDP2 modules
+    that still have their gathered weights after a forward pass are resharded first, which replaces their parameters.
 
     Args:
         model: The model.
@@ -69,8 +69,8 @@ def _local(name: str, parameter: Tensor) -> LocalTensor:
         return zero3(name, parameter)
     if getattr(parameter, "tensor_model_parallel", False) or type(parameter).__name__ == "ShardedTensor":
         raise WeightWatchError(
-            f"{name} is split by Megatron, DeepSpeed's AutoTP or a ShardedTensor, and which part this process holds is "
-            "not known. Train with FSDP, DeepSpeed ZeRO, or the tensor parallelism of transformers (tp_plan)."
+            f"{name} is split by Megatron, DeepSpeed's AutoTP or a ShardedTensor, and its local shard is not known. "
+            "Train with FSDP, DeepSpeed ZeRO, or the tensor parallelism of transformers (tp_plan)."
         )
     if "torch.distributed.tensor" in sys.modules:
         from torch.distributed.tensor import DTensor

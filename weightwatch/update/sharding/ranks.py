@@ -1,6 +1,7 @@
-"""The processes that measure together: each answers for its part, and small sums join the parts.
+"""The processes that measure together: each measures its shards, and one small ``all_reduce`` adds up the sums.
 
-Every method is collective: all processes call it, in the same order. Alone, each returns what it was given.
+The methods that communicate are collective: all processes call them in the same order. With one process they do
+nothing but return their input.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,11 +22,15 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Ranks:
-    """Processes that measure one model together.
+    """The processes that measure one model together.
 
     Attributes:
-        rank: This one's number.
-        count: How many there are.
+        rank: Rank of this process.
+        count: Number of processes.
+
+    Example:
+        >>> Ranks().main, Ranks(rank=1, count=4).main
+        (True, False)
     """
 
     rank: int = 0
@@ -33,27 +38,27 @@ class Ranks:
 
     @classmethod
     def world(cls) -> "Ranks":
-        """Return all processes of the distributed training; this one alone where there is none."""
+        """Return all processes of the default group of torch.distributed; this one alone if there is no group."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return ALONE
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes files."""
+        """Whether this is the main process, which writes files."""
         return self.rank == 0
 
     def add(self, values: Floats, error: Exception | None = None) -> Floats:
-        """Add up the processes' arrays, in fp64.
+        """Sum an array over all processes, in fp64.
 
         Args:
-            values: Of the same shape everywhere.
-            error: Why this process has nothing to add (its values are then zeros). All have to meet here even so: one
-                that stayed away would leave the others waiting for ever.
+            values: The array, of the same shape on all processes.
+            error: The error because of which this process has no values; ``values`` are then zeros. A process that
+                failed has to call this too, or the others would wait for it forever.
 
         Raises:
-            Exception: The error that was passed; on the other processes one which says so: a ``WeightWatchError`` if
-                all that were passed are, so that all processes go on or none.
+            Exception: On a process that passed an error, that error. On the others a ``WeightWatchError`` if all passed
+                errors are of that class, else a ``RuntimeError``, so that all processes stop or none does.
         """
         if self.count == 1:
             if error is not None:
@@ -67,22 +72,25 @@ class Ranks:
             raise error
         if failed:
             kind = RuntimeError if unforeseen else WeightWatchError
-            raise kind("Another process could not measure its part; its own log says why.")
+            raise kind("Another process could not measure its shards. The log of that process has the reason.")
         return np.array(sums).reshape(values.shape)
 
-    def all(self, holds: bool) -> bool:
-        """Whether something holds on every process."""
-        return self.count == 1 or float(self.add(np.array([float(holds)]))[0]) == self.count
+    def all(self, condition: bool) -> bool:
+        """Whether a condition is true on all processes."""
+        return self.count == 1 or float(self.add(np.array([float(condition)]))[0]) == self.count
 
     def agreed(self, make: Callable[[], T]) -> T:
-        """Do on every process what may fail on one, and return what it gave here. For start-up: it pickles.
+        """Call a function on every process; if it fails on one, raise on all. Pickles, so use it at start-up only.
 
         Args:
-            make: Does it, without a word to the other processes.
+            make: The function. It must not communicate.
+
+        Returns:
+            The local result.
 
         Raises:
-            Exception: What ``make`` raises; on the other processes an error that names the process and tells the
-                fault: a ``WeightWatchError`` if it is one there, so that all of them go on or none.
+            Exception: On a process where ``make`` failed, its error. On the others an error with the rank and the
+                message: a ``WeightWatchError`` if the error is one, else a ``RuntimeError``.
         """
         if self.count == 1:
             return make()
@@ -92,8 +100,8 @@ class Ranks:
             made.append(make())
         except Exception as error:
             fault = error
-        told = (str(fault) or type(fault).__name__, isinstance(fault, WeightWatchError)) if fault else None
-        everywhere = self.each(told)
+        message = (str(fault) or type(fault).__name__, isinstance(fault, WeightWatchError)) if fault else None
+        everywhere = self.each(message)
         if fault is not None:
             raise fault
         for rank, found in enumerate(everywhere):
@@ -102,10 +110,10 @@ class Ranks:
         return made[0]
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """Let the main process make a value, and return it on all.
+        """Call a function on the main process, and return its result on all processes.
 
         Raises:
-            Exception: What ``make`` raises, on every process.
+            Exception: The error of ``make``, on all processes.
         """
         if self.count == 1:
             return make()
@@ -120,10 +128,10 @@ class Ranks:
         torch.distributed.broadcast_object_list(both, src=0, device=_device())
         if isinstance(both[1], Exception):
             raise both[1]
-        return both[0]  # type: ignore[return-value]  # what make() gave, after its way through pickle
+        return both[0]  # type: ignore[return-value]  # the result of make(), pickled and unpickled
 
     def each(self, value: T) -> list[T]:
-        """Return the values of all processes, by rank. For start-up: it pickles."""
+        """Return the values of all processes, by rank. Pickles, so use it at start-up only."""
         if self.count == 1:
             return [value]
         found: list[T | None] = [None] * self.count
@@ -131,7 +139,7 @@ class Ranks:
         return found  # type: ignore[return-value]  # all are filled now
 
     def gather(self, tensors: Mapping[str, LocalTensor]) -> dict[str, Tensor]:
-        """Put small sharded tensors together on every process, in fp32; for adapters' factors, never for weights."""
+        """Gather sharded tensors on every process, in fp32. Meant for adapters' factors, which are small."""
         if not tensors:
             return {}
         tensors = dict(sorted(tensors.items()))  # in the same order everywhere
@@ -146,7 +154,7 @@ class Ranks:
         return whole
 
     def share(self, local: LocalTensor) -> LocalTensor:
-        """Return the part of a tensor that this process answers for: of one that all hold whole, some of its rows."""
+        """Return the part of a tensor that this process measures: its shards, or some rows if it is not sharded."""
         if local.sharded or self.count == 1:
             return local
         if not local.shape:
@@ -158,17 +166,12 @@ class Ranks:
             return local.with_pieces()
         return local.with_pieces(((slice(first, last), *piece.box[1:]), piece.values[first:last]))
 
-    def wait(self) -> None:
-        """Wait until every process is here."""
-        if self.count > 1:
-            torch.distributed.barrier()
-
 
 ALONE = Ranks()
 
 
 def _device() -> torch.device:
-    """Return where the process group takes its tensors from."""
+    """Return the device of the tensors that the process group communicates."""
     if "nccl" in str(torch.distributed.get_backend()):
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

@@ -1,0 +1,174 @@
+"""Finding θ₀ of a run's checkpoints: the reference that was passed, or that the run, the adapter or a config names."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from weightwatch.scan.checkpoints import Stored, field, locate, stored
+from weightwatch.update.checkpoint import Source, StoredBase
+from weightwatch.update.reference import Reference
+from weightwatch.update.theta0 import NOTE, noted, noted_adapters
+from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.conversion import Architecture, InModelNames
+from weightwatch.vectors.weights.names import indexed
+from weightwatch.vectors.weights.peft_adapter import CONFIG
+from weightwatch.vectors.weights.reader import Opener
+from weightwatch.vectors.weights.sources import local_folder
+
+_logger = logging.getLogger("weightwatch")
+
+
+class RunReference:
+    """θ₀ of the checkpoints of one run.
+
+    For full checkpoints, θ₀ is the first of these that exists: the reference that was passed, the one that the watched
+    run recorded, the base that the checkpoint's config names. For adapters, it is only compared with the directions'
+    fingerprints, and may be missing.
+
+    Args:
+        first: The first checkpoint to measure.
+        given: Path or Hub id of the reference; None if none was passed.
+        directions: The directions. If they have the names in the model and the files have other ones, checkpoints are
+            read under the names in the model.
+        opener: Opens a safetensors file.
+
+    Attributes:
+        folder: The weightwatch folder of the watched run; None if the run was not watched.
+        adapters: The adapters' parameters at the start of the watched run; see ``theta0.noted_adapters``.
+        source: θ₀ on disk, or the base of adapters; None if the base is not on this machine.
+
+    Raises:
+        WeightWatchError: θ₀ of a full checkpoint is unknown or can't be read, or a direction was built from another
+            base.
+    """
+
+    def __init__(self, first: Stored, given: str | None, directions: Sequence[Direction], opener: Opener) -> None:
+        self._given, self._opener = given, opener
+        self.folder = _live_folder(first)
+        self.adapters: Mapping[str, Tensor] = noted_adapters(self.folder) if self.folder is not None else {}
+        self.source: Source | None = self._adapter_base(first) if first.adapter else self._weights(first)
+        self._architecture = self._renaming(first, directions)
+        if self._architecture is not None and isinstance(self.source, Checkpoint):
+            self.source = self.open(self.source.path)
+        if self.source is not None:
+            sources = [self.source, *([] if first.adapter else [self.open(first.path)])]
+            for direction in directions:
+                direction.require(StoredBase(*sources), self.name)
+
+    @property
+    def name(self) -> str:
+        """Path of θ₀: a checkpoint, or the weightwatch folder of the run; empty if it is not on this machine."""
+        match self.source:
+            case None:
+                return ""
+            case Checkpoint(path=path):
+                return str(path)
+            case _:
+                return str(self.folder)
+
+    @property
+    def recorded(self) -> Reference:
+        """The reference that the watched run recorded; an empty one if the run was not watched."""
+        return Reference(noted(self.folder) if self.folder is not None else None, self.adapters)
+
+    def weights(self, checkpoint: Stored) -> Source:
+        """Return θ₀ of a full checkpoint.
+
+        Raises:
+            WeightWatchError: It is unknown.
+        """
+        if self.source is None:  # the first checkpoint was an adapter
+            self.source = self._weights(checkpoint)
+        return self.source
+
+    def open(self, path: Path) -> Checkpoint:
+        """Open a full checkpoint, under the names in the model where the directions have those."""
+        if self._architecture is not None:
+            return InModelNames(path, self._architecture, self._opener)
+        return Checkpoint(path, self._opener)
+
+    def signature(self) -> list[object]:
+        """Return what tells references apart, as JSON: path, files, and the watched run with the time of its note."""
+        base = stored(Path(self.name).resolve()) if self.name else None
+        note = (self.folder / NOTE).stat().st_mtime_ns if self.folder is not None else 0
+        return [base and (base.path, base.signature), self.folder, note]
+
+    def _weights(self, checkpoint: Stored) -> Source:
+        if self._given:
+            return Checkpoint(locate(self._given), self._opener)
+        if self.folder is not None:
+            if field(self.folder / NOTE, "weights") == "given":
+                raise WeightWatchError(
+                    f"The run of {checkpoint.path} was given a reference of its own: pass --reference."
+                )
+            try:
+                source = noted(self.folder, self._opener)
+            except WeightWatchError as error:
+                raise WeightWatchError(f"{error} It is named in {self.folder / NOTE}: pass --reference.") from error
+            if source is not None:
+                return source
+        here = checkpoint.folder.resolve()
+        named = field(here / "config.json", "_name_or_path")
+        folder = local_folder(named)
+        if folder is None or folder == here:
+            missing = ", which is not on this machine" if named and folder is None else ""
+            raise WeightWatchError(
+                f"θ₀ of {checkpoint.path} is unknown: there is no weightwatch/{NOTE} beside it, and its config names "
+                f"{named or 'no base'}{missing}. Pass --reference, the path or Hub id of the checkpoint that training "
+                "started from."
+            )
+        _logger.warning("weightwatch: θ₀ is read from %s, as the checkpoint's config says.", folder)
+        return Checkpoint(folder, self._opener)
+
+    def _adapter_base(self, adapter: Stored) -> Source | None:
+        """Return the base of an adapter; None if it is not on this machine."""
+        if self._given:
+            return Checkpoint(locate(self._given), self._opener)
+        named = field(adapter.path / CONFIG, "base_model_name_or_path")
+        folder = local_folder(named)
+        try:
+            if folder is not None:
+                return Checkpoint(folder, self._opener)
+        except WeightWatchError as error:
+            _logger.warning("weightwatch: %s", error)
+        _logger.warning(
+            "weightwatch: the base of %s (%s) is not on this machine, so it can't be compared with the base of the "
+            "directions. Pass --reference to compare them.",
+            adapter.path,
+            named or "not named",
+        )
+        return None
+
+    def _renaming(self, first: Stored, directions: Sequence[Direction]) -> Architecture | None:
+        """Return the model whose names the directions have, if the files have other names; else None."""
+        wanted = {name for direction in directions for name in direction.deltas if indexed(name)}
+        files = [self.source] if isinstance(self.source, Checkpoint) else []
+        files += [] if first.adapter else [Checkpoint(first.path, self._opener)]
+        if all(wanted <= set(file) for file in files):
+            return None
+        folders = [first.folder, *(file.path for file in files)]
+        folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+        try:
+            model = Architecture(folder) if folder is not None else None
+        except Exception as error:  # raised by a model's own code, or by a transformers that has changed
+            _logger.warning(
+                "weightwatch: the names in the model of %s can't be read from its config (%s). The names in the files "
+                "are used.",
+                folder,
+                error,
+            )
+            return None
+        if model is None or not any(wanted & set(InModelNames(file.path, model)) - set(file) for file in files):
+            return None
+        return model
+
+
+def _live_folder(checkpoint: Stored) -> Path | None:
+    """Return the weightwatch folder of the run of a checkpoint; None if the run was not watched."""
+    here = checkpoint.folder.resolve()
+    found = (folder / "weightwatch" for folder in (here, here.parent))
+    return next((folder for folder in found if (folder / NOTE).is_file()), None)

@@ -1,0 +1,69 @@
+"""Adapters whose change is more than B A: loaded with their base, and measured like a live model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from weightwatch.monitor import Monitor
+from weightwatch.reading.reading import Reading
+from weightwatch.scan.checkpoints import Stored
+from weightwatch.update.peft.lora import REF
+from weightwatch.update.reference import Reference
+from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.conversion import kind
+from weightwatch.vectors.weights.peft_adapter import CONFIG
+
+
+def measure_loaded(
+    adapter: Stored, base: Checkpoint, directions: Sequence[Direction], reference: Reference
+) -> tuple[Reading, bool]:
+    """Load an adapter into its base, and measure it. This takes the memory of the whole model.
+
+    Args:
+        adapter: The adapter.
+        base: Its base, with a config.
+        directions: The directions.
+        reference: θ₀ of fully trained tensors, and the adapter's parameters at the start, as far as the run recorded
+            them. Without parameters, the start is that of a new adapter with the same settings.
+
+    Returns:
+        The reading, and whether a new adapter starts at random: the update then includes that start.
+
+    Raises:
+        WeightWatchError: The adapter can't be loaded into this base, or can't be measured.
+    """
+    from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+
+    monitor, random = Monitor(directions, reference=reference), False
+    try:
+        config = PeftConfig.from_pretrained(str(adapter.path))
+        config.inference_mode = False
+        model = get_peft_model(kind(base.path).from_pretrained(base.path, dtype="auto"), config)
+        if not reference.adapters:
+            monitor.start(model)
+            random = bool(monitor.reference.adapters) and not _starts_alike(config)
+            if random:
+                monitor = Monitor(directions, reference=Reference(reference.weights))
+        if (adapter.path / REF / CONFIG).is_file():
+            model.load_adapter(str(adapter.path / REF), REF)
+        left = set_peft_model_state_dict(model, load_peft_weights(str(adapter.path), device="cpu"))
+    except WeightWatchError:
+        raise
+    except Exception as error:  # raised by PEFT, transformers, or a model's own code
+        raise WeightWatchError(
+            f"{adapter.path} can't be loaded with its base {base.path} ({error!r}). Pass as --reference the base that "
+            "it was trained on."
+        ) from error
+    if left.unexpected_keys:
+        raise WeightWatchError(
+            f"{adapter.path} has a tensor {left.unexpected_keys[0]} that does not fit its base {base.path}. Pass as "
+            "--reference the base that it was trained on."
+        )
+    return monitor.read(monitor.view(model), adapter.step), random
+
+
+def _starts_alike(config: Any) -> bool:
+    """Whether the start of an adapter follows from the base alone. DoRA's start is zero up to rounding."""
+    init = getattr(config, "init_lora_weights", None)
+    return init in ("pissa", "olora") or (init in (True, "gaussian") and config.use_dora)
