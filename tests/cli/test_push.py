@@ -31,4 +31,4 @@ def test_a_direction_is_pushed_privately_and_loads_by_its_id(tmp_path: Path) -> 
         assert Direction.load(tmp_path / "out").norm == Direction.load(evil).norm / 2
         done = weightwatch("push", evil, "evil")
         assert done.returncode == BAD_INPUT
-        assert "'evil' is no id of the Hub" in done.stderr
+        assert "'evil' is not a Hub id" in done.stderr

@@ -55,7 +55,7 @@ def test_the_summary_is_what_the_history_says(demo: tuple[dict[str, Any], Path])
     summary, folder = demo
     for run in summary["runs"]:
         history = History(folder / run["name"] / "weightwatch")
-        last = history.readings()[-1]
+        last = list(history.readings())[-1]
         assert last.step == run["steps"]
         assert round(last[DIRECTION].cosine, 4) == run["final_cosine"]
         fired = [alert.step for alert in history.alerts() if alert.state == "firing"]

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from tests.support.models import dense, tiny_llama
-from weightwatch.update.base_weights import Base
+from weightwatch.update.base_weights import BaseWeights
+from weightwatch.update.model_view import ModelView
 from weightwatch.update.reference import Reference
 from weightwatch.vectors import Direction, Fingerprint, LowRank, WeightWatchError
 
@@ -58,7 +59,7 @@ def test_a_direction_without_a_fingerprint_suits_any_model() -> None:
 
 def test_a_direction_of_another_base_is_an_error_that_says_which() -> None:
     base = {name: p.detach() for name, p in tiny_llama().named_parameters()}
-    ours, other = (Base(model, Reference()) for model in (tiny_llama(), tiny_llama(seed=5)))
+    ours, other = (BaseWeights(ModelView(model), Reference()) for model in (tiny_llama(), tiny_llama(seed=5)))
     metadata = {"base": "org/base", "fingerprint": Fingerprint.of(base, base.__getitem__)}
     w = Direction.from_tensors(dense(tiny_llama(), 1).deltas, name="evil", metadata=metadata)
     w.require(ours, "org/base")

@@ -101,7 +101,7 @@ def test_what_cannot_be_steered_is_an_error_and_nothing_is_written(
 
     refused("org/none is not a local folder, nor a model in the Hub's cache", "org/none", evil)
     refused("Unknown direction 'evli'", base, "evli")
-    refused("is there already and is not empty", base, evil, base)
+    refused("already exists and is not empty", base, evil, base)
     refused("which no adapter can express", base, style, as_adapter=True)
     for as_adapter in (False, True):
         refused("Use a direction that was built from this model", base, narrow, as_adapter=as_adapter)
