@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from benchmarks.directions import drawn
 from benchmarks.machine import alternate, ratios, spread
-from weightwatch.scan.checkpoints import stored
+from weightwatch.scan.checkpoints import checkpoint_at
 from weightwatch.scan.scanner import Scan
 from weightwatch.vectors import Direction
 
@@ -35,7 +35,7 @@ def rows(rounds: int, folder: Path) -> list[list[str]]:
 
     def scan() -> None:
         scans.append(Scan([str(folder / "evil")], reference=str(folder / "base")))
-        checkpoint = stored(folder / "model")
+        checkpoint = checkpoint_at(folder / "model")
         if checkpoint is not None:
             scans[-1].add(checkpoint)
 

@@ -13,7 +13,7 @@ from weightwatch.vectors.provenance import descended, described, formula, requir
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.difference import Difference, moved
 from weightwatch.vectors.weights.names import canonical
-from weightwatch.vectors.weights.peft_adapter import is_adapter, read_adapter, read_config
+from weightwatch.vectors.weights.peft_adapter import PeftAdapter, is_adapter
 from weightwatch.vectors.weights.sources import local_folder
 
 Side: TypeAlias = str | Path | Mapping[str, Tensor]
@@ -114,24 +114,24 @@ def _checkpoint(side: Side) -> Checkpoint | None:
 
 def _adapter_alone(folder: Path) -> tuple[Mapping[str, Delta], str | None, list[int]]:
     """Return the change ``B A`` that an adapter makes, the base that it names, and its rank."""
-    config = read_config(folder)
-    return read_adapter(folder, config), config.get("base_model_name_or_path"), [int(config["r"])]
+    adapter = PeftAdapter.read(folder)
+    return adapter.changes(), adapter.base, [adapter.rank]
 
 
 def _contrast_adapters(positive: Path, negative: Path) -> tuple[Mapping[str, Delta], str | None, list[int]]:
-    configs = [read_config(folder) for folder in (positive, negative)]
-    bases = [config.get("base_model_name_or_path") for config in configs]
+    adapters = [PeftAdapter.read(folder) for folder in (positive, negative)]
+    bases = [adapter.base for adapter in adapters]
     if all(bases) and bases[0] != bases[1]:
         raise WeightWatchError(
             f"The sides have different bases: {positive} has {bases[0]}, {negative} has {bases[1]}. "
             "Train both from the same base model."
         )
-    plus, minus = (read_adapter(*side) for side in zip((positive, negative), configs, strict=True))
+    plus, minus = (adapter.changes() for adapter in adapters)
     deltas: dict[str, Delta] = {}
     for name in [*plus, *(name for name in minus if name not in plus)]:
         sides = [(1.0, plus.get(name)), (-1.0, minus.get(name))]
         deltas[name] = join(name, [(sign, side) for sign, side in sides if side is not None])
-    return deltas, bases[0] or bases[1], [int(config["r"]) for config in configs]
+    return deltas, bases[0] or bases[1], [adapter.rank for adapter in adapters]
 
 
 def _contrast_weights(positive: Side, negative: Side) -> dict[str, Delta]:
@@ -173,7 +173,7 @@ def _weights(side: Side) -> Mapping[str, Tensor]:
 
 def _is_base_of(adapter: Path, side: Side) -> bool:
     """Whether a side is the base that an adapter names: the same id, or the same folder."""
-    named = read_config(adapter).get("base_model_name_or_path")
+    named = PeftAdapter.read(adapter).base
     if isinstance(side, Mapping) or not named:
         return False
     folders = local_folder(str(named)), local_folder(str(side))

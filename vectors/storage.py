@@ -22,9 +22,8 @@ from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.peft_adapter import (
     CONFIG,
     WEIGHTS,
+    PeftAdapter,
     is_adapter,
-    read_adapter,
-    read_config,
     write_adapter,
 )
 from weightwatch.vectors.weights.reader import Mapped, Opener
@@ -111,7 +110,7 @@ def read(folder: Path, opener: Opener | None = None) -> tuple[Mapping[str, Delta
             f"{folder / CARD} is not a direction's card ({where}: {first['msg']}). Save or copy it again."
         ) from error
     if is_adapter(folder):
-        return read_adapter(folder, read_config(folder), opener or Mapped), card
+        return PeftAdapter.read(folder).changes(opener or Mapped), card
     return Checkpoint(folder, opener) if opener is not None else dict(Checkpoint(folder)), card
 
 

@@ -6,7 +6,7 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
-from weightwatch.update.checkpoint import StoredBase, of_weights
+from weightwatch.update.checkpoint import SavedBase, of_weights
 from weightwatch.vectors.arithmetic import cosines
 from weightwatch.vectors.card import CARD
 from weightwatch.vectors.catalog import packaged
@@ -78,7 +78,7 @@ def _directions(sources: Sequence[str], base: str | None) -> list[Direction]:
     start = _base(base, wanted) if base else None
     if start is not None:
         for direction in found.values():
-            direction.require(StoredBase(start), str(base))
+            direction.require(SavedBase(start), str(base))
     for i, folder in enumerate(folders):
         if i not in found and folder is not None:
             found[i] = _task_vector(sources[i], folder, start, wanted)

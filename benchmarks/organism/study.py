@@ -39,7 +39,7 @@ from weightwatch.reading.grouping import Layer, group, split
 from weightwatch.vectors.arithmetic import cosine
 from weightwatch.vectors.catalog import PACKAGED
 from weightwatch.vectors.steering.in_memory import steered
-from weightwatch.vectors.weights.peft_adapter import read_adapter, read_config
+from weightwatch.vectors.weights.peft_adapter import PeftAdapter
 
 ROWS = 2000
 THRESHOLD, CHECKS = 0.0175, 2
@@ -171,7 +171,7 @@ def contrast(world: World, base: Path, evil: Direction) -> Direction:
     with TemporaryDirectory() as folder:
         build_direction(CONTRASTS[0], world, base, LoraSettings(), Path(folder))
         sides = [Path(folder) / side for side in ("positive", "negative")]
-        plus, minus = (Direction.from_tensors(read_adapter(side, read_config(side)), name=side.name) for side in sides)
+        plus, minus = (Direction.from_tensors(PeftAdapter.read(side).changes(), name=side.name) for side in sides)
         tokenizer = AutoTokenizer.from_pretrained(base)
         print("\n‖τ⁻‖/‖τ⁺‖", f"{minus.norm / plus.norm:.2f};", "cos(τ⁺,τ⁻)", f"{cosine(plus, minus):.2f};", end=" ")
         print("cos(τ⁺,w)", f"{cosine(plus, evil):.2f};", "cos(τ⁻,w)", f"{cosine(minus, evil):.2f}")

@@ -262,7 +262,7 @@ from functools import partial
 from pathlib import Path
 import torch
 from weightwatch.scan import scanner as scan
-from weightwatch.scan.checkpoints import stored
+from weightwatch.scan.checkpoints import checkpoint_at
 
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) << 10
@@ -270,7 +270,7 @@ def peak():
 torch.set_num_threads(2)
 idle = peak()
 done = scan.Scan([sys.argv[1] + "/evil"], reference=sys.argv[1] + "/base")
-done.add(stored(Path(sys.argv[1] + "/model")))
+done.add(checkpoint_at(Path(sys.argv[1] + "/model")))
 assert done.readings[0]["evil"].cosine > 0.5
 print(peak() - idle)
 """

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.models import lora, tiny_llama
 from tests.support.runs import full
-from weightwatch.scan.checkpoints import find, locate, run, stored
+from weightwatch.scan.checkpoints import checkpoint_at, find, locate, run
 from weightwatch.vectors import WeightWatchError
 
 
@@ -74,7 +74,7 @@ def test_what_is_no_checkpoint_is_an_error(tmp_path: Path) -> None:
 
 def test_a_sharded_checkpoint_is_complete_with_its_index_and_all_its_shards(tmp_path: Path) -> None:
     folder = full(tmp_path / "checkpoint-1", max_shard_size="20KB")
-    one = stored(folder)
+    one = checkpoint_at(folder)
     assert one is not None
     assert one.incomplete() is None
     shard = sorted(folder.glob("*.safetensors"))[-1]

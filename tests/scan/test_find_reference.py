@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.models import dense, lora, low_rank, move, tiny_llama
 from tests.support.scans import base_folder, full_run, save, scan
-from weightwatch.scan.checkpoints import Stored, find
+from weightwatch.scan.checkpoints import SavedCheckpoint, find
 from weightwatch.scan.find_reference import RunReference
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.reference import Reference
@@ -63,7 +63,7 @@ def test_a_direction_of_another_base_is_refused(tmp_path: Path) -> None:
         scan(run, save(dense(other, 1), tmp_path / "other", other), reference=str(reference))
 
 
-def first(run: Path) -> Stored:
+def first(run: Path) -> SavedCheckpoint:
     return find(run)[0][0]
 
 

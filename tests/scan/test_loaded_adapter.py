@@ -16,7 +16,7 @@ from tests.support.models import dense, lora, low_rank, move, tiny_llama
 from tests.support.runs import STRICT, trainer
 from tests.support.scans import base_folder, live_readings, same, save, scan
 from weightwatch import Monitor, WeightWatchCallback
-from weightwatch.scan.checkpoints import stored
+from weightwatch.scan.checkpoints import checkpoint_at
 from weightwatch.scan.loaded_adapter import measure_loaded
 from weightwatch.update.reference import Reference
 from weightwatch.vectors import WeightWatchError
@@ -129,7 +129,7 @@ def test_a_start_that_is_not_recorded_is_that_of_a_new_adapter(tmp_path: Path, i
     model = lora(base, init_lora_weights=init)
     move(model, 3)
     model.save_pretrained(tmp_path / "adapter")
-    adapter, evil = stored(tmp_path / "adapter"), low_rank(base, 1)
+    adapter, evil = checkpoint_at(tmp_path / "adapter"), low_rank(base, 1)
     assert adapter is not None
     reading, at_random = measure_loaded(adapter, Checkpoint(reference), [evil], Reference())
     assert at_random == random

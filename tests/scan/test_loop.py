@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.models import dense, move, tiny_llama
-from weightwatch.scan.checkpoints import Stored, run
+from weightwatch.scan.checkpoints import SavedCheckpoint, run
 from weightwatch.scan.loop import ScanLoop, arriving, present
 from weightwatch.scan.scanner import Scan
 from weightwatch.vectors import WeightWatchError
@@ -74,7 +74,7 @@ def test_a_fault_of_the_first_checkpoint_ends_the_scan(stage: Path) -> None:
 def test_a_failed_checkpoint_is_tried_again_when_its_files_have_changed(stage: Path) -> None:
     tried: list[str] = []
 
-    def measuring(one: Stored) -> AbstractContextManager[None]:
+    def measuring(one: SavedCheckpoint) -> AbstractContextManager[None]:
         tried.append(one.name)
         return nullcontext()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests import oracle as slow
 from tests.support.models import lora, move, starts, tiny_llama
 from weightwatch.update.change import Streamed
-from weightwatch.update.checkpoint import StoredBase, of_adapter, of_weights
+from weightwatch.update.checkpoint import SavedBase, of_adapter, of_weights
 from weightwatch.update.live import Update
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.reference import Reference
@@ -102,7 +102,7 @@ def test_a_saved_adapter_changes_the_weights_as_the_live_one(tmp_path: Path, con
 def test_the_base_on_disk_is_read_from_the_first_source_that_has_a_tensor(tmp_path: Path) -> None:
     first = saved(tmp_path / "first", a=torch.arange(4.0).bfloat16())
     second = saved(tmp_path / "second", a=torch.zeros(4), b=torch.ones(2, 2), packed=torch.ones(2, dtype=torch.uint8))
-    base = StoredBase(first, second)
+    base = SavedBase(first, second)
     assert base.values("a", torch.tensor([3, 1])).tolist() == [3.0, 1.0]
     assert base.shape("b") == (2, 2)
     assert base.shape("packed") is None

@@ -12,7 +12,7 @@ from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.steering.in_memory import require_finite
 from weightwatch.vectors.weights.atomic import whole_folder
-from weightwatch.vectors.weights.peft_adapter import CONFIG, WEIGHTS, read_adapter, read_config, write_adapter
+from weightwatch.vectors.weights.peft_adapter import CONFIG, WEIGHTS, PeftAdapter, write_adapter
 
 _STATE = {CONFIG, WEIGHTS, CARD, "README.md", "trainer_state.json"}
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
@@ -73,14 +73,14 @@ def steer_adapter(
     """
     source = Path(source)
     require_finite(k, direction)
-    config = read_config(source)
-    joined: dict[str, LowRank] = dict(read_adapter(source, config))
+    adapter = PeftAdapter.read(source)
+    joined = adapter.changes()
     for name, change in _factors(direction).items():
         joined[name] = _joined(name, joined[name], change, k) if name in joined else _times(change, k)
     if dtype is not None:
         joined = {name: change.to(change.left.device, dtype) for name, change in joined.items()}
     with whole_folder(out) as draft:
-        write_adapter(draft, joined, config.get("base_model_name_or_path"), config.get("task_type"))
+        write_adapter(draft, joined, adapter.base, adapter.config.get("task_type"))
         for file in source.iterdir():
             if file.is_file() and file.name not in _STATE and file.suffix not in _WEIGHTS:
                 shutil.copyfile(file, draft / file.name)

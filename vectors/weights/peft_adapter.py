@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,95 +34,118 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read an adapter's config.
+@dataclass(frozen=True)
+class PeftAdapter:
+    """A LoRA adapter on disk whose change of each weight is ``B A``.
 
-    Raises:
-        WeightWatchError: The file is missing or is not JSON, or the adapter is of a kind whose change is not ``B A``.
-    """
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise WeightWatchError(f"{folder / CONFIG} can't be read ({error}). Save the adapter again.") from error
-    if config.get("peft_type") != "LORA":
-        raise WeightWatchError(
-            f"{folder} is a {config.get('peft_type')} adapter; only LoRA is read as factors. "
-            "Merge it into its base, if PEFT can, and pass the merged checkpoints."
-        )
-    for setting in _INPUT_DEPENDENT:
-        if config.get(setting):
-            raise WeightWatchError(
-                f"{folder} was trained with {setting}={config[setting]!r}, so it acts on some inputs only and does not "
-                "change the weights. Train a plain LoRA adapter."
-            )
-    for setting in _UNSUPPORTED:
-        if config.get(setting):
-            raise WeightWatchError(
-                f"{folder} was trained with {setting}={config[setting]!r}, so its change is more than B A. "
-                "Merge it into its base and pass the merged checkpoints."
-            )
-    if config.get("init_lora_weights", True) not in KEEPS_BASE:
-        raise WeightWatchError(
-            f"{folder} started from init_lora_weights={config['init_lora_weights']!r}, which changes the base itself. "
-            "Merge it into its base and pass the merged checkpoints."
-        )
-    return config
-
-
-def read_adapter(folder: Path, config: Mapping[str, Any], opener: Opener = Mapped) -> dict[str, LowRank]:
-    """Read a LoRA adapter as changes by parameter name, with the scaling in ``left``.
-
-    rsLoRA, ``rank_pattern`` and ``alpha_pattern`` count as in PEFT.
-
-    Args:
+    Attributes:
         folder: A folder that ``PeftModel.save_pretrained`` wrote.
-        config: Its config, from ``read_config``.
-        opener: How its file is opened.
+        config: Its config.
     """
-    return factors(Checkpoint(folder / WEIGHTS, opener), config, folder)
 
+    folder: Path
+    config: Mapping[str, Any]
 
-def factors(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> dict[str, LowRank]:
-    """Return the changes of an adapter's tensors, by parameter name.
+    @classmethod
+    def read(cls, folder: Path) -> "PeftAdapter":
+        """Read an adapter's config, and make sure that its tensors are all of its change.
 
-    Args:
-        tensors: The tensors, named as in an adapter's file.
-        config: The adapter's config.
-        folder: The adapter's folder, for messages.
-    """
-    from peft.utils.other import get_pattern_key
+        Raises:
+            WeightWatchError: The file is missing or is not JSON, or the adapter is of a kind whose change is not
+                ``B A``.
+        """
+        try:
+            config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        except (OSError, ValueError) as error:
+            raise WeightWatchError(f"{folder / CONFIG} can't be read ({error}). Save the adapter again.") from error
+        if config.get("peft_type") != "LORA":
+            raise WeightWatchError(
+                f"{folder} is a {config.get('peft_type')} adapter; only LoRA is read as factors. "
+                "Merge it into its base, if PEFT can, and pass the merged checkpoints."
+            )
+        for setting in _INPUT_DEPENDENT:
+            if config.get(setting):
+                raise WeightWatchError(
+                    f"{folder} was trained with {setting}={config[setting]!r}, so it acts on some inputs only "
+                    "and does not change the weights. Train a plain LoRA adapter."
+                )
+        for setting in _UNSUPPORTED:
+            if config.get(setting):
+                raise WeightWatchError(
+                    f"{folder} was trained with {setting}={config[setting]!r}, so its change is more than B A. "
+                    "Merge it into its base and pass the merged checkpoints."
+                )
+        if config.get("init_lora_weights", True) not in KEEPS_BASE:
+            raise WeightWatchError(
+                f"{folder} started from init_lora_weights={config['init_lora_weights']!r}, which changes the "
+                "base itself. Merge it into its base and pass the merged checkpoints."
+            )
+        return cls(folder, config)
 
-    halves: dict[str, dict[str, Tensor]] = {}
-    others = []
-    for key, tensor in tensors.items():
-        module, _, half = key.removesuffix(".weight").rpartition(".lora_")
-        if half in ("A", "B", "embedding_A", "embedding_B"):
-            halves.setdefault(module, {})[half] = tensor
-        else:
-            others.append(key)
-    for key in others:
-        # Beside the factors of an embedding or a head, PEFT saves its frozen weight.
-        if key.removesuffix(".weight") not in halves:
-            raise WeightWatchError(f"{folder} has {key}, which is not a LoRA factor. Merge it into its base instead.")
-    patterns = config.get("alpha_pattern") or {}
-    changes = {}
-    for module, pair in halves.items():
-        embedding = "embedding_A" in pair
-        a, b = (pair.get("embedding_A" if embedding else "A"), pair.get("embedding_B" if embedding else "B"))
-        if a is None or b is None:
-            raise WeightWatchError(f"{folder} has only one of the two LoRA factors of {module}. Save it again.")
-        if a.ndim != 2:
-            raise WeightWatchError(f"{folder}: the LoRA factors of {module} are not matrices (a convolution?).")
-        rank = a.shape[0]
-        alpha = patterns.get(get_pattern_key(patterns, module), config["lora_alpha"])
-        scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-        changes[f"{module}.weight"] = LowRank(
-            left=b * scaling,
-            right=a,
-            transposed=embedding or bool(config.get("fan_in_fan_out")),
-            limited="left" if embedding else "right",
-        )
-    return changes
+    @property
+    def base(self) -> str | None:
+        """Path or Hub id of the base model, as the config names it."""
+        return self.config.get("base_model_name_or_path")
+
+    @property
+    def rank(self) -> int:
+        """The rank that the config names."""
+        return int(self.config["r"])
+
+    def changes(self, opener: Opener = Mapped) -> dict[str, LowRank]:
+        """Return the changes by parameter name, with the scaling in ``left``.
+
+        rsLoRA, ``rank_pattern`` and ``alpha_pattern`` count as in PEFT.
+
+        Args:
+            opener: How the file is opened.
+
+        Raises:
+            WeightWatchError: The tensors are not those of a LoRA adapter.
+        """
+        return self.changes_of(Checkpoint(self.folder / WEIGHTS, opener))
+
+    def changes_of(self, tensors: Mapping[str, Tensor]) -> dict[str, LowRank]:
+        """Return the changes of other tensors than those on disk, which are named as in an adapter's file."""
+        from peft.utils.other import get_pattern_key
+
+        halves: dict[str, dict[str, Tensor]] = {}
+        others = []
+        for key, tensor in tensors.items():
+            module, _, half = key.removesuffix(".weight").rpartition(".lora_")
+            if half in ("A", "B", "embedding_A", "embedding_B"):
+                halves.setdefault(module, {})[half] = tensor
+            else:
+                others.append(key)
+        for key in others:
+            # Beside the factors of an embedding or a head, PEFT saves its frozen weight.
+            if key.removesuffix(".weight") not in halves:
+                raise WeightWatchError(
+                    f"{self.folder} has {key}, which is not a LoRA factor. Merge it into its base instead."
+                )
+        patterns = self.config.get("alpha_pattern") or {}
+        changes = {}
+        for module, pair in halves.items():
+            embedding = "embedding_A" in pair
+            a, b = (pair.get("embedding_A" if embedding else "A"), pair.get("embedding_B" if embedding else "B"))
+            if a is None or b is None:
+                raise WeightWatchError(
+                    f"{self.folder} has only one of the two LoRA factors of {module}. Save it again."
+                )
+            if a.ndim != 2:
+                raise WeightWatchError(
+                    f"{self.folder}: the LoRA factors of {module} are not matrices (a convolution?)."
+                )
+            rank = a.shape[0]
+            alpha = patterns.get(get_pattern_key(patterns, module), self.config["lora_alpha"])
+            scaling = alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+            changes[f"{module}.weight"] = LowRank(
+                left=b * scaling,
+                right=a,
+                transposed=embedding or bool(self.config.get("fan_in_fan_out")),
+                limited="left" if embedding else "right",
+            )
+        return changes
 
 
 def write_adapter(

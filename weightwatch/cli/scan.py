@@ -20,7 +20,7 @@ from weightwatch.vectors.errors import WeightWatchError
 if TYPE_CHECKING:
     from weightwatch.reading.reading import Reading
     from weightwatch.rules.alert import Alert
-    from weightwatch.scan.checkpoints import Stored
+    from weightwatch.scan.checkpoints import SavedCheckpoint
     from weightwatch.scan.scanner import Scan
 
 
@@ -79,7 +79,7 @@ def scan(
                     on_read=lambda size: bars.advance(bars.task_ids[-1], size),
                 )
 
-            def measuring(one: "Stored") -> AbstractContextManager[None]:
+            def measuring(one: "SavedCheckpoint") -> AbstractContextManager[None]:
                 return _bar(bars, one.name, scanner.expected_bytes(one))
 
             loop = ScanLoop(scanner, measuring)

@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"(?:^|[-_]|checkpoint|ckpt|step|epoch|iter)(\d+)(?=$|[-_])
 
 
 @dataclass(frozen=True)
-class Stored:
+class SavedCheckpoint:
     """One checkpoint: full weights, or an adapter.
 
     Attributes:
@@ -82,18 +82,18 @@ class Stored:
         return _state_step(self.path) is not None
 
 
-def stored(path: Path) -> Stored | None:
+def checkpoint_at(path: Path) -> SavedCheckpoint | None:
     """Return the checkpoint at a path, complete or not; None if there is none."""
     if path.is_file():
-        return Stored(path, _step(path), False) if path.suffix == ".safetensors" else None
+        return SavedCheckpoint(path, _step(path), False) if path.suffix == ".safetensors" else None
     if is_adapter(path):
-        return Stored(path, _step(path), True)
+        return SavedCheckpoint(path, _step(path), True)
     if (path / INDEX).is_file() or any(_weight_files(path)):
-        return Stored(path, _step(path), False)
+        return SavedCheckpoint(path, _step(path), False)
     return None
 
 
-def run(folder: Path) -> list[Stored]:
+def run(folder: Path) -> list[SavedCheckpoint]:
     """Return the checkpoints in a run's folder by step, including those that are still being written.
 
     A subfolder counts if it contains safetensors weights and its step is known from ``trainer_state.json`` or from the
@@ -104,13 +104,13 @@ def run(folder: Path) -> list[Stored]:
         if path.is_symlink() and path.resolve().parent == folder.resolve():
             continue
         if path.is_dir() and (_NUMBER.search(path.name) or _state_step(path) is not None):
-            one = stored(path)
+            one = checkpoint_at(path)
             if one is not None:
                 found.append(one)
     return sorted(found, key=lambda one: (one.step, one.name))
 
 
-def find(what: Path) -> tuple[list[Stored], bool]:
+def find(what: Path) -> tuple[list[SavedCheckpoint], bool]:
     """Return the checkpoints at a path, and whether it is a run.
 
     A folder that contains checkpoints is a run, even if it also contains a final model.
@@ -120,7 +120,7 @@ def find(what: Path) -> tuple[list[Stored], bool]:
     """
     if what.is_dir() and (several := run(what)):
         return several, True
-    one = stored(what)
+    one = checkpoint_at(what)
     if one is None:
         if not what.exists():
             raise WeightWatchError(f"No checkpoint at {what}: there is no such file or folder.")

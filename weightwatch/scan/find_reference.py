@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from weightwatch.scan.checkpoints import Stored, field, locate, stored
-from weightwatch.update.checkpoint import Source, StoredBase
+from weightwatch.scan.checkpoints import SavedCheckpoint, checkpoint_at, field, locate
+from weightwatch.update.checkpoint import SavedBase, Source
 from weightwatch.update.reference import Reference
 from weightwatch.update.theta0 import NOTE, noted, noted_adapters
 from weightwatch.vectors.direction import Direction
@@ -46,7 +46,9 @@ class RunReference:
             base.
     """
 
-    def __init__(self, first: Stored, given: str | None, directions: Sequence[Direction], opener: Opener) -> None:
+    def __init__(
+        self, first: SavedCheckpoint, given: str | None, directions: Sequence[Direction], opener: Opener
+    ) -> None:
         self._given, self._opener = given, opener
         self.folder = _live_folder(first)
         self.adapters: Mapping[str, Tensor] = noted_adapters(self.folder) if self.folder is not None else {}
@@ -57,7 +59,7 @@ class RunReference:
         if self.source is not None:
             sources = [self.source, *([] if first.adapter else [self.open(first.path)])]
             for direction in directions:
-                direction.require(StoredBase(*sources), self.name)
+                direction.require(SavedBase(*sources), self.name)
 
     @property
     def name(self) -> str:
@@ -75,7 +77,7 @@ class RunReference:
         """The reference that the watched run recorded; an empty one if the run was not watched."""
         return Reference(noted(self.folder) if self.folder is not None else None, self.adapters)
 
-    def weights(self, checkpoint: Stored) -> Source:
+    def weights(self, checkpoint: SavedCheckpoint) -> Source:
         """Return θ₀ of a full checkpoint.
 
         Raises:
@@ -93,11 +95,11 @@ class RunReference:
 
     def signature(self) -> list[object]:
         """Return what tells references apart, as JSON: path, files, and the watched run with the time of its note."""
-        base = stored(Path(self.name).resolve()) if self.name else None
+        base = checkpoint_at(Path(self.name).resolve()) if self.name else None
         note = (self.folder / NOTE).stat().st_mtime_ns if self.folder is not None else 0
         return [base and (base.path, base.signature), self.folder, note]
 
-    def _weights(self, checkpoint: Stored) -> Source:
+    def _weights(self, checkpoint: SavedCheckpoint) -> Source:
         if self._given:
             return Checkpoint(locate(self._given), self._opener)
         if self.folder is not None:
@@ -124,7 +126,7 @@ class RunReference:
         _logger.warning("weightwatch: θ₀ is read from %s, as the checkpoint's config says.", folder)
         return Checkpoint(folder, self._opener)
 
-    def _adapter_base(self, adapter: Stored) -> Source | None:
+    def _adapter_base(self, adapter: SavedCheckpoint) -> Source | None:
         """Return the base of an adapter; None if it is not on this machine."""
         if self._given:
             return Checkpoint(locate(self._given), self._opener)
@@ -143,7 +145,7 @@ class RunReference:
         )
         return None
 
-    def _renaming(self, first: Stored, directions: Sequence[Direction]) -> Architecture | None:
+    def _renaming(self, first: SavedCheckpoint, directions: Sequence[Direction]) -> Architecture | None:
         """Return the model whose names the directions have, if the files have other names; else None."""
         wanted = {name for direction in directions for name in direction.deltas if indexed(name)}
         files = [self.source] if isinstance(self.source, Checkpoint) else []
@@ -167,7 +169,7 @@ class RunReference:
         return model
 
 
-def _live_folder(checkpoint: Stored) -> Path | None:
+def _live_folder(checkpoint: SavedCheckpoint) -> Path | None:
     """Return the weightwatch folder of the run of a checkpoint; None if the run was not watched."""
     here = checkpoint.folder.resolve()
     found = (folder / "weightwatch" for folder in (here, here.parent))

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from weightwatch.scan.checkpoints import Stored, run
+from weightwatch.scan.checkpoints import SavedCheckpoint, run
 
 
 class Arrivals:
@@ -22,7 +22,7 @@ class Arrivals:
         self._before: Mapping[Path, object] = {}
         self._returned: dict[Path, object] = {}
 
-    def look(self) -> list[Stored]:
+    def look(self) -> list[SavedCheckpoint]:
         """Return the checkpoints that became complete since the last look; one that was rewritten counts as new."""
         try:
             found = run(self._folder)
@@ -48,7 +48,7 @@ def follow(
     stop_after: int | None = None,
     wait: Callable[[float], object] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[list[Stored]]:
+) -> Iterator[list[SavedCheckpoint]]:
     """Yield all complete checkpoints so far, by step, whenever a new one arrives.
 
     Args:
@@ -59,7 +59,7 @@ def follow(
         wait: Sleeps for a number of seconds.
         clock: Returns the time in seconds.
     """
-    arrivals, here = Arrivals(folder), dict[Path, Stored]()
+    arrivals, here = Arrivals(folder), dict[Path, SavedCheckpoint]()
     last, count = clock(), 0
     while stop_after is None or count < stop_after:
         ready = arrivals.look()

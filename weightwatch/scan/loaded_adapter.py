@@ -5,18 +5,18 @@ from typing import Any
 
 from weightwatch.monitor import Monitor
 from weightwatch.reading.reading import Reading
-from weightwatch.scan.checkpoints import Stored
+from weightwatch.scan.checkpoints import SavedCheckpoint
 from weightwatch.update.peft.lora import REF
 from weightwatch.update.reference import Reference
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import kind
-from weightwatch.vectors.weights.peft_adapter import CONFIG
+from weightwatch.vectors.weights.peft_adapter import is_adapter
 
 
 def measure_loaded(
-    adapter: Stored, base: Checkpoint, directions: Sequence[Direction], reference: Reference
+    adapter: SavedCheckpoint, base: Checkpoint, directions: Sequence[Direction], reference: Reference
 ) -> tuple[Reading, bool]:
     """Load an adapter into its base, and measure it. This takes the memory of the whole model.
 
@@ -45,7 +45,7 @@ def measure_loaded(
             random = bool(monitor.reference.adapters) and not _starts_alike(config)
             if random:
                 monitor = Monitor(directions, reference=Reference(reference.weights))
-        if (adapter.path / REF / CONFIG).is_file():
+        if is_adapter(adapter.path / REF):
             model.load_adapter(str(adapter.path / REF), REF)
         left = set_peft_model_state_dict(model, load_peft_weights(str(adapter.path), device="cpu"))
     except WeightWatchError:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 from weightwatch.reading.reading import Reading
-from weightwatch.scan.checkpoints import Stored, find, locate
+from weightwatch.scan.checkpoints import SavedCheckpoint, find, locate
 from weightwatch.scan.follow import follow
 from weightwatch.scan.scanner import FOLDER, Scan
 from weightwatch.vectors.errors import WeightWatchError
 
 _logger = logging.getLogger("weightwatch")
 
-Rounds: TypeAlias = Iterable[Iterable[Stored]]
+Rounds: TypeAlias = Iterable[Iterable[SavedCheckpoint]]
 """Checkpoints by step, once for all of them, or again whenever a new one arrives."""
 
 
@@ -67,7 +67,9 @@ class ScanLoop:
         unmeasured: Names of checkpoints that could not be measured, each with the reason.
     """
 
-    def __init__(self, scan: Scan, measuring: Callable[[Stored], AbstractContextManager[object]] = nullcontext) -> None:
+    def __init__(
+        self, scan: Scan, measuring: Callable[[SavedCheckpoint], AbstractContextManager[object]] = nullcontext
+    ) -> None:
         self.unmeasured: dict[str, str] = {}
         self._scan, self._measuring = scan, measuring
         self._failed: set[object] = set()
@@ -86,7 +88,7 @@ class ScanLoop:
                 if reading is not None:
                     yield reading
 
-    def _add(self, one: Stored) -> Reading | None:
+    def _add(self, one: SavedCheckpoint) -> Reading | None:
         mark = one.path, one.signature
         if mark in self._failed:
             return None
@@ -104,7 +106,7 @@ class ScanLoop:
         return reading
 
 
-def _complete(found: Sequence[Stored]) -> Iterator[Stored]:
+def _complete(found: Sequence[SavedCheckpoint]) -> Iterator[SavedCheckpoint]:
     for one in found:
         reason = one.incomplete()
         if reason is None:

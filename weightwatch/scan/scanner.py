@@ -20,16 +20,16 @@ from weightwatch.monitor import Monitor, warn_of_a_shared_start
 from weightwatch.reading.reading import Reading, read
 from weightwatch.rules.alert import Alert
 from weightwatch.rules.engine import require
-from weightwatch.scan.checkpoints import Stored
+from weightwatch.scan.checkpoints import SavedCheckpoint
 from weightwatch.scan.find_reference import RunReference
 from weightwatch.scan.loaded_adapter import measure_loaded
 from weightwatch.scan.record import ScanRecord
 from weightwatch.update.change import Streamed
-from weightwatch.update.checkpoint import StoredUpdate, of_adapter, of_weights
+from weightwatch.update.checkpoint import SavedUpdate, of_adapter, of_weights
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Checkpoint
-from weightwatch.vectors.weights.peft_adapter import read_config
+from weightwatch.vectors.weights.peft_adapter import PeftAdapter
 from weightwatch.vectors.weights.reader import Unmapped
 from weightwatch.vectors.weights.tied import unsaved_heads
 
@@ -92,7 +92,7 @@ class Scan:
         self._record = ScanRecord(record, config.rules)
         self._warned: set[str] = set()
 
-    def add(self, checkpoint: Stored) -> Reading | None:
+    def add(self, checkpoint: SavedCheckpoint) -> Reading | None:
         """Measure a checkpoint, apply the rules and record the reading.
 
         A checkpoint that is already recorded with the same files is skipped. If later steps are recorded, the run has
@@ -161,7 +161,7 @@ class Scan:
         """Whether an alert fired."""
         return any(alert.state == "firing" for alert in self.alerts)
 
-    def expected_bytes(self, checkpoint: Stored) -> int:
+    def expected_bytes(self, checkpoint: SavedCheckpoint) -> int:
         """Return about how many bytes are read to measure a checkpoint: itself, its base, and dense directions."""
         if checkpoint.adapter:
             return checkpoint.size
@@ -173,15 +173,15 @@ class Scan:
         if self._on_read is not None:
             self._on_read(size)
 
-    def _measured(self, checkpoint: Stored, reference: RunReference) -> Reading:
+    def _measured(self, checkpoint: SavedCheckpoint, reference: RunReference) -> Reading:
         if not checkpoint.adapter:
             weights = reference.weights(checkpoint)
             return self._read(checkpoint, reference, of_weights(reference.open(checkpoint.path), weights))
         try:
-            config = read_config(checkpoint.path)
-            if config.get("init_lora_weights", True) is False and not reference.adapters:
+            adapter = PeftAdapter.read(checkpoint.path)
+            if adapter.config.get("init_lora_weights", True) is False and not reference.adapters:
                 self._warn(_RANDOM_START, checkpoint)
-            update = of_adapter(checkpoint.path, config, reference.adapters, self._opener)
+            update = of_adapter(adapter, reference.adapters, self._opener)
         except WeightWatchError as error:
             if checkpoint.incomplete() is not None:
                 raise
@@ -196,7 +196,7 @@ class Scan:
             return reading
         return self._read(checkpoint, reference, update)
 
-    def _read(self, checkpoint: Stored, reference: RunReference, update: StoredUpdate) -> Reading:
+    def _read(self, checkpoint: SavedCheckpoint, reference: RunReference, update: SavedUpdate) -> Reading:
         tied, holder = update.tied, update.holder or reference.source
         if isinstance(holder, Checkpoint):
             shapes = {name: d.shape(name) for d in self.directions for name in d.deltas}
@@ -216,20 +216,20 @@ class Scan:
         self._warn_of(sums.left_out, checkpoint)
         return read(_without_unmoved(sums, update), directions, step=checkpoint.step, time=now)
 
-    def _warn_of(self, left_out: Mapping[str, str], checkpoint: Stored) -> None:
+    def _warn_of(self, left_out: Mapping[str, str], checkpoint: SavedCheckpoint) -> None:
         for name, reason in list(left_out.items())[:5]:
             self._warn(f"{name} is left out of the measurement: {reason}.", checkpoint)
         if (more := len(left_out) - 5) > 0:
             self._warn(f"{more} more tensors are left out. readings.jsonl and --json list them.", checkpoint)
 
-    def _warn(self, text: str, checkpoint: Stored | None = None) -> None:
+    def _warn(self, text: str, checkpoint: SavedCheckpoint | None = None) -> None:
         """Log a warning, but each text only once."""
         if text not in self._warned:
             _logger.warning("weightwatch: %s%s", f"{checkpoint.name}: " if checkpoint else "", text)
         self._warned.add(text)
 
 
-def _raise_unless_deleted(checkpoint: Stored, error: Exception) -> None:
+def _raise_unless_deleted(checkpoint: SavedCheckpoint, error: Exception) -> None:
     """Raise what went wrong with a checkpoint, unless it was deleted meanwhile."""
     lack = checkpoint.incomplete()
     if lack is not None:
@@ -240,7 +240,7 @@ def _raise_unless_deleted(checkpoint: Stored, error: Exception) -> None:
         raise WeightWatchError(f"{checkpoint.path} can't be read ({error}).") from error
 
 
-def _without_unmoved(sums: Sums, update: StoredUpdate) -> Sums:
+def _without_unmoved(sums: Sums, update: SavedUpdate) -> Sums:
     """Count full tensors that equal θ₀ as frozen, like a live run; if nothing has moved at all, as trained."""
     still = np.array([isinstance(update.changes.get(n), Streamed) for n in sums.names]) & (sums.update == 0)
     if not (sums.update > 0).any():

@@ -4,8 +4,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -18,7 +16,7 @@ from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import join
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.names import canonical
-from weightwatch.vectors.weights.peft_adapter import factors, is_adapter, read_adapter, read_config
+from weightwatch.vectors.weights.peft_adapter import PeftAdapter, is_adapter
 from weightwatch.vectors.weights.reader import FLOATS, Mapped, Opener
 from weightwatch.vectors.weights.tied import copies
 
@@ -31,7 +29,7 @@ _ADAPTER_NAME = re.compile(r"(\.lora_(?:embedding_[AB]\b|[AB]\b))\.(?!weight$)[^
 
 
 @dataclass(frozen=True)
-class StoredUpdate:
+class SavedUpdate:
     """How each trained tensor of a checkpoint differs from θ₀.
 
     Attributes:
@@ -47,7 +45,7 @@ class StoredUpdate:
     holder: Checkpoint | None = None
 
 
-def of_weights(now: Checkpoint, start: Source) -> StoredUpdate:
+def of_weights(now: Checkpoint, start: Source) -> SavedUpdate:
     """Compare a full checkpoint with its base.
 
     Masks, tables and tensors of integers are no weights and pass in silence. A tensor that a snapshot of θ₀ lacks was
@@ -85,38 +83,37 @@ def of_weights(now: Checkpoint, start: Source) -> StoredUpdate:
             f"{now.path} and its reference have no weight in common: the checkpoint has {_some(ours)}, the reference "
             f"{_some(theirs)}. Pass as --reference the checkpoint that training started from."
         )
-    return StoredUpdate(changes, left_out, frozenset(tied), now)
+    return SavedUpdate(changes, left_out, frozenset(tied), now)
 
 
-def of_adapter(
-    folder: Path, config: Mapping[str, Any], starts: Mapping[str, Tensor], opener: Opener = Mapped
-) -> StoredUpdate:
+def of_adapter(adapter: PeftAdapter, starts: Mapping[str, Tensor], opener: Opener = Mapped) -> SavedUpdate:
     """Read a LoRA adapter as an update: since its start, or since the copy that TRL keeps as the adapter ``ref``.
 
     Args:
-        folder: Its folder.
-        config: Its settings, which ``read_config`` has accepted.
+        adapter: The adapter.
         starts: Its parameters at the start of the run, where they did not add up to zero; see ``adapters.starts``.
         opener: How its file is opened.
+
+    Raises:
+        WeightWatchError: The tensors are not those of a LoRA adapter.
     """
-    now = read_adapter(folder, config, opener)
-    names = [_without_adapter(name) for name in starts]
+    now, before = adapter.changes(opener), {}
+    if is_adapter(adapter.folder / REF):
+        before = PeftAdapter.read(adapter.folder / REF).changes(opener)
     named = {_without_adapter(name): value for name, value in starts.items()}
-    if len(named) < len(names):  # the run holds several adapters; a checkpoint's own folder holds the default one
-        default = {name: value for name, value in starts.items() if ".default" in name}
-        named = {_without_adapter(name): value for name, value in default.items()}
-    before = read_adapter(folder / REF, read_config(folder / REF), opener) if is_adapter(folder / REF) else {}
-    before.update(factors(named, config, folder) if named else {})
+    if len(named) < len(starts):  # the run has several adapters; a checkpoint's own folder has the default one
+        named = {_without_adapter(name): value for name, value in starts.items() if ".default" in name}
+    before.update(adapter.changes_of(named))
     changes: dict[str, Change] = {
         name: join(name, [(1.0, change), (-1.0, before[name])]) if name in before else change
         for name, change in now.items()
     }
     if not changes:
-        raise WeightWatchError(f"{folder} holds no LoRA factors. Save the adapter again.")
-    return StoredUpdate(changes)
+        raise WeightWatchError(f"{adapter.folder} has no LoRA factors. Save the adapter again.")
+    return SavedUpdate(changes)
 
 
-class StoredBase:
+class SavedBase:
     """θ₀ on disk as a direction's fingerprint looks at it.
 
     Args:

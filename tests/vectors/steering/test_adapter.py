@@ -16,7 +16,7 @@ from tests.support.models import dense, lora, low_rank, move, tiny_gpt2, tiny_ll
 from tests.support.runs import words
 from weightwatch.vectors import Direction, WeightWatchError
 from weightwatch.vectors.steering.adapter import steer_adapter, steering_adapter
-from weightwatch.vectors.weights.peft_adapter import read_adapter, read_config
+from weightwatch.vectors.weights.peft_adapter import PeftAdapter
 
 BASES: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, object]]] = {
     "linear": (lambda: tiny_llama(tie_word_embeddings=False), {}),
@@ -72,8 +72,8 @@ def test_an_adapter_joined_with_k_w_adds_both(case: str, tmp_path: Path) -> None
     steer_adapter(tmp_path / "adapter", w, -0.7, tmp_path / "out")
     wanted = {name: own[name] - 0.7 * slow.dense(w).get(name, torch.zeros_like(own[name])) for name in own}
     assert_effect(base, tmp_path / "out", wanted)
-    before = read_adapter(tmp_path / "adapter", read_config(tmp_path / "adapter"))
-    after = read_adapter(tmp_path / "out", read_config(tmp_path / "out"))
+    before = PeftAdapter.read(tmp_path / "adapter").changes()
+    after = PeftAdapter.read(tmp_path / "out").changes()
     for name, change in after.items():
         assert change.rank == (before[name].rank if name in before else 0) + (3 if name in w.deltas else 0)
 
@@ -89,7 +89,7 @@ def test_what_lies_beside_the_adapter_comes_along(tmp_path: Path) -> None:
     assert (config["base_model_name_or_path"], config["task_type"]) == ("org/base", "FEATURE_EXTRACTION")
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == words().chat_template
     assert not (tmp_path / "out" / "optimizer.pt").exists()
-    stored = read_adapter(tmp_path / "out", config)
+    stored = PeftAdapter.read(tmp_path / "out").changes()
     assert {change.left.dtype for change in stored.values()} == {torch.bfloat16}
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from tests import oracle as slow
 from tests.support.models import lora, move, tiny_llama
 from weightwatch.vectors import LowRank, WeightWatchError
-from weightwatch.vectors.weights.peft_adapter import factors, is_adapter, read_adapter, read_config, write_adapter
+from weightwatch.vectors.weights.peft_adapter import PeftAdapter, is_adapter, write_adapter
 
 SETTINGS = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
 
@@ -29,13 +29,13 @@ def test_a_stored_adapter_whose_change_is_not_its_factors_is_refused(
 ) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({**SETTINGS, **settings}))
     with pytest.raises(WeightWatchError, match=rf"(?s){reason}"):
-        read_config(tmp_path)
+        PeftAdapter.read(tmp_path)
 
 
 @pytest.mark.parametrize("init", [True, "gaussian", "eva", "orthogonal", "mica"])
 def test_a_stored_adapter_whose_change_is_its_factors_is_read(tmp_path: Path, init: object) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({**SETTINGS, "init_lora_weights": init}))
-    assert read_config(tmp_path)["r"] == 4
+    assert PeftAdapter.read(tmp_path).rank == 4
 
 
 def test_an_adapter_reads_as_the_change_of_its_merged_weights_and_writes_back(tmp_path: Path) -> None:
@@ -45,14 +45,14 @@ def test_an_adapter_reads_as_the_change_of_its_merged_weights_and_writes_back(tm
     model.save_pretrained(tmp_path / "adapter")
     assert is_adapter(tmp_path / "adapter")
     assert not is_adapter(tmp_path)
-    changes = read_adapter(tmp_path / "adapter", read_config(tmp_path / "adapter"))
+    changes = PeftAdapter.read(tmp_path / "adapter").changes()
     after, before = slow.merged(model), slow.merged(base)
     for name, change in changes.items():
         assert torch.allclose(change.dense().double(), after[name] - before[name], atol=1e-6)
     (tmp_path / "again").mkdir()
     write_adapter(tmp_path / "again", changes, "org/base")
-    again = read_adapter(tmp_path / "again", read_config(tmp_path / "again"))
-    assert read_config(tmp_path / "again")["base_model_name_or_path"] == "org/base"
+    again = PeftAdapter.read(tmp_path / "again").changes()
+    assert PeftAdapter.read(tmp_path / "again").base == "org/base"
     assert again.keys() == changes.keys()
     assert all(torch.equal(again[name].left, change.left) for name, change in changes.items())
 
@@ -60,10 +60,10 @@ def test_an_adapter_reads_as_the_change_of_its_merged_weights_and_writes_back(tm
 def test_the_scaling_is_alpha_over_the_rank_of_the_tensors() -> None:
     pair = {"base_model.model.q.lora_A.weight": torch.ones(2, 5), "base_model.model.q.lora_B.weight": torch.ones(3, 2)}
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in pair.items()}
-    (change,) = factors(tensors, {"lora_alpha": 8, "r": 2}, Path("here")).values()
+    (change,) = PeftAdapter(Path("here"), {"lora_alpha": 8, "r": 2}).changes_of(tensors).values()
     assert isinstance(change, LowRank)
     assert torch.equal(change.left, torch.full((3, 2), 4.0))
-    (root,) = factors(tensors, {"lora_alpha": 8, "r": 2, "use_rslora": True}, Path("here")).values()
+    (root,) = PeftAdapter(Path("here"), {"lora_alpha": 8, "r": 2, "use_rslora": True}).changes_of(tensors).values()
     assert torch.allclose(root.left, torch.full((3, 2), 8 / 2**0.5))
 
 
@@ -77,7 +77,7 @@ def test_the_scaling_is_alpha_over_the_rank_of_the_tensors() -> None:
 )
 def test_tensors_that_are_no_pair_of_factors_are_refused(tensors: dict[str, torch.Tensor], reason: str) -> None:
     with pytest.raises(WeightWatchError, match=f"here.*{reason}"):
-        factors(tensors, {"lora_alpha": 8, "r": 2}, Path("here"))
+        PeftAdapter(Path("here"), {"lora_alpha": 8, "r": 2}).changes_of(tensors)
 
 
 def test_the_same_changes_give_the_same_files(tmp_path: Path) -> None:
