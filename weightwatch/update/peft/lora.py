@@ -134,9 +134,7 @@ def known(value: Values, name: str) -> Tensor:
     """
     found = value(name)
     if found is None:
-        raise WeightWatchError(
-            f"The start of {name} is not recorded, but other parameters of its adapter are. Start the run anew."
-        )
+        raise WeightWatchError(f"The start of {name} is not recorded, but that of its adapter is. Start the run anew.")
     return found
 
 
