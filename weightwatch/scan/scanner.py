@@ -36,10 +36,7 @@ from weightwatch.vectors.weights.tied import unsaved_heads
 FOLDER = "weightwatch-scan"
 """Name of the folder, in the run's folder, where a scan is recorded."""
 
-_RANDOM_START = (
-    "its adapters started at random and the run was not watched, so the update is measured from the base and includes "
-    "that start."
-)
+_RANDOM_START = "its adapters started at random and the run was not watched, so the update includes that start."
 
 _logger = logging.getLogger("weightwatch")
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from weightwatch.update.change import Change, Merged, Rescaled
 from weightwatch.update.peft.lora import (
     REF,
+    Names,
     bias,
     experts,
     has_factors,
@@ -114,9 +115,7 @@ def _has_tokens(adapted: AdapterModule) -> bool:
     return isinstance(adapted.module, TrainableTokensLayer)
 
 
-def _tokens(
-    adapted: AdapterModule, now: Values, adapters: Sequence[str], before: Values, recorded: Sequence[str]
-) -> LowRank:
+def _tokens(adapted: AdapterModule, now: Values, adapters: Names, before: Values, recorded: Names) -> LowRank:
     """Return the change of the trained rows as factors: L selects the rows, R is their change."""
     module = adapted.module
     places = {row: place for place, row in enumerate(sorted({r for a in adapters for r in module.token_indices[a]}))}

@@ -23,6 +23,8 @@ from weightwatch.vectors.precision import wide
 REF = "ref"
 """Name of the frozen copy that TRL keeps of an adapter that is trained further."""
 
+Names = Sequence[str]
+"""Names of adapters."""
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
 """Left and right factor of each adapter."""
 
@@ -49,9 +51,7 @@ def is_rescaled(adapted: AdapterModule) -> bool:
     return hasattr(adapted.module, "lora_variant") and any(_is_dora(adapted, adapter) for adapter in adapted.active)
 
 
-def plain(
-    adapted: AdapterModule, now: Values, adapters: Sequence[str], before: Values, recorded: Sequence[str]
-) -> LowRank:
+def plain(adapted: AdapterModule, now: Values, adapters: Names, before: Values, recorded: Names) -> LowRank:
     """Return the change of a weight by LoRA."""
     scale = adapted.module.scaling[adapters[0]] or 1.0
     pairs = {adapter: _pair(adapted, now, adapter, scale) for adapter in adapters}
@@ -63,9 +63,7 @@ def plain(
     return LowRank(left, right, transposed, "left" if by_left else "right", scale)
 
 
-def rescaled(
-    adapted: AdapterModule, now: Values, adapters: Sequence[str], before: Values, recorded: Sequence[str]
-) -> Rescaled:
+def rescaled(adapted: AdapterModule, now: Values, adapters: Names, before: Values, recorded: Names) -> Rescaled:
     """Return the change of a weight by LoRA adapters, at least one of which is DoRA."""
     require_base(adapted, "DoRA")
     after = adapted.active
@@ -95,9 +93,7 @@ def rescaled(
     return Rescaled(LowRank(*_joined(pairs, first, adapters)), rescaling, transposed)
 
 
-def experts(
-    adapted: AdapterModule, now: Values, adapters: Sequence[str], before: Values, recorded: Sequence[str]
-) -> Merged:
+def experts(adapted: AdapterModule, now: Values, adapters: Names, before: Values, recorded: Names) -> Merged:
     """Return the change of a weight of several experts, each with its own factors."""
     module = adapted.module
     swapped = getattr(module, "_did_swap_in_out_features", False)  # the shape is (experts, out, in)
@@ -117,9 +113,7 @@ def experts(
     return Merged(tuple(module.get_param().shape), dense)
 
 
-def bias(
-    adapted: AdapterModule, now: Values, adapters: Sequence[str], before: Values, recorded: Sequence[str]
-) -> Merged:
+def bias(adapted: AdapterModule, now: Values, adapters: Names, before: Values, recorded: Names) -> Merged:
     """Return the change of the base layer's bias by the bias of LoRA's B (``lora_bias=True``)."""
 
     def total(value: Values, counted: Sequence[str]) -> Tensor:
@@ -141,18 +135,12 @@ def known(value: Values, name: str) -> Tensor:
     """
     found = value(name)
     if found is None:
-        raise WeightWatchError(
-            f"The start of {name} is not recorded, but other parameters of its adapter are. Start the run anew."
-        )
+        raise WeightWatchError(f"The start of {name} is not recorded, but that of its adapter is. Start the run anew.")
     return found
 
 
 def require_base(adapted: AdapterModule, tuner: str) -> None:
-    """Refuse an adapter whose base layer's weight can't be read.
-
-    Args:
-        adapted: The adapter module.
-        tuner: Name of the adapter's type, for messages.
+    """Refuse an adapter of type ``tuner`` whose base weight can't be read.
 
     Raises:
         WeightWatchError: The weight is sharded, or the adapter is merged into it.
