@@ -18,7 +18,7 @@ from weightwatch.update.sharding.ranks import ALONE
 from weightwatch.update.snapshot import Snapshot, write
 from weightwatch.vectors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Checkpoint
-from weightwatch.vectors.weights.peft_adapter import read_config
+from weightwatch.vectors.weights.peft_adapter import PeftAdapter
 
 
 def saved(folder: Path, **tensors: Tensor) -> Checkpoint:
@@ -93,7 +93,7 @@ def test_a_saved_adapter_changes_the_weights_as_the_live_one(tmp_path: Path, con
     begun = starts(model)
     move(model, seed=3)
     model.save_pretrained(tmp_path)
-    ours = slow.multiplied_out(of_adapter(tmp_path, read_config(tmp_path), begun).changes)
+    ours = slow.multiplied_out(of_adapter(PeftAdapter.read(tmp_path), begun).changes)
     live = slow.multiplied_out(Update(ModelView(model), Reference(adapters=begun)))
     assert ours.keys() == live.keys()
     assert all(torch.allclose(ours[name], change, atol=1e-6) for name, change in live.items())
