@@ -32,7 +32,15 @@ class WeightWatchCallback(TrainerCallback):
             monitoring ends the training, unless ``on_error: raise`` is set.
 
     Example:
-        ``SFTTrainer(..., callbacks=[WeightWatchCallback("evil", config="weightwatch.yaml")])``
+        >>> import torch
+        >>> from weightwatch import Direction, WeightWatchCallback
+        >>> evil = Direction.from_tensors({"model.layers.0.mlp.down_proj.weight": torch.ones(2, 2)}, name="evil")
+        >>> rule = {"alert": "evil-drift", "direction": "evil", "above": 0.1}
+        >>> callback = WeightWatchCallback(evil, config={"every": 100, "rules": [rule]})
+        >>> callback.config.every, callback.config.rules[0].metric
+        (100, 'reach_cosine')
+
+        Then ``SFTTrainer(..., callbacks=[callback])``.
     """
 
     def __init__(
