@@ -14,8 +14,8 @@ from benchmarks.machine import ratios, seconds, spread
 from weightwatch.config import Rule
 from weightwatch.reading.reading import DirectionReading, Reading, Score
 from weightwatch.record.history import READINGS, STATES, History
-from weightwatch.record.recorder import Recorder
 from weightwatch.record.run_state import RunState
+from weightwatch.report.recorder import Recorder
 from weightwatch.scan.record import ScanRecord
 
 DIRECTIONS = ("evil", "sycophancy", "style", "shuffled")
@@ -83,8 +83,7 @@ class _Run:
         self._recorder.check(made, self.state.take(made), {})
 
     def save(self) -> None:
-        self.state.mark("checkpoint-0")
-        self.state.save()
+        self.state.mark("checkpoint-0", save=True)
 
     def resume(self, forget: bool) -> None:
         if forget:

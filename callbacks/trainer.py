@@ -1,4 +1,4 @@
-"""The drop-in callback for Hugging Face's Trainer and every TRL trainer: it translates their events, no more."""
+"""The callback for Hugging Face's Trainer and every TRL trainer. It forwards their events to a session."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from weightwatch.monitor import Watched
 from weightwatch.plan import Plan
 from weightwatch.report.scalars import PendingScalars
 from weightwatch.report.tensorboard import event_folder
-from weightwatch.session import Session, Wishes
+from weightwatch.session import Requests, Session
 from weightwatch.vectors.errors import WeightWatchError
 
 
@@ -58,27 +58,27 @@ class WeightWatchCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Fix θ₀ and make sure that every direction can be measured, before the first step."""
-        # The state is made anew for each training and shared by all callbacks.
+        # The state is created for each training and shared by all callbacks.
         if vars(state).setdefault("watched_by", self) is not self:
             raise WeightWatchError("The trainer has two WeightWatchCallbacks. Name all directions in one of them.")
         # Out of memory, the trainer begins again with smaller batches, but with the weights as they are by then.
         again = args.auto_find_batch_size and self.session is not None and self.session.under_way
         output, step = Path(str(args.output_dir)), state.global_step
         self.session = self._plan.session(output / "weightwatch", event_folder(output), self.scalars)
-        _obey(control, self.session.begin(kwargs["model"], step, checkpoint=_name(step), again=again))
+        _apply(control, self.session.begin(kwargs["model"], step, checkpoint=_name(step), again=again))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check when it is due, and when a checkpoint follows or the training ends."""
         if self.session is not None:
             saves, stops = control.should_save, control.should_training_stop
-            _obey(control, self.session.step_end(kwargs["model"], state.global_step, saves=saves, stops=stops))
+            _apply(control, self.session.step_end(kwargs["model"], state.global_step, saves=saves, stops=stops))
 
     on_epoch_end = on_step_end  # where a checkpoint or the end of the training may be due as well
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Note that the reading belongs to the checkpoint; take it if nothing announced the saving (best model)."""
+        """Note that the reading belongs to the checkpoint. Check first if the save was not requested in advance."""
         if self.session is not None:
-            _obey(control, self.session.saved(kwargs["model"], state.global_step, _name(state.global_step)))
+            _apply(control, self.session.saved(kwargs["model"], state.global_step, _name(state.global_step)))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -88,9 +88,9 @@ class WeightWatchCallback(TrainerCallback):
             self.session.end(state.global_step)
 
 
-def _obey(control: TrainerControl, wishes: Wishes) -> None:
-    control.should_save |= wishes.save
-    control.should_training_stop |= wishes.stop
+def _apply(control: TrainerControl, requests: Requests) -> None:
+    control.should_save |= requests.save
+    control.should_training_stop |= requests.stop
 
 
 def _name(step: int) -> str:

@@ -41,6 +41,9 @@ def test_a_session_has_the_plans_directions_settings_and_further_reporters(tmp_p
     assert (session.monitor.directions, session.config) == ([*plan.directions], plan.config)
     from tests.support.models import lora
 
-    session.begin(lora(tiny_llama()), 0)
+    model = lora(tiny_llama())
+    session.begin(model, 0)
+    assert session.last is not None
+    session.step_end(model, 50, saves=False, stops=False)
     assert pending.take()["weightwatch/update_norm"] == 0.0
     assert not (tmp_path / "runs").exists()

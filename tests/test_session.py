@@ -15,15 +15,15 @@ from weightwatch import Alert, Config, Monitor, Reading, WeightWatchError
 from weightwatch import monitor as monitor_module
 from weightwatch.record.history import History
 from weightwatch.report.base import Reporter, Run
-from weightwatch.session import Session, Wishes
+from weightwatch.session import Requests, Session
 
 DRIFT = {"alert": "drift", "direction": "evil", "metric": "cosine", "above": 0.01}
 
 
-def session(folder: Path, *, beside: Sequence[Reporter] = (), **settings: Any) -> Session:
+def session(folder: Path, *, reporters: Sequence[Reporter] = (), **settings: Any) -> Session:
     config = Config.load({"every": 10, "summary": False, "rules": [DRIFT], **settings})
     monitor = Monitor([low_rank(tiny_llama(), 5)])
-    return Session(monitor, config, folder / "weightwatch", folder / "runs" / "weightwatch", beside=beside)
+    return Session(monitor, config, folder / "weightwatch", folder / "runs" / "weightwatch", reporters=reporters)
 
 
 def toward(model: PeftModel, dose: float) -> None:
@@ -166,7 +166,7 @@ def test_an_alert_acts_even_if_nothing_can_be_written(tmp_path: Path, caplog: py
     path.unlink()
     path.mkdir()
     toward(model, 1.0)
-    assert watched.step_end(model, 10, saves=False, stops=False) == Wishes(save=True, stop=True)
+    assert watched.step_end(model, 10, saves=False, stops=False) == Requests(save=True, stop=True)
     assert "could not report step 10" in caplog.text
     assert [line["error"] for line in lines(tmp_path, "errors.jsonl")] == ["IsADirectoryError"]
 
@@ -205,14 +205,14 @@ def test_a_reporter_that_fails_keeps_no_other_from_reporting(
     fails_in: str, calls: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = Broken(fails_in)
-    model, watched = lora(tiny_llama()), session(tmp_path, beside=[broken])
+    model, watched = lora(tiny_llama()), session(tmp_path, reporters=[broken])
     watched.begin(model, 0)
     checked(watched, model, 10, 1.0)
     checked(watched, model, 20, -1.0)
     assert broken.calls == calls
     assert steps(tmp_path) == [0, 10, 20]
     assert [line["state"] for line in lines(tmp_path, "alerts.jsonl")] == ["firing", "resolved"]
-    assert caplog.text.count("no screen. The training goes on; this is said once.") == (fails_in != "nothing")
+    assert caplog.text.count("no screen. Training continues.") == (fails_in != "nothing")
 
 
 def test_a_check_is_due_every_n_steps_before_a_checkpoint_and_at_the_end(tmp_path: Path) -> None:
@@ -228,10 +228,10 @@ def test_a_save_that_was_not_made_is_asked_for_again(tmp_path: Path) -> None:
     model, watched = lora(tiny_llama()), session(tmp_path, every=1, rules=[rule])
     watched.begin(model, 0)
     toward(model, 1.0)
-    assert watched.step_end(model, 1, saves=False, stops=False) == Wishes(save=True)
-    assert watched.step_end(model, 2, saves=False, stops=False) == Wishes(save=True)
-    assert watched.saved(model, 2, "checkpoint-2") == Wishes()
-    assert watched.step_end(model, 3, saves=False, stops=False) == Wishes()
+    assert watched.step_end(model, 1, saves=False, stops=False) == Requests(save=True)
+    assert watched.step_end(model, 2, saves=False, stops=False) == Requests(save=True)
+    assert watched.saved(model, 2, "checkpoint-2") == Requests()
+    assert watched.step_end(model, 3, saves=False, stops=False) == Requests()
 
 
 def test_a_model_is_viewed_once_at_the_beginning_and_once_a_check(
@@ -262,10 +262,10 @@ def test_a_rule_that_is_new_at_the_resume_is_judged_on_the_history_recorded_and_
     checked(first, model, 10, 1.0)
     first.end(10)
     again = session(tmp_path, rules=[{**DRIFT, "actions": ["log", "stop"]}])
-    assert again.begin(model, 10) == Wishes(stop=True)
+    assert again.begin(model, 10) == Requests(stop=True)
     assert [(alert.alert, alert.step) for alert in again.alerts] == [("drift", 10)]
     assert [line["alert"] for line in lines(tmp_path, "alerts.jsonl")] == ["drift"]
-    assert session(tmp_path, rules=[DRIFT]).begin(model, 10) == Wishes()
+    assert session(tmp_path, rules=[DRIFT]).begin(model, 10) == Requests()
     assert [line["alert"] for line in lines(tmp_path, "alerts.jsonl")] == ["drift"]
 
 

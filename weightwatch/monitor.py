@@ -172,6 +172,8 @@ class Monitor:
                 f"An adapter was made with init_lora_weights={view.changed_by!r}, which changed the base, and its "
                 "start is unknown. Call Monitor.start(model) before the first step, or use the callback, which does."
             )
+        if view.adapters:
+            _ = view.values  # puts sharded adapters together, which must not happen in `agreed`
         # A tied weight counts once, under the name that the model gives it first.
         tied = view.tied()
         self.directions = [direction.without(tied) for direction in self._watched]

@@ -1,4 +1,4 @@
-"""What is going to be watched: directions and settings, validated before there is a model."""
+"""Validated directions and settings of a run that has no model yet."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,10 @@ _logger = logging.getLogger("weightwatch")
 
 @dataclass(frozen=True)
 class Plan:
-    """Directions and settings that fit each other.
+    """Validated directions and settings.
 
     Attributes:
-        directions: What to watch, controls last.
+        directions: The directions to watch, controls last.
         config: The settings, naming these directions.
     """
 
@@ -47,31 +47,31 @@ class Plan:
         """
         settings = Config.load(config)
         watched = load_all(directions) or load_all(settings.directions)
-        every = [*watched, *(control.as_control() for control in load_all(settings.controls))]
-        for direction in every:
+        directions_and_controls = [*watched, *(control.as_control() for control in load_all(settings.controls))]
+        for direction in directions_and_controls:
             _warn_if_doubtful(direction)
         if directions:
             named = [directions] if isinstance(directions, Direction | str | Path) else directions
             titles = [one.name if isinstance(one, Direction) else str(one) for one in named]
             settings = settings.model_copy(update={"directions": titles})
-        plan = cls(every, settings)
+        plan = cls(directions_and_controls, settings)
         plan.monitor()
-        require(settings.rules, every)
+        require(settings.rules, directions_and_controls)
         return plan
 
     def monitor(self) -> Monitor:
         """Return a monitor of these directions."""
         return Monitor(self.directions, reference=self.config.reference, ranks=Ranks.world())
 
-    def session(self, folder: Path, events: Path, *beside: Reporter) -> Session:
+    def session(self, folder: Path, events: Path, *reporters: Reporter) -> Session:
         """Return the session of a run.
 
         Args:
             folder: ``<output_dir>/weightwatch``.
             events: TensorBoard run folder.
-            beside: Further reporters.
+            reporters: Further reporters.
         """
-        return Session(self.monitor(), self.config, folder, events, ranks=Ranks.world(), beside=beside)
+        return Session(self.monitor(), self.config, folder, events, ranks=Ranks.world(), reporters=reporters)
 
 
 def _warn_if_doubtful(direction: Direction) -> None:
@@ -79,8 +79,8 @@ def _warn_if_doubtful(direction: Direction) -> None:
     # A control need not have been evaluated, but must not have failed.
     if card.doubt is not None and (card.kind == "behaviour" or card.validation is not None):
         _logger.warning(
-            "weightwatch: direction %r is not validated: %s. What it reads may mean something else; evaluate it with "
-            "`weightwatch show --evaluate`.",
+            "weightwatch: direction %r has not passed an evaluation: %s. Its figures may not show the behaviour. "
+            "Evaluate it with `weightwatch show --evaluate`.",
             direction.name,
             card.doubt,
         )

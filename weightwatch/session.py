@@ -1,4 +1,4 @@
-"""One watched run, whatever trainer drives it: when a check is due, what follows from it, and what a fault may do."""
+"""A watched run, independent of the trainer: when to check, what to do then, and what a fault may do."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -12,10 +12,10 @@ from weightwatch.config import Config
 from weightwatch.monitor import Monitor
 from weightwatch.reading.reading import Reading
 from weightwatch.record.history import History
-from weightwatch.record.recorder import Recorder
 from weightwatch.record.run_state import RunState
 from weightwatch.report.base import Outcome, Reporter, Run
 from weightwatch.report.log import Log
+from weightwatch.report.recorder import Recorder
 from weightwatch.report.tensorboard import TensorBoard
 from weightwatch.report.terminal import Summary
 from weightwatch.rules.alert import Alert
@@ -28,8 +28,8 @@ _logger = logging.getLogger("weightwatch")
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the alerts of a check ask of the trainer."""
+class Requests:
+    """Actions that alerts request of the trainer."""
 
     save: bool = False
     """Write a checkpoint."""
@@ -37,8 +37,8 @@ class Wishes:
     """End the training."""
 
     @classmethod
-    def of(cls, raised: Iterable[Alert]) -> "Wishes":
-        """Return what alerts ask for."""
+    def of(cls, raised: Iterable[Alert]) -> "Requests":
+        """Return what these alerts request."""
         actions = {action for alert in raised for action in alert.actions}
         return cls("save" in actions, "stop" in actions)
 
@@ -46,19 +46,21 @@ class Wishes:
 class Session:
     """The monitoring of one run.
 
-    A trainer's callback hands its events on: ``begin``, ``step_end``, ``saved``, ``end``. Where several processes train
-    together all of them call each method; what one of them wishes is done by all.
+    A trainer's callback forwards its events: ``begin``, ``step_end``, ``saved``, ``end``. In distributed training every
+    process calls each method. If one process requests an action, all take it.
 
     Args:
-        monitor: What measures.
+        monitor: Measures the model.
         config: The settings.
         folder: ``<output_dir>/weightwatch``.
         events: TensorBoard run folder.
-        ranks: The processes of the run. All measure and apply the rules, so that they act alike; the main one reports.
-        beside: Further reporters, which every process calls.
+        ranks: The processes of the run. All measure and apply the rules; only the main one records and shows.
+        reporters: Further reporters, which every process calls.
 
     Attributes:
-        under_way: Training has begun and has not ended.
+        monitor, config: See above.
+        history: The record of the run.
+        under_way: Whether training has begun and has not ended.
     """
 
     def __init__(
@@ -69,18 +71,19 @@ class Session:
         events: Path,
         *,
         ranks: Ranks = ALONE,
-        beside: Sequence[Reporter] = (),
+        reporters: Sequence[Reporter] = (),
     ) -> None:
         self.monitor, self.config, self.history = monitor, config, History(folder)
         self.under_way = False
         self._state = RunState(config.rules, [direction.name for direction in monitor.directions], self.history)
         self._ranks = ranks
-        self._reporters: list[Reporter] = [*beside]
+        self._reporters: list[Reporter] = [*reporters]
         if ranks.main:
             of_config = [TensorBoard(events)] * config.tensorboard + [Summary()] * config.summary
             self._reporters += [Log(), Recorder(self.history), *of_config]
         self._watching, self._tried, self._save_owed = True, -1, False
         self._told: set[str] = set()
+        self._fatal: Exception | None = None  # what `on_error: raise` raises once all processes know of it
 
     @property
     def last(self) -> Reading | None:
@@ -97,51 +100,53 @@ class Session:
         """Names of the rules that fire now."""
         return tuple(self._state.rules.firing)
 
-    # What the trainer tells.
+    # Trainer events
 
-    def begin(self, model: nn.Module, step: int, *, checkpoint: str | None = None, again: bool = False) -> Wishes:
-        """Fix θ₀, or find it again, and make sure that everything can be measured and every rule applied.
+    def begin(self, model: nn.Module, step: int, *, checkpoint: str | None = None, again: bool = False) -> Requests:
+        """Record θ₀, or restore it, and make sure that everything can be measured and every rule applied.
 
         Args:
             model: The model that will be trained.
             step: 0 for a new run, else the step that training resumes from.
             checkpoint: Name of the checkpoint that training resumes from.
-            again: The trainer begins once more, with the weights that a first attempt has left: θ₀ stays what it was.
+            again: Training restarts with the weights of a first attempt (out of memory): the θ₀ of that one is kept.
 
         Returns:
-            What alerts of a resumed run ask for that were not recorded before: of rules that are new, or stricter now.
+            Actions of alerts that a resumed run raises on its history, because rules are new or stricter now.
 
         Raises:
-            WeightWatchError: See ``Monitor.validate``, ``Engine.apply`` and ``theta0.restore``. Any other fault leaves
-                the run unwatched, unless ``on_error: raise`` is set.
+            WeightWatchError: See ``Monitor.validate``, ``Engine.apply`` and ``theta0.restore``. After any other fault
+                training continues without monitoring, unless ``on_error: raise`` is set.
         """
         self._tried = step
         try:
-            wishes = Wishes.of(self._begin(model, step, checkpoint, again))
+            requests = Requests.of(self._begin(model, step, checkpoint, again))
         except WeightWatchError:
             raise
         except Exception as error:
+            if self.config.on_error == "raise":
+                raise
             self._watching = False
-            self._fault(step, error, "The training goes on unwatched.")
-            return Wishes()
-        self.under_way, self._save_owed = True, wishes.save
-        return wishes
+            self._fault(step, error, outcome="Training continues without monitoring.")
+            return Requests()
+        self.under_way, self._save_owed = True, requests.save
+        return requests
 
-    def step_end(self, model: nn.Module, step: int, *, saves: bool, stops: bool) -> Wishes:
-        """Check if it is due, if a checkpoint follows, or if the training ends; at most once a step.
+    def step_end(self, model: nn.Module, step: int, *, saves: bool, stops: bool) -> Requests:
+        """Check if a check is due, if a checkpoint follows, or if training ends; at most once a step.
 
         Args:
             model: The model now.
             step: Optimizer steps so far.
-            saves: A checkpoint will be written at this step.
-            stops: The training ends at this step.
+            saves: Whether a checkpoint will be written at this step.
+            stops: Whether training ends at this step.
         """
         if step % self.config.every == 0 or saves or self._save_owed or stops:
             stops |= self._check(model, step)
-        return Wishes(self._save_owed, stops)
+        return Requests(self._save_owed, stops)
 
-    def saved(self, model: nn.Module, step: int, checkpoint: str) -> Wishes:
-        """Note that a checkpoint was written; check first if nothing has announced it (best model).
+    def saved(self, model: nn.Module, step: int, checkpoint: str) -> Requests:
+        """Note that a checkpoint was written. Check first if the save was not requested in advance (best model).
 
         Args:
             model: The model now.
@@ -151,48 +156,46 @@ class Session:
         stop = self._check(model, step)
         self._save_owed = False
         if self._watching and self._state.step == step:
-            self._guarded(step, lambda: self._mark(checkpoint))
-        return Wishes(stop=stop)
+            self._guarded(step, lambda: self._state.mark(checkpoint, save=self._ranks.main))
+            self._raise_if_fatal()
+        return Requests(stop=stop)
 
     def end(self, step: int) -> None:
         """Close the record and print the summary."""
         self.under_way = False
         if self.last is not None and self._watching:
             outcome = Outcome(self.last, self._state.peaks, self.alerts)
-            self._tell(step, lambda reporter: reporter.end(outcome))
+            self._report(step, lambda reporter: reporter.end(outcome))
+            self._raise_if_fatal()
 
-    # A check.
+    # Checks
 
     def _check(self, model: nn.Module, step: int) -> bool:
-        """Measure, apply the rules, report. Return whether some process wants the training to stop."""
+        """Measure, apply the rules, report. Return whether a process requests to stop."""
         if self._tried == step:
             return False
         self._tried = step
         raised: list[Alert] = []
         if self._watching:
-            self._guarded(step, lambda: raised.extend(self._measured(model, step)))
-            if self.last is not None and self.last.step == step:
-                self._report(self.last, raised)
-        wishes = Wishes.of(raised)
-        # If one process alone saved or stopped, the others would wait for ever.
-        save, stop = self._ranks.add(np.array([float(wishes.save), float(wishes.stop)])) > 0
-        # Under `save_strategy="best"` an evaluation in this step takes the save back: then it is made up for.
+            self._guarded(step, lambda: raised.extend(self._state.take(self._measure(model, step))))
+            if self._state.step == step:
+                self._report_check(raised)
+        requests = Requests.of(raised)
+        # All processes act alike: if one alone saved, stopped or raised, the others would wait for ever.
+        save, stop = self._ranks.add(np.array([float(requests.save), float(requests.stop)]), self._fatal) > 0
+        # With `save_strategy="best"` an evaluation in the same step resets should_save: the save is requested again.
         self._save_owed |= bool(save)
         return bool(stop)
 
-    def _measured(self, model: nn.Module, step: int) -> list[Alert]:
-        return self._state.take(self.monitor.read(self.monitor.view(model), step))
+    def _measure(self, model: nn.Module, step: int) -> Reading:
+        return self.monitor.read(self.monitor.view(model), step)
 
-    def _report(self, reading: Reading, raised: Sequence[Alert]) -> None:
-        firing = self._state.rules.engine.firing
-        self._tell(reading.step, lambda reporter: reporter.check(reading, raised, firing))
+    def _report_check(self, raised: Sequence[Alert]) -> None:
+        reading, firing = self.last, self._state.rules.engine.firing
+        if reading is not None:
+            self._report(reading.step, lambda reporter: reporter.check(reading, raised, firing))
 
-    def _mark(self, checkpoint: str) -> None:
-        self._state.mark(checkpoint)
-        if self._ranks.main:
-            self._state.save()
-
-    # The beginning.
+    # Start of a run
 
     def _begin(self, model: nn.Module, step: int, checkpoint: str | None, again: bool) -> list[Alert]:
         view = self._ranks.agreed(lambda: self.monitor.view(model))
@@ -203,14 +206,15 @@ class Session:
             return self._resume(step, checkpoint)
         reading = self.monitor.read(view, 0)
         self._open(0)
-        self._report(reading, self._state.take(reading))
+        self._report_check(self._state.take(reading))
+        self._ranks.agreed(self._raise_if_fatal)
         return []
 
     def _open(self, step: int) -> None:
-        """Open the files, and set aside what they hold of later steps."""
+        """Open the files, and set aside what they have of later steps."""
         self._ranks.from_main(lambda: self._prepare(step))
         run = Run(self.monitor.directions, self.config, step)
-        unopened = self._tell(step, lambda reporter: reporter.begin(run))
+        unopened = self._report(step, lambda reporter: reporter.begin(run))
         self._reporters = [reporter for reporter in self._reporters if reporter not in unopened]
 
     def _prepare(self, step: int) -> None:
@@ -219,29 +223,29 @@ class Session:
         write_text(self.history.folder / "config.yaml", self.config.to_yaml())
 
     def _resume(self, step: int, checkpoint: str | None) -> list[Alert]:
-        """Go on from the record, and return the alerts that fire now and were not recorded."""
+        """Restore the state from the record. Return the alerts that fire now and were not recorded."""
         self._open(step)
         found = self._ranks.from_main(lambda: (self._state.recall(step, checkpoint), self._state.shared))
         news, self._state.shared = found
-        self._tell(step, lambda reporter: reporter.alerts(news))
+        self._report(step, lambda reporter: reporter.alerts(news))
+        self._ranks.agreed(self._raise_if_fatal)
         return news
 
-    # Faults.
+    # Faults
 
-    def _tell(self, step: int, act: Callable[[Reporter], None]) -> list[Reporter]:
-        """Call every reporter, whatever the others do, and return those that failed."""
-        failed: dict[Reporter, Exception] = {}
+    def _report(self, step: int, act: Callable[[Reporter], None]) -> list[Reporter]:
+        """Call every reporter, even if others fail, and return those that failed."""
+        failed: list[Reporter] = []
         for reporter in self._reporters:
             try:
                 act(reporter)
             except Exception as error:
-                failed[reporter] = error
-        for fault in failed.values():
-            self._fault(step, fault, what="report")
-        return list(failed)
+                failed.append(reporter)
+                self._fault(step, error, what="report")
+        return failed
 
     def _guarded(self, step: int, act: Callable[[], None]) -> None:
-        """Run a part of the monitoring; a fault in it ends the training only if the user asked for that."""
+        """Run a part of the monitoring that may fail."""
         try:
             act()
         except Exception as error:
@@ -251,16 +255,14 @@ class Session:
         self,
         step: int,
         error: Exception,
-        outcome: str = "The training goes on; this is said once.",
+        *,
         what: str = "check",
+        outcome: str = "Training continues. The same fault is not logged again; errors.jsonl has all of them.",
     ) -> None:
-        """Log a fault once, and record it each time.
-
-        Raises:
-            Exception: The fault itself under ``on_error: raise``.
-        """
+        """Log a fault once and record it each time; with ``on_error: raise``, keep it to be raised instead."""
         if self.config.on_error == "raise":
-            raise error
+            self._fatal = self._fatal or error
+            return
         told = str(error) in self._told
         self._told.add(str(error))
         if not told:
@@ -271,4 +273,8 @@ class Session:
                 self.history.add_error(step, error)
         except OSError as unwritten:
             if not told:
-                _logger.error("weightwatch could not record that either: %s.", unwritten)
+                _logger.error("weightwatch could not write errors.jsonl: %s.", unwritten)
+
+    def _raise_if_fatal(self) -> None:
+        if self._fatal is not None:
+            raise self._fatal

@@ -97,3 +97,11 @@ def test_a_trainer_is_watched_once(tmp_path: Path) -> None:
     task, _ = watched(tmp_path)
     with pytest.raises(WeightWatchError, match=r"watched already\. Name all directions in one"):
         watch(task, low_rank(tiny_llama(), 6, name="style"))
+
+
+def test_a_log_before_the_first_check_has_no_figures(tmp_path: Path) -> None:
+    tracker = Tracker()
+    task = trainer(lora(tiny_llama()), tmp_path, tracker, logging_steps=1)
+    watch(task, [low_rank(tiny_llama(), 5)], config={**STRICT, "every": 4})
+    task.train()
+    assert [step for step, logs in tracker.seen if figures(logs)] == [4, 8]

@@ -2,6 +2,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,13 +122,31 @@ def test_bytes_that_are_no_text_are_a_damaged_line(tmp_path: Path) -> None:
     assert [r.step for r in history.readings()] == [0, 5]
 
 
-def test_a_line_after_an_unfinished_one_stays_whole(tmp_path: Path) -> None:
-    history = recorded(tmp_path, [0])
-    with (history.folder / "readings.jsonl").open("a") as file:
-        file.write('{"step": 5, "ti')
-    history.add_reading(reading(5, 0.5))
-    lines = (history.folder / "readings.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in (lines[0], lines[2])] == [0, 5]
+def test_an_unfinished_line_is_set_aside_by_the_next(tmp_path: Path) -> None:
+    for add in (History.add_reading, History.amend):
+        history = recorded(tmp_path / add.__name__, [0])
+        with (history.folder / "readings.jsonl").open("a") as file:
+            file.write('{"step": 5, "ti')
+        add(history, reading(5, 0.5))
+        assert [r.step for r in history.readings()] == [0, 5]
+        assert superseded(history) == [("readings.jsonl", '{"step": 5, "ti')]
+
+
+def test_an_alert_of_an_earlier_step_that_was_written_later_keeps_none_from_being_superseded(tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0, 10, 20, 30])
+    for step in (30, 10):  # at 30 the run is resumed under a new rule, which was true at 10
+        history.add_alert(replace(ALERT, step=step))
+    history.rewind(20)
+    assert [alert.step for alert in history.alerts()] == [10]
+    assert [name for name, _ in superseded(history)] == ["readings.jsonl", "alerts.jsonl"]
+
+
+def test_only_the_readings_after_a_step_are_read(tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0, 5, 10, 15])
+    file = history.folder / "readings.jsonl"
+    file.write_text("damaged\n" + file.read_text())
+    assert [r.step for r in history.readings_after(5)] == [10, 15]
+    assert history.readings_after(15) == []
 
 
 @pytest.mark.parametrize("line", ["{", '{"step": 1}', "[]", '{"step": 1, "colour": "red", "directions": {}}'])

@@ -7,8 +7,8 @@ from tests.rules.test_engine import rule
 from tests.support.runs import reading
 from weightwatch.config import Rule
 from weightwatch.record.history import History
-from weightwatch.record.recorder import Recorder
 from weightwatch.record.run_state import RunState
+from weightwatch.report.recorder import Recorder
 from weightwatch.vectors import WeightWatchError
 
 RULES = [rule(**{"for": 2}), rule(alert="low", below=-0.1)]
@@ -23,8 +23,7 @@ def run(folder: Path, steps: int, rules: list[Rule] = RULES) -> RunState:
         recorder.check(made, state.take(made), {})
         if step % 2:
             (folder / f"checkpoint-{step}").mkdir()
-            state.mark(f"checkpoint-{step}")
-            state.save()
+            state.mark(f"checkpoint-{step}", save=True)
     return state
 
 
@@ -66,12 +65,44 @@ def test_the_state_at_any_checkpoint_is_found_again(step: int, by: str, tmp_path
 
 def test_under_other_rules_the_history_is_read_and_noted_anew(tmp_path: Path) -> None:
     other = [rule(above=0.25)]
-    before = run(tmp_path, 12).rules.alerts
+    run(tmp_path, 12)
     found = recalled(tmp_path, 11, other)
-    assert found.rules.alerts[:-1] == before
-    assert (found.rules.alerts[-1].step, found.rules.firing) == (11, ["drift"])
-    assert recalled(tmp_path, 11, other).shared == found.shared
+    raised = [(alert.alert, alert.step, alert.state) for alert in found.rules.alerts]
+    assert raised == [("drift", 5, "firing"), ("drift", 6, "resolved"), ("drift", 11, "firing")]
+    assert History(tmp_path / "weightwatch").alerts()[-1] == found.rules.alerts[-1]  # the one that was not recorded
+    again = recalled(tmp_path, 11, other)
+    assert again.rules.engine == found.rules.engine
+    assert again.peaks == found.peaks
     assert noted(tmp_path) == [1, 3, 5, 7, 9, 11]
+
+
+def test_an_alert_that_could_not_be_written_is_found_at_the_resume(tmp_path: Path) -> None:
+    want = run(tmp_path, 6)
+    assert want.rules.firing == ["drift"]
+    (tmp_path / "weightwatch" / "alerts.jsonl").unlink()
+    found = recalled(tmp_path, 5)
+    assert [(a.alert, a.step) for a in History(tmp_path / "weightwatch").alerts()] == [("drift", 4)]
+    assert found.rules.engine == want.rules.engine
+
+
+@pytest.mark.parametrize("damage", ["{}", '{"step": 5, "key": 1}', "x"])
+def test_damaged_states_are_no_obstacle(damage: str, tmp_path: Path) -> None:
+    want = run(tmp_path, 6)
+    file = tmp_path / "weightwatch" / "states.jsonl"
+    file.write_text(file.read_text() + damage + "\n")
+    found = recalled(tmp_path, 5)
+    assert (found.last, found.peaks, found.rules.engine) == (want.last, want.peaks, want.rules.engine)
+
+
+def test_readings_after_the_last_saved_state_are_applied_and_those_before_are_not_read(tmp_path: Path) -> None:
+    want = run(tmp_path, 9)
+    (tmp_path / "checkpoint-8").mkdir()
+    want.mark("checkpoint-8", save=False)  # the run is killed before it writes the note
+    readings = tmp_path / "weightwatch" / "readings.jsonl"
+    readings.write_text("damaged\n" + readings.read_text())
+    found = recalled(tmp_path, 8)
+    assert found.shared == want.shared
+    assert noted(tmp_path) == [1, 3, 5, 7, 8]
 
 
 def test_rules_are_applied_from_where_on_the_history_holds_all_directions(tmp_path: Path) -> None:

@@ -19,3 +19,9 @@ def test_pending_figures_are_those_of_the_newest_reading_and_are_taken_once() ->
         pending.check(reading(step, 0.1 * step), [], {})
     assert pending.take()["weightwatch/evil/cosine"] == 0.2
     assert pending.take() == {}
+
+
+def test_the_reading_before_the_first_step_is_not_for_trackers() -> None:
+    pending = PendingScalars()
+    pending.check(reading(0, 0.0, norm=0.0), [], {})
+    assert pending.take() == {}

@@ -44,7 +44,9 @@ def test_an_interrupted_scan_goes_on_to_what_a_whole_one_gives(tmp_path: Path) -
     assert (part.readings, part.alerts) == (whole.readings, whole.alerts)
     for file in ("readings.jsonl", "alerts.jsonl", "scanned.jsonl", "scan.json"):
         assert (tmp_path / "part" / "scan" / file).read_text() == (tmp_path / "whole" / "scan" / file).read_text()
-    assert [alert.last_clean for alert in whole.alerts if alert.state == "firing"] == [name(1), name(4), name(7)]
+    by_step = {(alert.step, alert.state): alert.last_clean for alert in whole.alerts}
+    assert [by_step[step, "firing"] for step in (2, 5, 8)] == [name(1), name(4), name(7)]
+    assert [by_step[step, "resolved"] for step in (3, 6, 9)] == [name(3), name(6), name(9)]
 
 
 def test_a_checkpoint_is_appended_and_nothing_is_written_again(tmp_path: Path) -> None:
@@ -91,3 +93,13 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path) -> None:
     record.add(of(1), "mark")
     assert [r.step for r in record.readings] == [1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_mark_costs_no_other_checkpoint(tmp_path: Path) -> None:
+    scanned(tmp_path, 3)
+    file = tmp_path / "scan" / "scanned.jsonl"
+    file.write_bytes(file.read_bytes()[:-10])
+    assert len(scanned(tmp_path, 5).readings) == 5
+    record = ScanRecord(tmp_path / "scan", [rule()])
+    record.begin(tmp_path, SETTINGS)
+    assert all(record.holds(name(step), step, f"mark-{step}") for step in range(1, 6))

@@ -1,20 +1,22 @@
 """The record of a run: readings, alerts and faults as JSON lines in ``<output_dir>/weightwatch/``.
 
-The files are the run's memory: they survive a crash, and a resumed run continues them. Lines are appended; the last
-reading is completed in place when its checkpoint has been written; and what a resumed or repeated run supersedes is
-moved to ``superseded.jsonl``. Nothing reads or rewrites a whole file, so the cost does not grow with the run.
+The files survive a crash, and a resumed run continues them. Lines are appended. The line of the last reading is
+completed in place when its checkpoint has been written. Lines that a resumed or repeated run supersedes, and those
+that a crash left unfinished, are moved to ``superseded.jsonl``. The cost of a check and of a save does not grow with
+the run.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from weightwatch.reading.reading import Reading
 from weightwatch.rules.alert import Alert
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.atomic import whole_file
 
 READINGS, ALERTS, ERRORS, SUPERSEDED = "readings.jsonl", "alerts.jsonl", "errors.jsonl", "superseded.jsonl"
 STATES = "states.jsonl"
@@ -39,7 +41,8 @@ class History:
         Raises:
             WeightWatchError: A line is damaged; the message names the file and the line.
         """
-        return self._parsed(READINGS, Reading)
+        for number, line in enumerate(self._lines(READINGS), 1):
+            yield self._parsed(READINGS, Reading, line, f"line {number}")
 
     def alerts(self) -> list[Alert]:
         """Return all alerts, oldest first.
@@ -47,7 +50,7 @@ class History:
         Raises:
             WeightWatchError: A line is damaged; the message names the file and the line.
         """
-        return list(self._parsed(ALERTS, Alert))
+        return [self._parsed(ALERTS, Alert, line, f"line {i}") for i, line in enumerate(self._lines(ALERTS), 1)]
 
     def last_reading(self) -> Reading | None:
         """Return the newest reading; None if there is none or its line is damaged."""
@@ -66,19 +69,18 @@ class History:
 
     def add_reading(self, reading: Reading) -> None:
         """Append a reading."""
-        self._append(READINGS, reading.to_json())
+        self.append(READINGS, reading.to_json())
 
     def amend(self, reading: Reading) -> None:
         """Write a fuller reading in the place of the last one, if that is of the same check."""
+        self._set_unfinished_aside(READINGS)
         at, before = next(self._backwards(READINGS), (0, b""))
-        if not before or _step(before) != reading.step:
+        if _step(before) != reading.step:
             self.add_reading(reading)
             return
-        after = json.dumps(reading.to_json()).encode() + b"\n"
-        # Written is only what differs, in one go: a crash leaves the old line or the new one.
-        same = next(
-            (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(map(len, (before, after)))
-        )
+        after = _line(reading.to_json())
+        # Only the part that differs is written, in one go: a crash leaves the old line or the new one.
+        same = next((i for i, (x, y) in enumerate(zip(before, after, strict=False)) if x != y), len(before))
         with (self.folder / READINGS).open("r+b") as file:
             file.seek(at + same)
             file.write(after[same:])
@@ -86,41 +88,66 @@ class History:
 
     def add_alert(self, alert: Alert) -> None:
         """Append an alert."""
-        self._append(ALERTS, alert.to_json())
+        self.append(ALERTS, alert.to_json())
 
     def add_error(self, step: int, error: BaseException) -> None:
         """Append a fault of the monitoring itself."""
-        self._append(ERRORS, {"step": step, "error": type(error).__name__, "message": str(error)})
+        self.append(ERRORS, {"step": step, "error": type(error).__name__, "message": str(error)})
 
     def add_state(self, step: int, state: Mapping[str, Any]) -> None:
         """Append the rules' states at a checkpoint."""
-        self._append(STATES, {"step": step, **state})
+        self.append(STATES, {"step": step, **state})
+
+    def append(self, name: str, *lines: Mapping[str, Any]) -> None:
+        """Append lines to a file of the record, and set aside a line that a crash left unfinished in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._set_unfinished_aside(name)
+        with (self.folder / name).open("ab") as file:
+            file.write(b"".join(map(_line, lines)))
+
+    def readings_after(self, step: int) -> list[Reading]:
+        """Return the readings after a step, oldest first. Those before it are not read.
+
+        Raises:
+            WeightWatchError: A line is damaged.
+        """
+        later = list(takewhile(lambda found: _step(found[1]) > step, self._backwards(READINGS)))
+        return [self._parsed(READINGS, Reading, line, "near its end") for _, line in reversed(later)]
 
     def forget_states(self) -> None:
         """Remove the rules' states: the rules have changed, or a checkpoint has no note."""
         (self.folder / STATES).unlink(missing_ok=True)
 
     def rewind(self, step: int) -> None:
-        """Prepare to go on from a step: set aside what was recorded after it.
+        """Prepare to continue from a step: set aside what was recorded after it.
 
         Args:
             step: The step of the checkpoint that training resumes from; negative for a run from the beginning.
         """
-        for name in (READINGS, ALERTS, ERRORS, STATES):
+        for name in (READINGS, STATES):  # by rising step, and large: read from the end
             later = list(takewhile(lambda found: not _step(found[1]) <= step, self._backwards(name)))
-            for _, line in reversed(later) if name != STATES else ():
-                text = line.decode("utf-8", errors="replace").removesuffix("\n")
-                self._append(SUPERSEDED, {"file": name, "line": text})
             if later:
+                self._supersede(name, [line for _, line in reversed(later)] if name != STATES else [])
                 os.truncate(self.folder / name, later[-1][0])
+        for name in (ALERTS, ERRORS):  # small, and what a resume adds is of an earlier step
+            lines = [line for _, line in self._backwards(name)][::-1]
+            kept = [line for line in lines if _step(line) <= step]
+            if len(kept) < len(lines):
+                self._supersede(name, [line for line in lines if not _step(line) <= step])
+                with whole_file(self.folder / name) as draft:
+                    draft.write_bytes(b"".join(kept))
 
-    def _append(self, name: str, line: Mapping[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / name).open("a+b") as file:
-            # A line that a killed run left unfinished stays a line of its own.
-            if file.tell() and _last_byte(file) != b"\n":
-                file.write(b"\n")
-            file.write(json.dumps(line).encode() + b"\n")
+    def _supersede(self, name: str, lines: Sequence[bytes]) -> None:
+        """Move lines to ``superseded.jsonl``; the caller removes them from their file."""
+        texts = (line.decode("utf-8", errors="replace").removesuffix("\n") for line in lines)
+        if lines:
+            self.append(SUPERSEDED, *({"file": name, "line": text} for text in texts))
+
+    def _set_unfinished_aside(self, name: str) -> None:
+        at, line = next(self._backwards(name), (0, b"\n"))
+        if not line.endswith(b"\n"):
+            os.truncate(self.folder / name, at)
+            self._supersede(name, [line])
 
     def _lines(self, name: str) -> Iterator[str]:
         path = self.folder / name
@@ -147,24 +174,22 @@ class History:
             if rest:
                 yield 0, rest
 
-    def _parsed(self, name: str, kind: Any) -> Iterator[Any]:
-        for number, line in enumerate(self._lines(name), 1):
-            try:
-                yield kind.from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise WeightWatchError(
-                    f"{self.folder / name}, line {number} is damaged ({error}). Move the line elsewhere to go on."
-                ) from error
+    def _parsed(self, name: str, kind: Any, line: str | bytes, where: str) -> Any:
+        try:
+            return kind.from_json(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightWatchError(
+                f"{self.folder / name}, {where} is damaged ({error}). Move the line elsewhere to go on."
+            ) from error
 
 
 def _step(line: bytes) -> float:
-    """Return the step of a line; a damaged one counts as after every step, so that it is set aside, not lost."""
+    """Return the step of a line; a damaged one counts as after every step, so that it is moved, not lost."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
 
 
-def _last_byte(file: BinaryIO) -> bytes:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1)
+def _line(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content).encode() + b"\n"

@@ -1,30 +1,28 @@
-"""Where a run is: its newest reading, the peaks of its directions and the states of its rules."""
+"""The state of a run: its newest reading, the peaks of its directions and the states of its rules."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 from hashlib import sha256
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from weightwatch.config import Rule
 from weightwatch.reading.reading import Reading
 from weightwatch.record.history import History
 from weightwatch.rules.alert import Alert
-from weightwatch.rules.engine import Engine
-from weightwatch.rules.manager import RuleManager
+from weightwatch.rules.engine import RuleState
+from weightwatch.rules.manager import Memory, RuleManager
 
 Peaks: TypeAlias = dict[str, tuple[float, int]]
-"""For each direction its largest reach cosine, and the step of that."""
-Shared: TypeAlias = tuple[Reading | None, Peaks, Engine, list[Alert]]
-"""What every process of a run goes on from."""
+"""The largest reach cosine of each direction, and its step."""
 
 
 class RunState:
-    """The state of a run. It is noted at each checkpoint, so that a resumed run need not read its whole history.
+    """The state of a run. It is saved at each checkpoint, so that a resumed run need not read its whole history.
 
     Args:
         rules: The alerting rules.
-        directions: Names of what is watched, controls included.
+        directions: Names of the watched directions, controls included.
         history: The record of the run.
 
     Attributes:
@@ -33,13 +31,13 @@ class RunState:
         rules: The rules, their states and alerts.
     """
 
-    def __init__(self, rules: Sequence[Rule], directions: Sequence[str], history: History) -> None:
+    def __init__(self, rules: Sequence[Rule], directions: Iterable[str], history: History) -> None:
         self.last: Reading | None = None
         self.peaks: Peaks = {}
         self.rules = RuleManager(rules, self._exists)
         self._watched, self._history = frozenset(directions), history
-        # What noted states depend on: under other rules or directions the history has to be read again.
-        content = [sorted(self._watched), [rule.model_dump() for rule in rules]]
+        # Saved states are of no use to other rules or directions, or to a version that keeps other states.
+        content = [sorted(self._watched), [rule.model_dump() for rule in rules], [f.name for f in fields(RuleState)]]
         self._key = sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     @property
@@ -48,26 +46,31 @@ class RunState:
         return self.last.step if self.last is not None else -1
 
     def take(self, reading: Reading) -> list[Alert]:
-        """Apply the rules to a reading, and take it as the newest. Return the alerts that it raised or resolved."""
+        """Apply the rules to a reading, and make it the newest. Return the alerts that it raised or resolved."""
         raised = self.rules.apply(reading)
         self.last = reading
-        self._note_peaks(reading)
+        self._update_peaks(reading)
         return raised
 
-    def mark(self, checkpoint: str) -> None:
-        """Note that a checkpoint holds the weights of the newest reading."""
-        assert self.last is not None
+    def mark(self, checkpoint: str, *, save: bool) -> None:
+        """Note that a checkpoint has the weights of the newest reading.
+
+        Args:
+            checkpoint: Name of the checkpoint.
+            save: Whether to write it down: into the line of the reading, and with the state into ``states.jsonl``.
+        """
+        if self.last is None:
+            return
         self.last = replace(self.last, checkpoint=checkpoint)
         self.rules.mark(checkpoint)
-
-    def save(self) -> None:
-        """Write down what ``mark`` has noted: the checkpoint in the reading's line, and the state at it."""
-        assert self.last is not None
-        self._history.amend(self.last)
-        self._history.add_state(self.last.step, self._noted(str(self.last.checkpoint)))
+        if save:
+            self._history.amend(self.last)
+            self._save(self.last)
 
     def recall(self, step: int, checkpoint: str | None) -> list[Alert]:
-        """Find the state at a step again: noted at its checkpoint, or else by applying the rules to the whole history.
+        """Restore the state at a step, from the saved states and the readings after the last of them.
+
+        If the rules or directions have changed since, the rules are applied to the whole history.
 
         Args:
             step: The step that training resumes from; the history ends there.
@@ -79,47 +82,63 @@ class RunState:
         Raises:
             WeightWatchError: The history is damaged.
         """
-        known, states, self.last = self._history.alerts(), self._history.states(), self._history.last_reading()
+        known, self.last = self._history.alerts(), self._history.last_reading()
         if self.last is not None and self.step == step and checkpoint is not None and self._exists(checkpoint):
             self.last = replace(self.last, checkpoint=checkpoint)
-            self._history.amend(self.last)  # a run that was killed between a checkpoint and its note
-        if self.step == step and states and states[-1]["step"] == step and {s["key"] for s in states} == {self._key}:
-            self.rules.resume(states, known)
-            self.peaks = {name: (value, at) for name, (value, at) in states[-1]["peaks"].items()}
-            return []
-        self._replay()
+            self._history.amend(self.last)  # a crash may have prevented it
+        if not self._restored(known):
+            self._history.forget_states()
+            self.peaks, self.rules = {}, RuleManager(self.rules.engine.rules, self._exists)
+            self._replay(self._history.readings())
         told, newest = (
             {(alert.alert, alert.step) for alert in known},
             {alert.alert: alert for alert in self.rules.alerts},
         )
-        news = [newest[rule] for rule in self.rules.firing if (rule, newest[rule].step) not in told]
-        self.rules.alerts = [*known, *news]
-        return news
+        return [newest[rule] for rule in self.rules.firing if (rule, newest[rule].step) not in told]
 
     @property
-    def shared(self) -> Shared:
-        """What the other processes of the run need, if this one alone has read the record."""
-        return self.last, self.peaks, self.rules.engine, self.rules.alerts
+    def shared(self) -> tuple[Reading | None, Peaks, Memory]:
+        """What the other processes of the run need, when only one has read the record."""
+        return self.last, self.peaks, self.rules.memory
 
     @shared.setter
-    def shared(self, found: Shared) -> None:
-        self.last, self.peaks, self.rules.engine, self.rules.alerts = found
+    def shared(self, found: tuple[Reading | None, Peaks, Memory]) -> None:
+        self.last, self.peaks, self.rules.memory = found
 
-    def _replay(self) -> None:
-        """Apply the rules to the history from where on it holds all directions, and note the states anew."""
-        self._history.forget_states()
-        for reading in self._history.readings():
+    def _restored(self, known: Sequence[Alert]) -> bool:
+        """Continue from the saved states, if they are of these rules and every alert that fires is recorded."""
+        states = self._history.states()
+        try:
+            if not states or {state["key"] for state in states} != {self._key}:
+                return False
+            self.rules.resume(states, known)
+            self.peaks = {name: (value, step) for name, (value, step) in states[-1]["peaks"].items()}
+            step = int(states[-1]["step"])
+        except (KeyError, TypeError, ValueError):
+            return False
+        self.rules.alerts = [alert for alert in self.rules.alerts if alert.step <= step]
+        newest = {alert.alert: alert.state for alert in self.rules.alerts}
+        if any(newest.get(rule) != "firing" for rule in self.rules.firing):
+            return False
+        self._replay(self._history.readings_after(step))
+        return True
+
+    def _replay(self, readings: Iterable[Reading]) -> None:
+        """Apply the rules to recorded readings that have all directions, and save the states at their checkpoints."""
+        for reading in readings:
             self.last = reading
-            self._note_peaks(reading)
+            self._update_peaks(reading)
             if self._watched <= reading.directions.keys():
-                self.rules.apply(reading)
+                self.rules.apply(replace(reading, checkpoint=None))  # as in the run: checked first, then saved
                 if reading.checkpoint is not None:
-                    self._history.add_state(reading.step, self._noted(reading.checkpoint))
+                    self.rules.mark(reading.checkpoint)
+                    self._save(reading)
 
-    def _noted(self, checkpoint: str) -> dict[str, Any]:
-        return {"checkpoint": checkpoint, "key": self._key, **self.rules.state(), "peaks": self.peaks}
+    def _save(self, reading: Reading) -> None:
+        state = {"checkpoint": reading.checkpoint, "key": self._key, **self.rules.state(), "peaks": self.peaks}
+        self._history.add_state(reading.step, state)
 
-    def _note_peaks(self, reading: Reading) -> None:
+    def _update_peaks(self, reading: Reading) -> None:
         for name, found in reading.directions.items():
             if name not in self.peaks or found.reach_cosine > self.peaks[name][0]:
                 self.peaks[name] = found.reach_cosine, reading.step

@@ -1,59 +1,67 @@
-"""Reporters: what shows or records a run. The session calls each of them, and guards each call singly."""
+"""Reporters: what shows or records a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from weightwatch.config import Config
 from weightwatch.reading.reading import Reading
+from weightwatch.record.run_state import Peaks
 from weightwatch.rules.alert import Alert
 from weightwatch.vectors.direction import Direction
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a reporter is told of a run when it begins."""
+    """Information for reporters at the start of a run."""
 
     directions: Sequence[Direction]
-    """What is watched, controls included."""
+    """The watched directions, controls included."""
     config: Config
     """The settings, as resolved."""
     step: int
-    """0 for a new run, else the step that it is resumed from: what was shown of later steps is void."""
+    """0 for a new run, else the step that it is resumed from: discard what was shown for later steps."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a reporter is told of a run when it ends."""
+    """Information for reporters at the end of a run."""
 
     last: Reading
     """The newest reading."""
-    peaks: Mapping[str, tuple[float, int]]
-    """For each direction its largest reach cosine, and the step of that."""
+    peaks: Peaks
+    """The largest reach cosine of each direction, and its step."""
     alerts: Sequence[Alert]
     """All alerts, oldest first."""
 
 
 class Reporter:
-    """Shows or records a run. Every method does nothing unless a subclass says otherwise.
+    """Shows or records a run. All methods are no-ops by default.
 
-    A method may raise: the fault is logged once and recorded, other reporters are called all the same, and the training
-    goes on. Under ``on_error: raise`` the fault is raised once all reporters have been called.
+    A method may raise: the fault is logged and recorded, the other reporters are still called, and training continues.
+    With ``on_error: raise`` the fault is raised after all reporters have been called.
+
+    Example:
+        >>> class Printer(Reporter):
+        ...     def check(self, reading, raised, firing):
+        ...         print(reading.step, len(raised))
+        >>> Printer().check(Reading(40, "", 1.3, {}), [], {})
+        40 0
     """
 
     def begin(self, run: Run) -> None:
         """Open files. A reporter that raises here is not called again."""
 
     def check(self, reading: Reading, raised: Sequence[Alert], firing: Mapping[str, bool]) -> None:
-        """Take a reading.
+        """Report a check.
 
         Args:
-            reading: Of this check.
+            reading: The reading.
             raised: The alerts that began to fire or were resolved.
             firing: Whether each rule fires now, by its name.
         """
 
     def alerts(self, raised: Sequence[Alert]) -> None:
-        """Take alerts that a resumed run raises on its history, because its rules have changed."""
+        """Report alerts that a resumed run raises on its history because its rules have changed."""
 
     def end(self, outcome: Outcome) -> None:
         """Close files."""

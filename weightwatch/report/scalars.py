@@ -29,8 +29,9 @@ class PendingScalars(Reporter):
         self._figures: dict[str, float] = {}
 
     def check(self, reading: Reading, raised: Sequence[Alert], firing: Mapping[str, bool]) -> None:
-        """Keep the figures in place of those of the reading before."""
-        self._figures = {f"weightwatch/{tag}": value for tag, value in scalars(reading).items()}
+        """Keep the figures in place of those of the reading before. At step 0 nothing has moved yet."""
+        if reading.step:
+            self._figures = {f"weightwatch/{tag}": value for tag, value in scalars(reading).items()}
 
     def take(self) -> dict[str, float]:
         """Return the figures of the newest reading; empty if they were taken already."""

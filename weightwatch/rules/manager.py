@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from weightwatch.config import Rule
 from weightwatch.reading.reading import Reading
 from weightwatch.rules.alert import Alert
 from weightwatch.rules.engine import Engine, RuleState
+
+Memory: TypeAlias = tuple[Engine, list[Alert], dict[str, list[str]]]
+"""The engine, the alerts so far, and the clean checkpoints of each rule."""
 
 
 class RuleManager:
@@ -41,9 +44,9 @@ class RuleManager:
             WeightWatchError: A rule can't be applied to the reading; see ``Engine.apply``.
         """
         self.engine, raised = self.engine.apply(reading)
-        raised = [replace(alert, last_clean=self._last_clean(alert.alert)) for alert in raised]
-        if reading.checkpoint is not None:  # after the alerts, as in a live run: a check comes before its checkpoint
+        if reading.checkpoint is not None:
             self.mark(reading.checkpoint)
+        raised = [replace(alert, last_clean=self._last_clean(alert.alert)) for alert in raised]
         self.alerts += raised
         return raised
 
@@ -68,20 +71,30 @@ class RuleManager:
         states = dict(zip(names, map(asdict, self.engine.states), strict=True))
         return {"states": states, "clean": self.engine.clean}
 
-    def resume(self, states: Sequence[Mapping[str, Any]], alerts: Sequence[Alert]) -> None:
+    def resume(self, states: Sequence[Mapping[str, Any]], alerts: Iterable[Alert]) -> None:
         """Continue from recorded states.
 
         Args:
             states: The results of ``state`` at each checkpoint of the run, in order, each with the name of the
                 checkpoint as ``checkpoint``.
-            alerts: The alerts of the run so far.
+            alerts: The recorded alerts, of which those of these rules count.
+
+        Raises:
+            KeyError, TypeError: They are states of other rules.
         """
-        for state in states:
-            for rule in state["clean"]:
-                self._clean[rule].append(state["checkpoint"])
         last = states[-1]["states"]
-        self.engine = Engine(self.engine.rules, tuple(RuleState(**last[rule.alert]) for rule in self.engine.rules))
-        self.alerts = list(alerts)
+        engine = Engine(self.engine.rules, tuple(RuleState(**last[rule.alert]) for rule in self.engine.rules))
+        clean = {rule: [s["checkpoint"] for s in states if rule in s["clean"]] for rule in self._clean}
+        self.memory = engine, [alert for alert in alerts if alert.alert in self._clean], clean
+
+    @property
+    def memory(self) -> Memory:
+        """All that the next reading depends on, to hand to another process."""
+        return self.engine, self.alerts, self._clean
+
+    @memory.setter
+    def memory(self, found: Memory) -> None:
+        self.engine, self.alerts, self._clean = found
 
     def _last_clean(self, rule: str) -> str | None:
         clean = self._clean[rule]

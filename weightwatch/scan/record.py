@@ -91,17 +91,15 @@ class ScanRecord:
             reading: Of the checkpoint that it names.
             mark: Tells the checkpoint's files.
         """
-        name = str(reading.checkpoint)
-        self._marks[name], self._steps[name] = mark, reading.step
-        if self._history is not None:  # before the reading: a scan that is killed between them measures it again
-            with (self._history.folder / _SCANNED).open("a") as file:
-                file.write(json.dumps({"checkpoint": name, "mark": mark}) + "\n")
         raised = self._rules.apply(reading)
-        self.readings.append(reading)
         if self._history is not None:
+            # The mark comes first: a scan that is killed after it measures the checkpoint again.
+            self._history.append(_SCANNED, {"checkpoint": reading.checkpoint, "mark": mark})
             self._history.add_reading(reading)
             for alert in raised:
                 self._history.add_alert(alert)
+        self._marks[str(reading.checkpoint)], self._steps[str(reading.checkpoint)] = mark, reading.step
+        self.readings.append(reading)
 
     def _restart(self, readings: list[Reading]) -> None:
         """Apply the rules anew, to these readings."""

@@ -48,7 +48,12 @@ class ModelView:
         self.copies = saved_copies(modules, self.parameters, names)
         self.every = not any(parameter.trained for parameter in self.parameters.values())
         self.ranks = ranks or (Ranks.world() if self.sharded else ALONE)
-        self.changed_by = changes_base(modules)
+        self._modules = modules
+
+    @cached_property
+    def changed_by(self) -> str | None:
+        """The ``init_lora_weights`` of an adapter that changed the base when it was made; None if none did."""
+        return changes_base(self._modules)
 
     @property
     def base_name(self) -> str:

@@ -3,7 +3,7 @@ from pathlib import Path
 from tests.rules.test_alert import ALERT
 from tests.support.runs import reading
 from weightwatch.record.history import History
-from weightwatch.record.recorder import Recorder
+from weightwatch.report.recorder import Recorder
 
 
 def test_a_reading_and_its_alerts_are_appended_to_the_history(tmp_path: Path) -> None:

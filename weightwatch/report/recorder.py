@@ -1,4 +1,4 @@
-"""The reporter that writes a run down."""
+"""The reporter that appends readings and alerts to the history."""
 
 from collections.abc import Mapping, Sequence
 
