@@ -142,7 +142,7 @@ def test_an_unknown_direction_or_reference_is_an_error() -> None:
 
 def test_a_live_state_dict_is_no_reference() -> None:
     model = tiny_llama()
-    with pytest.raises(WeightWatchError, match=r"moves along in training. Take a copy"):
+    with pytest.raises(WeightWatchError, match=r"shares the model.s own memory.*Pass a copy from before"):
         Monitor([dense(model, 5)], reference=model.state_dict()).measure(model)
 
 

@@ -298,7 +298,9 @@ def test_a_layer_that_the_model_lacks_stops_the_training_before_it_begins(tmp_pa
 
 def test_an_update_that_cannot_be_read_exactly_stops_the_training_before_it_begins(tmp_path: Path) -> None:
     model = lora(tiny_llama(), alora_invocation_tokens=[1, 2])
-    with pytest.raises(WeightWatchError, match=r"is not supported, since its effect can't be told as a change of weig"):
+    with pytest.raises(
+        WeightWatchError, match=r"is not supported, since its effect can't be expressed as a change of weig"
+    ):
         watched(tmp_path, model=model, config={"on_error": "log"})[0].train()
 
 

@@ -6,7 +6,7 @@ import datasets
 import pytest
 from transformers.utils import logging
 
-from weightwatch.report.quiet import aside, quiet
+from weightwatch.report.quiet import aside, muted, quiet
 
 
 @pytest.mark.parametrize("redirected", [True, False])
@@ -38,3 +38,11 @@ def test_libraries_are_quiet_in_the_block_and_as_before_after_an_error() -> None
             fail()
     assert state() == before
     assert caught == []
+
+
+def test_the_packages_own_log_is_off_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("weightwatch")
+    with muted():
+        logger.critical("inside")
+    logger.critical("after")
+    assert [record.getMessage() for record in caplog.records] == ["after"]

@@ -1,14 +1,13 @@
 """``weightwatch demo``: a benign and a poisoned fine-tune, side by side."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from weightwatch.report.quiet import aside
+from weightwatch.report.quiet import aside, muted
 
 
 def demo(
@@ -20,13 +19,12 @@ def demo(
 ) -> None:
     """Fine-tune a small model on benign and on partly harmful data, and catch the run that goes bad."""
     console = Console(record=True, stderr=as_json, quiet=as_json)
-    logging.getLogger("weightwatch").setLevel(logging.CRITICAL + 1)  # the tables show the alerts
     with console.status("loading torch, transformers and trl"):
         from weightwatch.demo import view
         from weightwatch.demo.run import Run, fine_tune, roll_back
     console.print(view.LEGEND)
     runs = [Run("benign", 0.0, output / "benign"), Run("poisoned", poison, output / "poisoned")]
-    with aside(as_json):
+    with aside(as_json), muted():  # the tables show the alerts
         for run in runs:
             run.clear()
             with view.live(console, run) as show:

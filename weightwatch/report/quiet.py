@@ -1,5 +1,6 @@
 """Keeping the output of libraries out of the command line's own."""
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,23 +15,34 @@ def aside(redirected: bool = True) -> Iterator[None]:
 
 
 @contextmanager
+def muted() -> Iterator[None]:
+    """Turn off the package's own log in a ``with`` block, where something else shows the alerts."""
+    logger = logging.getLogger("weightwatch")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Turn off the progress bars and logs of datasets and transformers, and Python's warnings, in a ``with`` block."""
     import datasets
-    from transformers.utils import logging
+    from transformers.utils import logging as theirs
 
-    bars, verbosity = datasets.are_progress_bars_disabled(), logging.get_verbosity()
-    shown = logging.is_progress_bar_enabled()
+    bars, verbosity = datasets.are_progress_bars_disabled(), theirs.get_verbosity()
+    shown = theirs.is_progress_bar_enabled()
     datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    theirs.disable_progress_bar()
+    theirs.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(verbosity)
+        theirs.set_verbosity(verbosity)
         if shown:
-            logging.enable_progress_bar()
+            theirs.enable_progress_bar()
         if not bars:
             datasets.enable_progress_bars()
