@@ -1,6 +1,7 @@
 """Keeping the output of libraries apart, with the libraries themselves."""
 
 import warnings
+from logging import getLogger
 
 import datasets
 import pytest
@@ -41,7 +42,7 @@ def test_libraries_are_quiet_in_the_block_and_as_before_after_an_error() -> None
 
 
 def test_the_packages_own_log_is_off_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("weightwatch")
+    logger = getLogger("weightwatch")
     with muted():
         logger.critical("inside")
     logger.critical("after")
