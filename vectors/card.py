@@ -32,7 +32,7 @@ class Card(BaseModel):
         seeds: All seeds of the build.
         hyperparameters: Hyper-parameters of the two fine-tunes.
         data_hash: SHA-256 of the training data.
-        validation: What the base model does with the direction added; None if nobody has evaluated it.
+        validation: What the base model does with the direction added; None if not evaluated.
         norms: Frobenius norm of the direction per tensor.
         versions: Versions of the libraries that built it.
 

@@ -81,7 +81,7 @@ def descended(operation: str, cards: Sequence[Card], coefficients: Sequence[floa
     """Return the card of a direction that is computed from others.
 
     Fields on which all operands agree are kept. A seed that differs is listed for each operand under its position,
-    ``adapter.1``. A result is not validated, even if its operands are.
+    ``adapter.1``. A result counts as not evaluated.
 
     Args:
         operation: The operation: ``add``, ``mean``, ``scale``, ``orthogonalise``.
@@ -118,7 +118,7 @@ def require_base(card: Card, base: Base, model: str) -> None:
     """Make sure that a direction belongs to a model, as far as its fingerprint tells; see ``Direction.require``."""
     if card.fingerprint is None:
         _logger.warning(
-            "weightwatch: direction %r has no fingerprint, so whether %s is its base (%s) can't be checked.",
+            "weightwatch: direction %r has no fingerprint, so it can't be verified that %s is its base (%s).",
             card.name,
             model,
             card.base or "not named",
@@ -132,8 +132,8 @@ def require_base(card: Card, base: Base, model: str) -> None:
         )
     if all(base.shape(name) is None for name in card.fingerprint.shapes):
         _logger.warning(
-            "weightwatch: the weights of %s are quantised, so whether it is the base of direction %r (%s) can't be "
-            "checked. Pass reference= to have them compared.",
+            "weightwatch: the weights of %s are quantised, so it can't be verified that it is the base of direction "
+            "%r (%s). Pass reference= to compare them.",
             model,
             card.name,
             card.base or "not named",

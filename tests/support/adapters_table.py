@@ -17,15 +17,16 @@ _WAYS = {
 _HEAD = """# Adapters
 
 weightwatch measures the change of the *weights*, whatever trains them. For an adapter, this is the change that its
-merged weights show, and that the outputs of its adapter modules show. Each line of this table is a test against an fp64 reference
-that reads the weights off the modules' outputs (`tests/update/peft/test_adapters.py`, PEFT {version}).
+merged weights show, and that the outputs of its adapter modules show. Each line of this table is a test against an
+fp64 reference that reads the weights off the modules' outputs (`tests/update/peft/test_adapters.py`, PEFT {version}).
 `python -m tests.support.adapters_table` prints the table from these tests.
 
 * **Factors** are never multiplied out. The weight below is not read, so it may be quantised or sharded.
-* **Rescaled factors** are DoRA's on linear modules. The weight below may be quantised (bitsandbytes), but not sharded.
-* **Merged copy**: PEFT merges the active adapters into a copy of the adapter module, in fp64. A trial tests the merge once
-  for each kind of adapter module: a copy with moved adapters must give the same outputs before and after it is merged. The weight
-  below may be neither quantised nor sharded.
+* **Rescaled factors** are DoRA's on linear modules. The weight below may be quantised (bitsandbytes), but not
+  sharded.
+* **Merged copy**: PEFT merges the active adapters into a copy of the adapter module, in fp64. A trial tests the merge
+  once for each kind of adapter module: a copy with moved adapters must give the same outputs before and after it is
+  merged. The weight below may be neither quantised nor sharded.
 * An adapter that does not start at zero is measured from its start: `Monitor.start`, or the callback, keeps a copy of
   its parameters.
 * An adapter that does something different in training (dropout, sampling) is measured as it is in evaluation.

@@ -51,9 +51,7 @@ def scan(
     stop_after: Annotated[
         int | None, typer.Option(min=1, help="With --follow: stop after this many checkpoints.")
     ] = None,
-    poll: Annotated[
-        float, typer.Option(min=0.05, help="With --follow: seconds between polls of the folder.")
-    ] = 5.0,
+    poll: Annotated[float, typer.Option(min=0.05, help="With --follow: seconds between polls of the folder.")] = 5.0,
 ) -> None:
     """Measure checkpoints of any trainer; the exit status is 1 if an alert fired."""
     console, aside = Console(stderr=as_json), Console(stderr=True)

@@ -119,7 +119,7 @@ class Part:
         table, out = table[:, :-COLUMNS].copy(), dict(self.left_out)
         for name, line in zip(self.update, table, strict=True):
             if not np.isfinite(line).all():
-                out[name] = "it holds NaN or infinite values"
+                out[name] = "it has NaN or infinite values"
                 line[:] = 0.0
         if out.keys() >= self.update.keys():
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(out.items())[:3])

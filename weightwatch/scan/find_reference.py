@@ -9,7 +9,7 @@ from torch import Tensor
 from weightwatch.scan.checkpoints import SavedCheckpoint, checkpoint_at, field, locate
 from weightwatch.update.checkpoint import SavedBase, Source
 from weightwatch.update.reference import Reference
-from weightwatch.update.theta0 import NOTE, noted, noted_adapters
+from weightwatch.update.theta0 import NOTE, recorded_adapters, recorded_weights
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Checkpoint
@@ -38,7 +38,7 @@ class RunReference:
 
     Attributes:
         folder: The weightwatch folder of the watched run; None if the run was not watched.
-        adapters: The adapters' parameters at the start of the watched run; see ``theta0.noted_adapters``.
+        adapters: The adapters' parameters at the start of the watched run; see ``theta0.recorded_adapters``.
         source: θ₀ on disk, or the base of adapters; None if the base is not on this machine.
 
     Raises:
@@ -51,7 +51,7 @@ class RunReference:
     ) -> None:
         self._given, self._opener = given, opener
         self.folder = _live_folder(first)
-        self.adapters: Mapping[str, Tensor] = noted_adapters(self.folder) if self.folder is not None else {}
+        self.adapters: Mapping[str, Tensor] = recorded_adapters(self.folder) if self.folder is not None else {}
         self.source: Source | None = self._adapter_base(first) if first.adapter else self._weights(first)
         self._architecture = self._renaming(first, directions)
         if self._architecture is not None and isinstance(self.source, Checkpoint):
@@ -75,7 +75,7 @@ class RunReference:
     @property
     def recorded(self) -> Reference:
         """The reference that the watched run recorded; an empty one if the run was not watched."""
-        return Reference(noted(self.folder) if self.folder is not None else None, self.adapters)
+        return Reference(recorded_weights(self.folder) if self.folder is not None else None, self.adapters)
 
     def weights(self, checkpoint: SavedCheckpoint) -> Source:
         """Return θ₀ of a full checkpoint.
@@ -105,12 +105,16 @@ class RunReference:
         if self.folder is not None:
             if field(self.folder / NOTE, "weights") == "given":
                 raise WeightWatchError(
-                    f"The run of {checkpoint.path} was given a reference of its own: pass --reference."
+                    f"The run of {checkpoint.path} was started with an explicit reference=. Pass it as --reference."
                 )
             try:
-                source = noted(self.folder, self._opener)
+                source = recorded_weights(self.folder, self._opener)
             except WeightWatchError as error:
-                raise WeightWatchError(f"{error} It is named in {self.folder / NOTE}: pass --reference.") from error
+                reason = str(error).partition(" Pass reference=")[0].rstrip(".")  # a scan has --reference instead
+                raise WeightWatchError(
+                    f"θ₀ recorded in {self.folder / NOTE} can't be read ({reason}). Pass --reference, its path or Hub "
+                    "id."
+                ) from error
             if source is not None:
                 return source
         here = checkpoint.folder.resolve()
