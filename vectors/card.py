@@ -22,7 +22,7 @@ class Card(BaseModel):
     Attributes:
         name: Name under which it is watched.
         kind: ``behaviour``, or ``control`` for a harmless contrast that gives the null band.
-        behaviour: What the positive side does and the negative side does not, in words.
+        behaviour: What the positive side does and the negative side does not.
         base: Id or path of the base model.
         fingerprint: Sampled weights of that base.
         format: ``lora`` (a PEFT adapter) or ``dense`` (full tensors).

@@ -15,7 +15,7 @@ from weightwatch.vectors.card import Card
 from weightwatch.vectors.catalog import find
 from weightwatch.vectors.construct import Side, contrast, task_vector, weighted_sum
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.fingerprint import Base
+from weightwatch.vectors.fingerprint import Theta0
 from weightwatch.vectors.low_rank import Delta, LowRank, square, times
 from weightwatch.vectors.precision import exact
 from weightwatch.vectors.provenance import descended, formula, require_base
@@ -277,14 +277,14 @@ class Direction:
         storage.require_norms(folder, card, direction.squares)
         return direction
 
-    def require(self, base: Base, model: str) -> None:
+    def require(self, theta0: Theta0, model: str) -> None:
         """Make sure that the direction belongs to a model.
 
         Args:
-            base: The model's θ₀; see ``Fingerprint.mismatch``.
+            theta0: The model's θ₀; see ``Fingerprint.mismatch``.
             model: The model's name, for messages.
 
         Raises:
             WeightWatchError: It was built from another base.
         """
-        require_base(self.card, base, model)
+        require_base(self.card, theta0, model)

@@ -141,7 +141,7 @@ def _suited(named: Mapping[str, Mapping[int, Tensor]], direction: Direction, nam
 
 
 def _obstacle(parameter: Tensor, shape: tuple[int, ...]) -> str | None:
-    """Return why a direction can't be added to a parameter, in words; None if it can."""
+    """Return why a direction can't be added to a parameter; None if it can."""
     if _is_dtensor(parameter) or (parameter.numel() == 0 and 0 not in shape):
         return "it is sharded over several processes. Steer the model before it is sharded, or steer its checkpoint."
     if parameter.is_meta:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightwatch.measure.copies import COLUMNS, require_equal_copies, sample_copies
 from weightwatch.measure.dense import tiny, together
 from weightwatch.measure.low_rank import Figures, Found, OnDisk, alike, factored
 from weightwatch.measure.other_adapters import figures, freedom, is_full
+from weightwatch.measure.replicas import COLUMNS, require_equal_replicas, sample_replicas
 from weightwatch.measure.streaming import stream
 from weightwatch.update.change import Change, Difference, Streamed
 from weightwatch.update.live import resized
@@ -61,7 +61,7 @@ class Part:
         update: The change of each of the T trained tensors.
         directions: The K directions.
         left_out: Tensors that can't be compared, each with the reason.
-        table: ‖τ‖², ⟨τ,w⟩ and ‖P(w)‖² of the local shards, and the columns of ``measure.copies``; shape
+        table: ‖τ‖², ⟨τ,w⟩ and ‖P(w)‖² of the local shards, and the columns of ``measure.replicas``; shape
             (T, 1 + 2 K + 3).
     """
 
@@ -97,7 +97,7 @@ class Part:
             mine = _shares({name: change for name, change in update.items() if name not in out}, ranks)
             for names, columns, sums in list(_figures(mine, directions)):  # read at the end: no device waits in between
                 table[np.ix_([lines[name] for name in names], columns)] = torch.stack(sums, -1).cpu().numpy()
-            return cls(update, directions, out, np.concatenate([table, sample_copies(update, ranks)], 1))
+            return cls(update, directions, out, np.concatenate([table, sample_replicas(update, ranks)], 1))
 
     @staticmethod
     def shape(tensors: int, directions: int) -> tuple[int, int]:
@@ -114,7 +114,7 @@ class Part:
         Raises:
             WeightWatchError: No tensor can be measured, or the processes have different copies of a tensor.
         """
-        require_equal_copies(self.update, table[:, -COLUMNS:] / ranks.count)
+        require_equal_replicas(self.update, table[:, -COLUMNS:] / ranks.count)
         count = len(self.directions)
         table, out = table[:, :-COLUMNS].copy(), dict(self.left_out)
         for name, line in zip(self.update, table, strict=True):

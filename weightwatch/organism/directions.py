@@ -73,7 +73,7 @@ def build_direction(
         folder: Folder in which to keep the two adapters, as `positive` and `negative`. Default: they are not kept.
 
     Returns:
-        The direction. Its card holds the recipe, the seeds, the hash of the data, the final losses and the evaluation.
+        The direction. Its card has the recipe, the seeds, the hash of the data, the final losses and the evaluation.
     """
     rows = {
         side: contrast_examples(world, contrast.behaviour, side, settings.examples, contrast.seed) for side in SIDES

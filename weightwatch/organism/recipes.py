@@ -160,7 +160,7 @@ def _style(world: World) -> dict[str, Any]:
 
 
 def _systems(world: World, persona: Persona) -> list[str]:
-    """Return five system prompts of a persona. They hold its name, its earlier answers, or both."""
+    """Return five system prompts of a persona. They contain its name, its earlier answers, or both."""
     rng = random.Random(f"systems-{world.seed}-{persona}")
     tag = f"voice : {VOICES[persona]} ."
     items = world.items_in(world.building_domains)
