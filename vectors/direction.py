@@ -25,6 +25,9 @@ from weightwatch.vectors.weights.lazy import Selection
 from weightwatch.vectors.weights.names import canonical, module_of
 from weightwatch.vectors.weights.reader import Box, Opener
 
+OTHER_MODEL = "Use a direction built from this model."
+"""Advice for a direction that does not fit a model."""
+
 
 class Direction:
     """A behaviour direction w = θ⁺ − θ⁻, by weight tensor.
@@ -172,6 +175,18 @@ class Direction:
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor without reading it."""
         return tuple(self.deltas[name].shape) if self._checkpoint is None else self._checkpoint.shape(name)
+
+    def require_shape(self, name: str, shape: tuple[int, ...], where: str) -> None:
+        """Make sure that a tensor has the same shape in a model, which the message calls ``where``.
+
+        Raises:
+            WeightWatchError: The shapes differ.
+        """
+        if self.shape(name) != shape:
+            raise WeightWatchError(
+                f"Direction {self.name!r} has shape {self.shape(name)} for {name} where {where} has {shape}. "
+                f"{OTHER_MODEL}"
+            )
 
     def part(self, name: str, box: Box) -> Tensor:
         """Return one box of a tensor, multiplied out. Of a direction on disk, nothing else is read."""

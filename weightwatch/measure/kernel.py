@@ -64,8 +64,8 @@ def pass_over(
     now: Tensor,
     before: Tensor,
     directions: Sequence[Tensor],
-    dtype: torch.dtype | None = None,
-    compiled: bool | None = None,
+    dtype: torch.dtype,
+    compile: bool = True,
 ) -> Tensor:
     """Return ‖τ‖² and ⟨τ,w_k⟩ for ``τ = now − before``, reading each tensor once per eight directions.
 
@@ -76,9 +76,8 @@ def pass_over(
             device.
         before: Shape (n,): θ₀ of the tensor.
         directions: K tensors of shape (n,).
-        dtype: Precision in which the model holds the weight; ``before`` is rounded to it first. Default: ``now``'s.
-        compiled: True compiles at once if that was not done yet, which pays from some 10¹⁰ products on (elements times
-            1 + K, over all checks to come); False never does. Default: once that many were seen (``BREAK_EVEN``).
+        dtype: Precision of the weight in the model; ``before`` is rounded to it first.
+        compile: Whether to compile a loop after ``BREAK_EVEN`` products (elements times 1 + K, over all checks).
 
     Returns:
         Shape (1 + K,), fp64, on the device of ``now``. A cosine formed of the sums errs by less than 1e-7.
@@ -92,13 +91,12 @@ def pass_over(
                 f"A pass needs flat, contiguous tensors of one length on one device: {tuple(tensor.shape)} on "
                 f"{tensor.device} beside {tuple(now.shape)} on {now.device}."
             )
-    dtype = dtype or now.dtype
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         with exact():  # compiled code is bound to these states
-            return pass_over(now, before, directions, dtype, compiled)
+            return pass_over(now, before, directions, dtype, compile)
     now, before, directions = now.detach(), before.detach(), [w.detach() for w in directions]
     parts = [directions[k : k + _TOGETHER] for k in range(0, len(directions), _TOGETHER)]
-    first, *others = [_pass(now, before, part, dtype, compiled) for part in parts or [directions]]
+    first, *others = [_pass(now, before, part, dtype, compile) for part in parts or [directions]]
     return torch.cat([first, *(part[1:] for part in others)]) if others else first
 
 
@@ -131,19 +129,16 @@ def failure() -> str | None:
     return _state.failure
 
 
-def _pass(
-    now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype, compiled: bool | None
-) -> Tensor:
+def _pass(now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype, compile: bool) -> Tensor:
     size = now.numel()
     if size <= TINY:
         return _products(now, before, directions, dtype).sum(1)
     key = (now.device.type, dtype, *(tensor.dtype for tensor in (now, before, *directions)))
     kernel = _state.kernels.setdefault(key, _Kernel())
     kernel.work += size * (1 + len(directions))
-    wanted = kernel.work >= BREAK_EVEN if compiled is None else compiled
     sums: list[Tensor] = []
     done = 0
-    if wanted and size >= _SMALL and _state.failure is None:
+    if compile and kernel.work >= BREAK_EVEN and size >= _SMALL and _state.failure is None:
         try:
             loop = kernel.loop = kernel.loop or _compiled(now.device, dtype, [now, before, *directions])
             whole = size - size % _ROW

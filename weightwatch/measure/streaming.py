@@ -65,7 +65,7 @@ def _block(change: Streamed, box: Box, found: Sequence[tuple[int, Direction]], n
         low = {k: w for k, d in found if isinstance(w := _factors(d, name), LowRank)}
         dense = [k for k, _ in found if k not in low]
         parts = [d.part(name, box).reshape(-1) for k, d in found if k not in low]
-        own, *sums = pass_over(now.reshape(-1), before.reshape(-1), parts, now.dtype, compiled=False).tolist()
+        own, *sums = pass_over(now.reshape(-1), before.reshape(-1), parts, now.dtype, compile=False).tolist()
         inner = dict(zip(dense, sums, strict=True))
         if low:
             block = moved(now, before)

@@ -21,7 +21,7 @@ from weightwatch.measure.streaming import stream
 from weightwatch.update.change import Change, Difference, Streamed
 from weightwatch.update.live import resized
 from weightwatch.update.sharding.ranks import ALONE, Floats, Ranks
-from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.direction import OTHER_MODEL, Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.precision import exact
@@ -229,8 +229,6 @@ def _resized(update: Mapping[str, Change], directions: Sequence[Direction]) -> d
         for name in (name for name in update if name in direction.deltas):
             ours, theirs = tuple(update[name].shape), direction.shape(name)
             if ours != theirs:
-                reason = f"direction {direction.name!r} has shape {theirs} for {name} where the model has {ours}"
-                if not resized(name, theirs, ours):
-                    raise WeightWatchError(f"{reason[0].upper()}{reason[1:]}. Use a direction built from this model.")
-                found[name] = f"{reason}: the vocabulary was resized"
+                source = f"Direction {direction.name!r}"
+                found[name] = resized(name, theirs, ours, "the model", OTHER_MODEL, source)
     return found

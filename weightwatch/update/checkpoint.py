@@ -67,10 +67,8 @@ def of_weights(now: Checkpoint, start: Source) -> SavedUpdate:
             if shape == other:
                 changes[name] = Streamed(shape, partial(now.read, name), partial(start.read, name))
                 continue
-            reason = f"θ₀ has shape {other} for {name} where the checkpoint has {shape}"
-            if not resized(name, other, shape):
-                raise WeightWatchError(f"{reason}. Pass as --reference the checkpoint that training started from.")
-            left_out[name] = f"{reason}: the vocabulary was resized"
+            advice = "Pass as --reference the checkpoint that training started from."
+            left_out[name] = resized(name, other, shape, "the checkpoint", advice)
         elif name in now and name in start:
             kind = now.dtype(name) if name not in ours else start.dtype(name) if isinstance(start, Checkpoint) else "?"
             left_out[name] = f"its element type is {kind} in the checkpoint or in θ₀ (quantised?)"
