@@ -4,6 +4,7 @@ Imports are read out of the syntax trees, those within functions and under ``TYP
 """
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = {"vectors": "weightwatch.vectors", "callbacks": "weightwatch.callbacks", "weightwatch": "weightwatch"}
 FLOORS = {"vectors": 0, "callbacks": 2, "demo": 3, "cli": 3}
 """Which floor a folder is on; all others of weightwatch are the core, on floor 1. Imports never point up."""
+HEAVY = {"transformers", "trl", "peft", "datasets", "tensorboard", "matplotlib"}
 FACES = {"weightwatch", "weightwatch.__main__"}
 """What only hands names on, lazily."""
 
@@ -50,6 +52,27 @@ def imported(name: str) -> set[str]:
 IMPORTS = {name: imported(name) for name in MODULES if name not in FACES}
 
 
+def table() -> dict[str, set[str]]:
+    """Return the table in CONTRIBUTING.md: what each folder or module may import, by its path or by its name."""
+    found = {}
+    for line in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines():
+        cells = line.split("|")
+        if len(cells) == 5 and (key := re.search(r"`([\w/]+?)/?(?:\.py)?`", cells[1])):
+            name = key[1].removeprefix("weightwatch/").replace("/", ".")
+            found[f"weightwatch.{name}"] = set(re.findall(r"`(\w+)/?`", cells[3])) - {"__init__"}
+    return found
+
+
+ALLOWED = table()
+
+
+def row(name: str) -> str:
+    """Return the row of a module: the nearest folder that has one."""
+    while name not in ALLOWED:
+        name = name.rpartition(".")[0]
+    return name
+
+
 def folder(name: str) -> str:
     """Return the part of the house that a module belongs to: a folder, or a module at the core's top."""
     return name.removeprefix("weightwatch.").split(".")[0]
@@ -77,6 +100,27 @@ def test_imports_point_one_way() -> None:
         if floor(name) == floor(other) == 3 and {folder(name), folder(other)} == {"cli", "demo"}
     ]
     assert {name for name, _ in beside} <= {"weightwatch.cli.demo"}  # the command that runs the demo
+
+
+def test_each_folder_imports_only_what_the_table_in_contributing_names() -> None:
+    others = {
+        (row(name), other)
+        for name, found in IMPORTS.items()
+        for other in found
+        if row(other) != row(name) and not ALLOWED[row(name)] & set(other.split("."))
+    }
+    assert others == set()
+
+
+def test_heavy_libraries_are_imported_at_the_top_only_where_they_are_needed_in_any_case() -> None:
+    heavy = set()
+    for name, file in MODULES.items():
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if any(HEAVY & set(each.split(".")) for each in names if not each.startswith("weightwatch")):
+                heavy.add(folder(name))
+    assert heavy <= {"callbacks", "demo"}
 
 
 def test_the_core_is_reached_from_everywhere_above_it_and_from_nowhere_below() -> None:

@@ -22,7 +22,7 @@ class Card(BaseModel):
     Attributes:
         name: Name under which it is watched.
         kind: ``behaviour``, or ``control`` for a harmless contrast that gives the null band.
-        behaviour: What the positive side does and the negative side does not, in words.
+        behaviour: What the positive side does and the negative side does not.
         base: Id or path of the base model.
         fingerprint: Sampled weights of that base.
         format: ``lora`` (a PEFT adapter) or ``dense`` (full tensors).
@@ -32,7 +32,7 @@ class Card(BaseModel):
         seeds: All seeds of the build.
         hyperparameters: Hyper-parameters of the two fine-tunes.
         data_hash: SHA-256 of the training data.
-        validation: What the base model does with the direction added; None if nobody has evaluated it.
+        validation: What the base model does with the direction added; None if not evaluated.
         norms: Frobenius norm of the direction per tensor.
         versions: Versions of the libraries that built it.
 

@@ -166,7 +166,7 @@ def _weights(side: Side) -> Mapping[str, Tensor]:
         return Checkpoint(side)
     if any(".lora_" in name for name in side):
         raise WeightWatchError(
-            f"{_title(side)} holds LoRA factors. Save the adapter with save_pretrained and pass its folder."
+            f"{_title(side)} contains LoRA factors. Save the adapter with save_pretrained and pass its folder."
         )
     return {canonical(name): tensor for name, tensor in side.items()}
 

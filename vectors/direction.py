@@ -15,7 +15,7 @@ from weightwatch.vectors.card import Card
 from weightwatch.vectors.catalog import find
 from weightwatch.vectors.construct import Side, contrast, task_vector, weighted_sum
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.fingerprint import Base
+from weightwatch.vectors.fingerprint import Theta0
 from weightwatch.vectors.low_rank import Delta, LowRank, square, times
 from weightwatch.vectors.precision import exact
 from weightwatch.vectors.provenance import descended, formula, require_base
@@ -24,6 +24,9 @@ from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.lazy import Selection
 from weightwatch.vectors.weights.names import canonical, module_of
 from weightwatch.vectors.weights.reader import Box, Opener
+
+OTHER_MODEL = "Use a direction built from this model."
+"""Advice for a direction that does not fit a model."""
 
 
 class Direction:
@@ -173,6 +176,18 @@ class Direction:
         """Return the shape of a tensor without reading it."""
         return tuple(self.deltas[name].shape) if self._checkpoint is None else self._checkpoint.shape(name)
 
+    def require_shape(self, name: str, shape: tuple[int, ...], where: str) -> None:
+        """Make sure that a tensor has the same shape in a model, which the message calls ``where``.
+
+        Raises:
+            WeightWatchError: The shapes differ.
+        """
+        if self.shape(name) != shape:
+            raise WeightWatchError(
+                f"Direction {self.name!r} has shape {self.shape(name)} for {name} where {where} has {shape}. "
+                f"{OTHER_MODEL}"
+            )
+
     def part(self, name: str, box: Box) -> Tensor:
         """Return one box of a tensor, multiplied out. Of a direction on disk, nothing else is read."""
         if self._checkpoint is not None:
@@ -277,14 +292,14 @@ class Direction:
         storage.require_norms(folder, card, direction.squares)
         return direction
 
-    def require(self, base: Base, model: str) -> None:
+    def require(self, theta0: Theta0, model: str) -> None:
         """Make sure that the direction belongs to a model.
 
         Args:
-            base: The model's θ₀; see ``Fingerprint.mismatch``.
+            theta0: The model's θ₀; see ``Fingerprint.mismatch``.
             model: The model's name, for messages.
 
         Raises:
             WeightWatchError: It was built from another base.
         """
-        require_base(self.card, base, model)
+        require_base(self.card, theta0, model)

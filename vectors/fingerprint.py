@@ -1,4 +1,4 @@
-"""Fingerprints of base models: a few sampled weights that tell whether a direction belongs to a model."""
+"""Fingerprints of base models: sampled weights that show whether a direction belongs to a model."""
 
 from collections.abc import Callable, Iterable
 from math import prod
@@ -43,7 +43,7 @@ class Fingerprint(BaseModel):
 
         Args:
             names: Parameter names to choose from; the same names give the same choice.
-            read: Returns the tensor of a name.
+            read: Returns the tensor with a name.
         """
         ordered = sorted(names)
         stride = max(1, -(-len(ordered) // _TENSORS))
@@ -53,26 +53,26 @@ class Fingerprint(BaseModel):
             values={name: _sample(tensor) for name, tensor in chosen.items()},
         )
 
-    def mismatch(self, base: "Base") -> str | None:
-        """Compare with a model at hand.
+    def mismatch(self, model: "Theta0") -> str | None:
+        """Compare with a model.
 
         Args:
-            base: The shapes and single values of the model's tensors.
+            model: Shapes and single values of the model's θ₀.
 
         Returns:
-            None if the model may be the base, else the first difference, in words.
+            The first difference; None if the model may be the base.
         """
         agreed = total = 0
         for name, shape in self.shapes.items():
             try:
-                theirs_shape = base.shape(name)
+                theirs_shape = model.shape(name)
             except KeyError:
                 return f"the model has no {name}"
             if theirs_shape is None:
                 continue
             if theirs_shape != shape:
                 return f"{name} has shape {theirs_shape} where the direction's base has {shape}"
-            theirs = base.values(name, _positions(shape))
+            theirs = model.values(name, _positions(shape))
             ours = torch.tensor(self.values[name])
             agreed += _agreeing(ours, theirs)
             total += len(ours)
@@ -84,7 +84,7 @@ class Fingerprint(BaseModel):
         """Compare with the fingerprint of another direction's base.
 
         Returns:
-            None if both may be of one base, or share no sampled tensor; else the first difference, in words.
+            The first difference; None if both may be of one base, or have no sampled tensor in common.
         """
         agreed = total = 0
         for name in self.shapes.keys() & other.shapes.keys():
@@ -102,14 +102,14 @@ class Fingerprint(BaseModel):
         return Fingerprint(shapes={**self.shapes, **other.shapes}, values={**self.values, **other.values})
 
 
-class Base(Protocol):
-    """The part of a model's weights that a fingerprint reads."""
+class Theta0(Protocol):
+    """Shapes and single values of a model's θ₀."""
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return the shape of a tensor; None if it is quantised, so that its values can't be read.
 
         Raises:
-            KeyError: There is none of that name.
+            KeyError: There is no tensor of that name.
         """
         ...
 

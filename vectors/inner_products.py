@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from weightwatch.vectors.direction import Direction
-from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.low_rank import LowRank
+from weightwatch.vectors.low_rank import LowRank, require_one_shape
 from weightwatch.vectors.precision import BLOCK, exact, wide
 from weightwatch.vectors.weights.reader import boxes
 
@@ -35,13 +34,8 @@ def grams(directions: Sequence[Direction]) -> Iterator[tuple[str, Tensor]]:
 
 def _gram(name: str, having: dict[int, Direction]) -> Tensor:
     """Return the inner products between the directions that have a tensor, in their order."""
-    shapes = {i: direction.shape(name) for i, direction in having.items()}
-    if len(set(shapes.values())) > 1:
-        titles = ", ".join(f"{shape} in {having[i].name!r}" for i, shape in shapes.items())
-        raise WeightWatchError(
-            f"The directions differ in the shape of {name}: {titles}. Use directions built from one base model."
-        )
     directions = list(having.values())
+    require_one_shape(name, [direction.shape(name) for direction in directions], [each.name for each in directions])
     deltas = [None if direction.on_disk else direction.deltas[name] for direction in directions]
     thin = {i: tuple(wide(f).cpu() for f in d.oriented) for i, d in enumerate(deltas) if isinstance(d, LowRank)}
     dense = [i for i in range(len(directions)) if i not in thin]

@@ -146,6 +146,20 @@ def join(name: str, parts: Sequence[tuple[float, LowRank]]) -> LowRank:
     return LowRank(torch.cat(lefts, dim=1), torch.cat(rights, dim=0), first.transposed, first.limited)
 
 
+def require_one_shape(name: str, shapes: Sequence[tuple[int, ...]], titles: Sequence[str] = ()) -> None:
+    """Make sure that a tensor has one shape in several directions, which the message names by ``titles``.
+
+    Raises:
+        WeightWatchError: The shapes differ.
+    """
+    if len(set(shapes)) > 1:
+        named = [f"{shape} in {title!r}" for shape, title in zip(shapes, titles, strict=False)]
+        found = ", ".join(named) or " and ".join(map(str, sorted(set(shapes))))
+        raise WeightWatchError(
+            f"The directions differ in the shape of {name}: {found}. Use directions built from one base model."
+        )
+
+
 def summed(operands: Sequence[Mapping[str, Delta]], coefficients: Callable[[str], Sequence[float]]) -> dict[str, Delta]:
     """Return Σ kᵢ wᵢ by parameter name, without the tensors that are zero.
 
@@ -169,18 +183,14 @@ def summed(operands: Sequence[Mapping[str, Delta]], coefficients: Callable[[str]
 
 
 def _sum(name: str, terms: Terms) -> Delta | None:
-    shapes = {tuple(change.shape) for _, change in terms}
-    if len(shapes) > 1:
-        raise WeightWatchError(
-            f"The directions differ in the shape of {name}: {' and '.join(map(str, sorted(shapes)))}. "
-            "Use directions built from one base model."
-        )
+    shapes = [tuple(change.shape) for _, change in terms]
+    require_one_shape(name, shapes)
     if not terms:
         return None
     thin = [(k, change) for k, change in terms if isinstance(change, LowRank)]
     if len(thin) == len(terms):
         return refactored(thin)
-    total = torch.zeros(shapes.pop(), dtype=torch.float64, device=_device(terms[0][1]))
+    total = torch.zeros(shapes[0], dtype=torch.float64, device=_device(terms[0][1]))
     for k, change in terms:
         total.add_(_multiplied_out(change).to(total.device), alpha=k)
     return total.float() if bool(total.any()) else None

@@ -69,7 +69,7 @@ def _use(card: Card) -> str:
         "`PeftModel.from_pretrained(base, folder)` applies the direction once, as does any tool that reads LoRA "
         "adapters."
         if card.format == "lora"
-        else "`direction.safetensors` holds it under the base model's parameter names."
+        else "`direction.safetensors` contains it under the base model's parameter names."
     )
     lines = [
         "from weightwatch import Direction, Monitor",
@@ -97,7 +97,7 @@ def _recipe(card: Card) -> str:
 def _validation(card: Card) -> str:
     found = card.validation
     if found is None:
-        return "It is not validated: nobody has evaluated the base model with the direction added to it."
+        return "Not evaluated."
     verdict = "It passed." if found.passed else f"**It did not pass:** {'; '.join(found.reasons)}."
     text = (
         f"The table shows the base model with k times the direction added: on {found.items} held-out items, in another "

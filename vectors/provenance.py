@@ -10,7 +10,7 @@ from torch import Tensor
 
 from weightwatch.vectors.card import Card
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.fingerprint import Base, Fingerprint
+from weightwatch.vectors.fingerprint import Fingerprint, Theta0
 from weightwatch.vectors.low_rank import Delta
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.names import canonical
@@ -81,7 +81,7 @@ def descended(operation: str, cards: Sequence[Card], coefficients: Sequence[floa
     """Return the card of a direction that is computed from others.
 
     Fields on which all operands agree are kept. A seed that differs is listed for each operand under its position,
-    ``adapter.1``. A result is not validated, even if its operands are.
+    ``adapter.1``. A result counts as not evaluated.
 
     Args:
         operation: The operation: ``add``, ``mean``, ``scale``, ``orthogonalise``.
@@ -114,26 +114,26 @@ def descended(operation: str, cards: Sequence[Card], coefficients: Sequence[floa
     )
 
 
-def require_base(card: Card, base: Base, model: str) -> None:
-    """Make sure that a direction belongs to a model, as far as its fingerprint tells; see ``Direction.require``."""
+def require_base(card: Card, theta0: Theta0, model: str) -> None:
+    """Compare a direction's fingerprint with a model; see ``Direction.require``."""
     if card.fingerprint is None:
         _logger.warning(
-            "weightwatch: direction %r has no fingerprint, so whether %s is its base (%s) can't be checked.",
+            "weightwatch: direction %r has no fingerprint, so it can't be verified that %s is its base (%s).",
             card.name,
             model,
             card.base or "not named",
         )
         return
-    difference = card.fingerprint.mismatch(base)
+    difference = card.fingerprint.mismatch(theta0)
     if difference is not None:
         raise WeightWatchError(
             f"Direction {card.name!r} was built from {card.base or 'another model'}, not from {model}: {difference}. "
             "Use a direction built from this model, or start from the direction's base."
         )
-    if all(base.shape(name) is None for name in card.fingerprint.shapes):
+    if all(theta0.shape(name) is None for name in card.fingerprint.shapes):
         _logger.warning(
-            "weightwatch: the weights of %s are quantised, so whether it is the base of direction %r (%s) can't be "
-            "checked. Pass reference= to have them compared.",
+            "weightwatch: the weights of %s are quantised, so it can't be verified that it is the base of direction "
+            "%r (%s). Pass reference= to compare them.",
             model,
             card.name,
             card.base or "not named",
@@ -141,7 +141,7 @@ def require_base(card: Card, base: Base, model: str) -> None:
 
 
 def require_one_base(cards: Sequence[Card]) -> None:
-    """Make sure that directions have one base model, as far as their fingerprints tell.
+    """Make sure that the fingerprints of directions are of one base model.
 
     Raises:
         WeightWatchError: Two fingerprints differ.

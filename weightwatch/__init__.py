@@ -1,4 +1,4 @@
-"""A training-time monitor: how far a fine-tune moves a model's weights along stored behaviour directions.
+"""A training-time monitor: how far a fine-tune moves a model's weights along behaviour directions.
 
 Public names are loaded at their first use, so that ``import weightwatch`` is quick and pulls in no trainer.
 """

@@ -17,7 +17,7 @@ from weightwatch.vectors.weights.conversion import under_names
 from weightwatch.vectors.weights.names import indexed
 from weightwatch.vectors.weights.peft_adapter import is_adapter
 from weightwatch.vectors.weights.reader import Unmapped
-from weightwatch.vectors.weights.sources import is_hub_id, local_folder
+from weightwatch.vectors.weights.sources import is_hub_id, local_folder, require_local
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _directions(sources: Sequence[str], base: str | None) -> list[Direction]:
         if folder is None or (folder / CARD).is_file()
     }
     wanted = {name for direction in found.values() for name in direction.deltas if indexed(name)}
-    start = _base(base, wanted) if base else None
+    start = under_names(Checkpoint(require_local(base), Unmapped), wanted) if base else None
     if start is not None:
         for direction in found.values():
             direction.require(SavedBase(start), str(base))
@@ -93,16 +93,6 @@ def _folder(name: str) -> Path | None:
     if folder is None and name not in packaged() and not is_hub_id(name):
         raise WeightWatchError(f"{name} is not a local folder, a packaged direction or a Hub id.")
     return folder
-
-
-def _base(base: str, wanted: Iterable[str]) -> Checkpoint:
-    folder = local_folder(base)
-    if folder is None:
-        raise WeightWatchError(
-            f"The base {base} is not a local folder, nor a model in the Hub's cache. Download it first: "
-            f"hf download {base}"
-        )
-    return under_names(Checkpoint(folder, Unmapped), wanted)
 
 
 def _task_vector(name: str, folder: Path, start: Checkpoint | None, wanted: Iterable[str]) -> Direction:

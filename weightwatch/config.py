@@ -98,7 +98,7 @@ class Config(Strict):
         directions: Names or paths of the directions to watch.
         controls: Names or paths of control directions, which give the null band of z.
         every: Optimizer steps between checks. Checkpoints are always checked. Default 50.
-        rules: The alerting rules. Default: none, since thresholds depend on the base model and the recipe.
+        rules: The alerting rules. Default: none, since thresholds depend on the base model and the kind of training.
         on_error: What to do after an error in monitoring: ``log`` it once and keep training (default), or ``raise`` it.
         tensorboard: Whether to write TensorBoard scalars, into a run folder of their own. Default true.
         summary: Whether to print a table at the end of the training. Default true.

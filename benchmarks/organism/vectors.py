@@ -62,7 +62,7 @@ def swept(cards: dict[str, dict[str, Any]]) -> str:
         for point in found["points"]:
             shares = [f"{point[key]:.0%}" for key in ("shows", "opposite", "asked", "neutral")]
             rows.append([name, f"{point['k']:g}", *shares, "passed" if found["passed"] else "failed"])
-    return table(("direction", "k", "shows it", "opposite", "held-out questions", "neutral tasks", "check"), rows)
+    return table(("direction", "k", "shows it", "opposite", "held-out questions", "neutral tasks", "evaluation"), rows)
 
 
 def compared(names: Sequence[str], paths: Sequence[Path], picture: Path) -> str:

@@ -477,7 +477,7 @@ def test_weights_that_become_nan_are_reported_once_and_recorded_at_each_check(
 
 def test_weights_that_become_nan_end_the_training_of_those_who_want_it(tmp_path: Path) -> None:
     task, _ = watched(tmp_path, beside=[At(3, poison)])
-    with pytest.raises(WeightWatchError, match="holds NaN or infinite values"):
+    with pytest.raises(WeightWatchError, match="has NaN or infinite values"):
         task.train()
     assert task.state.global_step == 4
 

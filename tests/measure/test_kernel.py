@@ -54,6 +54,17 @@ def check(found: Tensor, now: Tensor, before: Tensor, directions: Sequence[Tenso
     assert ((found - expected).abs() <= bound * lengths).all(), (found / expected - 1).tolist()
 
 
+def summed(now: Tensor, before: Tensor, directions: Sequence[Tensor], compile: bool = True) -> Tensor:
+    """Return the sums of weights whose precision in the model is that in which they are passed."""
+    return pass_over(now, before, directions, now.dtype, compile)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile at the first pass instead of after many."""
+    monkeypatch.setattr(fused, "BREAK_EVEN", 0)
+
+
 @pytest.fixture
 def unused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process in which nothing was measured yet."""
@@ -66,7 +77,7 @@ def unused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("count", [1, 7, 64, 10_007, 300_007])
 def test_blocks_give_the_sums_for_every_precision_and_length(now, before, direction, count) -> None:
     tensors = drawn(count, now, before, [direction])
-    check(pass_over(tensors[0], tensors[1], tensors[2:], compiled=False), tensors[0], tensors[1], tensors[2:])
+    check(summed(tensors[0], tensors[1], tensors[2:], False), tensors[0], tensors[1], tensors[2:])
 
 
 @pytest.mark.parametrize(("now", "before", "directions"), COMPILED)
@@ -74,7 +85,7 @@ def test_compiled_loops_give_the_sums_for_every_length(now, before, directions) 
     for count in (LONG, LONG + 1, 100_003, 3 * LONG - 1):
         tensors = drawn(count, now, before, directions)
         calls = compiled_calls()
-        found = pass_over(tensors[0], tensors[1], tensors[2:], compiled=True)
+        found = summed(tensors[0], tensors[1], tensors[2:])
         assert compiled_calls() == calls + 1, failure()
         check(found, tensors[0], tensors[1], tensors[2:])
 
@@ -84,14 +95,14 @@ def test_compiled_loops_give_the_sums_for_every_length(now, before, directions) 
 def test_any_number_of_directions(compiled, directions) -> None:
     tensors = drawn(LONG + 3, BF16, BF16, [BF16] * directions)
     calls = compiled_calls()
-    check(pass_over(tensors[0], tensors[1], tensors[2:], compiled=compiled), tensors[0], tensors[1], tensors[2:])
+    check(summed(tensors[0], tensors[1], tensors[2:], compiled), tensors[0], tensors[1], tensors[2:])
     assert compiled_calls() - calls == (math.ceil(max(1, directions) / 8) if compiled else 0), failure()
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_an_empty_tensor_has_not_changed(compiled) -> None:
     empty = torch.empty(0)
-    assert pass_over(empty, empty, [empty, empty], compiled=compiled).tolist() == [0.0, 0.0, 0.0]
+    assert summed(empty, empty, [empty, empty], compiled).tolist() == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -99,7 +110,7 @@ def test_tensors_may_start_anywhere_in_memory(compiled) -> None:
     now, before, w = drawn(LONG + 200, F32, F32, [BF16])
     for offset in (1, 3, 5):
         views = [tensor[offset : offset + LONG + 70 - offset] for tensor in (now, before, w)]
-        check(pass_over(views[0], views[1], views[2:], compiled=compiled), views[0], views[1], views[2:])
+        check(summed(views[0], views[1], views[2:], compiled), views[0], views[1], views[2:])
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -107,17 +118,17 @@ def test_the_start_is_read_from_a_mapped_file(compiled, tmp_path: Path) -> None:
     now, before, w = drawn(LONG + 70, F32, F32, [BF16])
     save_file({"a": torch.zeros(3), "before": before, "c": torch.zeros(1, dtype=BF16), "w": w}, tmp_path / "f")
     with safe_open(tmp_path / "f", framework="pt") as file:
-        found = pass_over(now, file.get_tensor("before"), [file.get_tensor("w")], compiled=compiled)
+        found = summed(now, file.get_tensor("before"), [file.get_tensor("w")], compiled)
     check(found, now, before, [w])
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_start_is_rounded_to_the_precision_the_model_holds(compiled) -> None:
     before = torch.randn(LONG)
-    assert pass_over(before.bfloat16(), before, [], compiled=compiled).tolist() == [0.0]
+    assert summed(before.bfloat16(), before, [], compiled).tolist() == [0.0]
     upcast = before.bfloat16().float()  # a bf16 model whose weights were handed over in fp32
-    assert pass_over(upcast, before, [], dtype=BF16, compiled=compiled).tolist() == [0.0]
-    assert pass_over(upcast, before, [], compiled=compiled).item() == pytest.approx(exact(upcast, before, []).item())
+    assert pass_over(upcast, before, [], BF16, compiled).tolist() == [0.0]
+    assert summed(upcast, before, [], compiled).item() == pytest.approx(exact(upcast, before, []).item())
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -127,7 +138,7 @@ def test_alike_values_do_not_drift(compiled, precision, direction) -> None:
         count = 1 << 24 if value == 1 / 3 else 1 << 18  # every sum of 64 is the same
         now, before = torch.full((count,), value, dtype=precision), torch.full((count,), 0.01, dtype=precision)
         w = torch.full((count,), along, dtype=direction)
-        square, inner = pass_over(now, before, [w], compiled=compiled).tolist()
+        square, inner = summed(now, before, [w], compiled).tolist()
         cosine = inner / math.sqrt(square) / (math.sqrt(count) * w[0].item())
         assert abs(cosine - 1) < 1e-7
 
@@ -137,24 +148,24 @@ def test_alike_values_do_not_drift(compiled, precision, direction) -> None:
 def test_what_is_not_finite_comes_out_where_it_went_in(compiled, value) -> None:
     now, before, a, b = drawn(LONG, BF16, BF16, [BF16, BF16])
     a[5] = value
-    assert pass_over(now, before, [a, b], compiled=compiled).isfinite().tolist() == [True, False, True]
+    assert summed(now, before, [a, b], compiled).isfinite().tolist() == [True, False, True]
     now[5] = value
-    assert pass_over(now, before, [a, b], compiled=compiled).isfinite().tolist() == [False, False, False]
+    assert summed(now, before, [a, b], compiled).isfinite().tolist() == [False, False, False]
 
 
 def test_one_loop_serves_trainings_of_every_kind() -> None:
     now, before, w = drawn(LONG, F32, F32, [BF16])
-    expected = pass_over(now, before, [w], compiled=True)
+    expected = summed(now, before, [w])
     with torch._dynamo.config.patch(error_on_recompile=True):
         with torch.autocast("cpu", dtype=BF16):
-            assert pass_over(now, before, [w], compiled=True).equal(expected)
+            assert summed(now, before, [w]).equal(expected)
         with torch.no_grad():
-            assert pass_over(now, before, [w], compiled=True).equal(expected)
+            assert summed(now, before, [w]).equal(expected)
         parameter = torch.nn.Parameter(now)
-        assert pass_over(parameter, before, [w], compiled=True).equal(expected)
+        assert summed(parameter, before, [w]).equal(expected)
         for count in (LONG + 64, 5 * LONG):
             now, before, w = drawn(count, F32, F32, [BF16])
-            check(pass_over(now, before, [w], compiled=True), now, before, [w])
+            check(summed(now, before, [w]), now, before, [w])
     assert failure() is None
 
 
@@ -163,7 +174,7 @@ def test_what_is_done_often_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(fused, "BREAK_EVEN", 2.5 * 2 * LONG)
     now, before, w = drawn(LONG, F32, F32, [BF16])
     for calls in (0, 0, 1, 2):
-        check(pass_over(now, before, [w]), now, before, [w])
+        check(summed(now, before, [w]), now, before, [w])
         assert compiled_calls() == calls
 
 
@@ -171,7 +182,7 @@ def test_what_is_done_often_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None
 def test_compiling_leaves_the_random_numbers_of_a_training_alone() -> None:
     now, before, w = drawn(LONG, F32, F32, [BF16])
     state = torch.get_rng_state()
-    pass_over(now, before, [w], compiled=True)
+    summed(now, before, [w])
     assert compiled_calls() == 1
     assert torch.get_rng_state().equal(state)
 
@@ -183,7 +194,7 @@ def test_a_training_that_forbids_compiling_is_measured_in_blocks(caplog: pytest.
     torch.compiler.set_stance("force_eager")
     try:
         for _ in range(2):
-            check(pass_over(now, before, [w], compiled=True), now, before, [w])
+            check(summed(now, before, [w]), now, before, [w])
     finally:
         torch.compiler.set_stance("default")
     assert compiled_calls() == 0
@@ -196,7 +207,7 @@ def test_wrong_code_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.compile  # as it comes, it optimises the rounding of θ₀ away
     monkeypatch.setattr(torch, "compile", lambda function, fullgraph, options: real(function, fullgraph=fullgraph))
     now, before, w = drawn(LONG, BF16, F32, [BF16])
-    check(pass_over(now, before, [w], compiled=True), now, before, [w])
+    check(summed(now, before, [w]), now, before, [w])
     assert compiled_calls() == 0
     assert "differ" in (failure() or "")
 
@@ -206,10 +217,12 @@ import logging
 import torch
 logging.basicConfig(level=logging.INFO)
 {setting}
+from weightwatch.measure import kernel
 from weightwatch.measure.kernel import compiled_calls, failure, pass_over
+kernel.BREAK_EVEN = 0
 now = torch.linspace(1, 2, 1 << 17)
 for _ in range(2):
-    square, *inner = pass_over(now, now / 2, [now.to(torch.bfloat16)] * {directions}, compiled=True).tolist()
+    square, *inner = pass_over(now, now / 2, [now.to(torch.bfloat16)] * {directions}, now.dtype).tolist()
     exact = (now.double() / 2).square().sum().item()
     assert abs(square / exact - 1) < 1e-6, square
     assert all(abs(each / exact / 2 - 1) < 1e-4 for each in inner), inner
@@ -248,6 +261,6 @@ def test_limits_that_a_training_sets_on_recompiling_do_not_reach_the_loops() -> 
 
 def test_tensors_that_do_not_match_are_refused() -> None:
     with pytest.raises(ValueError, match="one length"):
-        pass_over(torch.zeros(3), torch.zeros(4), [])
+        pass_over(torch.zeros(3), torch.zeros(4), [], F32)
     with pytest.raises(ValueError, match="contiguous"):
-        pass_over(torch.zeros(6)[::2], torch.zeros(3), [])
+        pass_over(torch.zeros(6)[::2], torch.zeros(3), [], F32)

@@ -313,8 +313,8 @@ def test_a_diverged_tensor_is_left_out_and_named(case: str, value: float, caplog
     spoil(run.model, value, "layers.1.mlp.down_proj")
     evil = low_rank(tiny_llama(), 5)
     reading = Monitor([evil], reference=run.reference).measure(run.model)
-    assert reading.left_out == {name: "it holds NaN or infinite values"}
-    assert caplog.text.count(f"{name} is left out of the measurement: it holds NaN or infinite values.") == 1
+    assert reading.left_out == {name: "it has NaN or infinite values"}
+    assert caplog.text.count(f"{name} is left out of the measurement: it has NaN or infinite values.") == 1
     del want.trained[name]
     slow.assert_reading(reading, want, [evil], rel=2e-5)
 
@@ -323,7 +323,7 @@ def test_a_diverged_tensor_is_left_out_and_named(case: str, value: float, caplog
 def test_a_model_that_has_diverged_everywhere_is_an_error(case: str) -> None:
     run = RUNS[case]()
     spoil(run.model, float("nan"), "")
-    with pytest.raises(WeightWatchError, match=r"None of the trained tensors can be measured.*\.weight: it holds NaN"):
+    with pytest.raises(WeightWatchError, match=r"None of the trained tensors can be measured.*\.weight: it has NaN"):
         Monitor([low_rank(tiny_llama(), 5)], reference=run.reference).measure(run.model)
 
 

@@ -28,7 +28,7 @@ def test_the_base_of_a_run_that_nobody_watched_is_taken_from_its_config(tmp_path
 
 
 def note(folder: Path, **entries: object) -> None:
-    (folder / "weightwatch").mkdir(parents=True)
+    (folder / "weightwatch").mkdir(parents=True, exist_ok=True)
     (folder / "weightwatch" / "reference.json").write_text(json.dumps({"path": "", "adapters": False, **entries}))
 
 
@@ -39,7 +39,10 @@ def test_the_reference_of_a_watched_run_is_its_own(tmp_path: Path) -> None:
     note(tmp_path, weights="checkpoint", path=str(run / "checkpoint-1"))  # of a run in the folder above
     assert scan(run, evil).to_json()["reference"] == str(reference)
     note(run, weights="given")
-    with pytest.raises(WeightWatchError, match="was given a reference of its own: pass --reference"):
+    with pytest.raises(WeightWatchError, match=r"was started with an explicit reference=\. Pass it as --reference"):
+        scan(run, evil)
+    note(run, weights="checkpoint", path=str(tmp_path / "none"))
+    with pytest.raises(WeightWatchError, match=r"θ₀ recorded in .*reference\.json can't be read \(.*\)\. Pass --ref"):
         scan(run, evil)
 
 

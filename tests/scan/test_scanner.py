@@ -170,7 +170,7 @@ def test_a_diverged_tensor_is_left_out(tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     changed(run / "checkpoint-1", lambda t: t[name].view(-1)[3].fill_(float("nan")))
     (reading,) = scan(run, evil, reference=str(reference)).readings
-    assert reading.left_out == {name: "it holds NaN or infinite values"}
+    assert reading.left_out == {name: "it has NaN or infinite values"}
 
 
 def test_a_resized_vocabulary_is_left_out_and_another_shape_is_an_error(tmp_path: Path) -> None:

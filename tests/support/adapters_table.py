@@ -11,21 +11,22 @@ _WAYS = {
     FACTORS: ("rows of A (or whatever stays fixed)", "a few products of thin matrices"),
     RESCALED: ("rows of A, and each row of the weight", "passes over the weight, in fp32"),
     EXPERTS: ("w itself", "the weight's change in full, one weight at a time"),
-    MERGED: ("w itself", "two merged copies of the layer in fp64, one layer at a time"),
+    MERGED: ("w itself", "two merged copies in fp64, one adapter module at a time"),
 }
 
 _HEAD = """# Adapters
 
 weightwatch measures the change of the *weights*, whatever trains them. For an adapter, this is the change that its
-merged weights show, and that the outputs of its layer show. Each line of this table is a test against an fp64 reference
-that reads the weights off the layers' outputs (`tests/update/peft/test_adapters.py`, PEFT {version}).
+merged weights show, and that the outputs of its adapter modules show. Each line of this table is a test against an
+fp64 reference that reads the weights off the modules' outputs (`tests/update/peft/test_adapters.py`, PEFT {version}).
 `python -m tests.support.adapters_table` prints the table from these tests.
 
 * **Factors** are never multiplied out. The weight below is not read, so it may be quantised or sharded.
-* **Rescaled factors** are DoRA's on linear layers. The weight below may be quantised (bitsandbytes), but not sharded.
-* **Merged copy**: PEFT merges the active adapters into a copy of the layer, in fp64. A trial tests the merge once for
-  each kind of layer: a copy with moved adapters must give the same outputs before and after it is merged. The weight
-  below may be neither quantised nor sharded.
+* **Rescaled factors** are DoRA's on linear modules. The weight below may be quantised (bitsandbytes), but not
+  sharded.
+* **Merged copy**: PEFT merges the active adapters into a copy of the adapter module, in fp64. A trial tests the merge
+  once for each kind of adapter module: a copy with moved adapters must give the same outputs before and after it is
+  merged. The weight below may be neither quantised nor sharded.
 * An adapter that does not start at zero is measured from its start: `Monitor.start`, or the callback, keeps a copy of
   its parameters.
 * An adapter that does something different in training (dropout, sampling) is measured as it is in evaluation.
@@ -42,7 +43,7 @@ table says *w itself*, no limit is known, and `reach` is the share of the direct
 _REFUSED = """
 ## Refused
 
-Measuring stops with an error that names the layer, the adapter, the reason and the way out.
+Measuring stops with an error that names the adapter module, the adapter, the reason and the way out.
 
 | adapter | PEFT's type | reason |
 |---|---|---|
@@ -56,7 +57,7 @@ tensor parallel).
 
 _REASONS = {
     "instead of its weights": "changes what the model is given or computes, not its weights",
-    "not what the adapter does": "PEFT's merge is not what the layer does",
+    "not what the adapter does": "PEFT's merge is not what the adapter module does",
     "groups": "PEFT can't merge it",
     "task_ids": "depends on the task",
 }

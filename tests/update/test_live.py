@@ -14,7 +14,7 @@ from weightwatch.update.change import Difference
 from weightwatch.update.live import Update
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.reference import Reference
-from weightwatch.update.theta0 import to_fix
+from weightwatch.update.theta0 import unrecoverable
 from weightwatch.vectors import LowRank, WeightWatchError
 
 LINEAR = {f"{name}.weight" for name, m in tiny_llama().named_modules() if isinstance(m, nn.Linear)} - {"lm_head.weight"}
@@ -82,7 +82,7 @@ def test_biases_that_train_beside_lora_are_part_of_the_update() -> None:
     move(model, seed=1)
     biases = {name for name, _ in base.named_parameters() if name.endswith(".bias")}
     assert {name for name in Update(ModelView(model), reference) if name.endswith(".bias")} == biases
-    assert set(to_fix(ModelView(model))) == biases
+    assert set(unrecoverable(ModelView(model))) == biases
     with pytest.raises(WeightWatchError, match=r"θ₀ of .*\.bias is unknown"):
         Update(ModelView(model))
 

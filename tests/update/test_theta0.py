@@ -12,7 +12,7 @@ from weightwatch.update.model_view import ModelView
 from weightwatch.update.reference import Reference
 from weightwatch.update.sharding.local import whole
 from weightwatch.update.snapshot import Snapshot
-from weightwatch.update.theta0 import establish, restore, to_fix
+from weightwatch.update.theta0 import establish, restore, unrecoverable
 from weightwatch.vectors import LowRank
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 
@@ -139,7 +139,7 @@ def test_a_named_reference_is_taken_at_its_word_and_asked_for_again(tmp_path: Pa
     assert establish(ModelView(model), tmp_path, given).weights is given.weights
     assert note(tmp_path)["weights"] == "given"
     assert restore(ModelView(model), tmp_path, given).weights is given.weights
-    with pytest.raises(WeightWatchError, match="started with a reference of its own; pass the same reference="):
+    with pytest.raises(WeightWatchError, match=r"started with an explicit reference=\. Pass the same reference="):
         restore(ModelView(model), tmp_path, Reference())
 
 
@@ -156,13 +156,13 @@ def test_a_run_that_began_unwatched_is_measured_from_its_base_with_a_warning(
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weights": "none"}', '"x"'])
 def test_a_damaged_note_is_named_with_the_way_out(text: str, tmp_path: Path) -> None:
     (tmp_path / "reference.json").write_text(text)
-    with pytest.raises(WeightWatchError, match=r"reference\.json is damaged .* Pass reference= to go on"):
+    with pytest.raises(WeightWatchError, match=r"reference\.json is damaged .* Pass reference="):
         restore(ModelView(lora(tiny_llama())), tmp_path, Reference())
 
 
 def test_a_base_that_is_gone_is_named(tmp_path: Path) -> None:
     (tmp_path / "reference.json").write_text('{"weights": "checkpoint", "path": "/nowhere/base", "adapters": false}')
-    with pytest.raises(WeightWatchError, match="read from /nowhere/base, which is gone"):
+    with pytest.raises(WeightWatchError, match="read from /nowhere/base, which no longer exists"):
         restore(ModelView(tiny_llama()), tmp_path, Reference())
 
 
@@ -216,7 +216,7 @@ def test_saved_copies_that_are_trained_further_are_measured_from_where_they_were
 
 def test_full_parameters_are_those_whose_start_the_model_does_not_hold() -> None:
     model = lora(tiny_llama(tie_word_embeddings=False), modules_to_save=["lm_head"])
-    assert set(to_fix(ModelView(model))) == {"lm_head.weight"}  # its original may be initialised anew at a resume
+    assert set(unrecoverable(ModelView(model))) == {"lm_head.weight"}  # its original may be initialised anew
     model.base_model.model.model.norm.weight.requires_grad_(True)
-    assert set(to_fix(ModelView(model))) == {"lm_head.weight", "model.norm.weight"}
-    assert set(to_fix(ModelView(tiny_llama()))) == {name for name, _ in tiny_llama().named_parameters()}
+    assert set(unrecoverable(ModelView(model))) == {"lm_head.weight", "model.norm.weight"}
+    assert set(unrecoverable(ModelView(tiny_llama()))) == {name for name, _ in tiny_llama().named_parameters()}

@@ -275,7 +275,7 @@ def rewrite(folder: Path, **settings: object) -> None:
 
 def test_lora_factors_in_a_state_dict_are_refused() -> None:
     factors = lora(tiny_llama()).state_dict()
-    with pytest.raises(WeightWatchError, match=r"holds LoRA factors\. Save the adapter with save_pretrained"):
+    with pytest.raises(WeightWatchError, match=r"contains LoRA factors\. Save the adapter with save_pretrained"):
         Direction.from_contrast(factors, factors, name="evil")
 
 

@@ -57,6 +57,13 @@ def test_a_direction_without_a_fingerprint_suits_any_model() -> None:
     assert w.card.fingerprint is None
 
 
+def test_a_tensor_of_another_shape_is_an_error_that_gives_both() -> None:
+    w = Direction.from_tensors({"w": torch.ones(2, 3)}, name="evil")
+    w.require_shape("w", (2, 3), "the model")
+    with pytest.raises(WeightWatchError, match=r"'evil' has shape \(2, 3\) for w where the model has \(3, 2\)\. Use a"):
+        w.require_shape("w", (3, 2), "the model")
+
+
 def test_a_direction_of_another_base_is_an_error_that_says_which() -> None:
     base = {name: p.detach() for name, p in tiny_llama().named_parameters()}
     ours, other = (BaseWeights(ModelView(model), Reference()) for model in (tiny_llama(), tiny_llama(seed=5)))

@@ -62,14 +62,14 @@ def test_weights_that_cannot_be_read_are_passed_over() -> None:
     assert fingerprint().mismatch(Quantised(tiny_llama())) is None
 
 
-def test_a_base_of_which_nothing_can_be_read_is_said_to_be_unchecked(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_base_of_which_nothing_can_be_read_is_said_to_be_unverified(caplog: pytest.LogCaptureFixture) -> None:
     direction = low_rank(tiny_llama(), 1)
     direction.card = direction.card.model_copy(update={"fingerprint": fingerprint()})
     direction.require(Plain(tiny_llama()), "this model")
     assert not caplog.records
     direction.require(Quantised(tiny_llama(1)), "this model")
     assert (
-        "this model are quantised, so whether it is the base of direction 'evil' (not named) can't be checked"
+        "this model are quantised, so it can't be verified that it is the base of direction 'evil' (not named)"
         in caplog.text
     )
 

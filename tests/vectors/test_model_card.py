@@ -65,7 +65,7 @@ def test_what_is_not_known_is_said_or_left_out(tmp_path: Path) -> None:
     assert "base_model" not in front  # a path means nothing to others
     assert front["library_name"] == "weightwatch"
     assert "control-direction" in front["tags"]
-    assert "not validated" in sections["Validation"]
+    assert sections["Validation"].strip() == "Not evaluated."
     assert "Not described" in sections["Behaviour"]
     assert "direction.safetensors" in sections["Use"]
     assert "recipe" not in sections["Recipe"]

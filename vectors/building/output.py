@@ -1,4 +1,4 @@
-"""The folder of a direction that is about to be built."""
+"""The output folder of a build."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from weightwatch.vectors.recipes.recipe import Recipe
 
 STAGES = "build"
-"""Name of the folder, inside the direction's own, with the files of the build's stages."""
+"""Subfolder of the direction's folder, with the files of the build's stages."""
 
 
 def output_folder(recipe: "Recipe", base_name: str, given: Path | None) -> Path:
-    """Create the folder of a direction unless it exists.
+    """Return the output folder of a build; it is created if it does not exist.
 
     Args:
-        recipe: The recipe that is built.
-        base_name: Name of the base model in cards.
+        recipe: The recipe to build.
+        base_name: The base model's name on the direction's card.
         given: The folder. Default: ``directions/<recipe>``.
 
     Raises:

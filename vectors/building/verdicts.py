@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from weightwatch.vectors.recipes.questions import Question
 
 Judged: TypeAlias = tuple[str, str]
-"""What a judgement is about: the text of a question, and the text of an answer to it."""
+"""A judged pair: the text of a question, and the text of an answer to it."""
 
-_BATCH = 32  # answers rated between two writes
+_BATCH = 32  # answers rated before the file is written
 
 
 def ledger(path: Path) -> Ledger[tuple[Judged, Judgement]]:
@@ -31,7 +31,7 @@ def ledger(path: Path) -> Ledger[tuple[Judged, Judgement]]:
 
 
 def judged(judge: Judge, cases: "Sequence[tuple[Question, str]]") -> Iterator[list[tuple[Judged, Judgement]]]:
-    """Have answers rated; yields the judgements in batches."""
+    """Rate answers; yield the judgements in batches."""
     for first in range(0, len(cases), _BATCH):
         part = cases[first : first + _BATCH]
         yield list(zip(((question.text, answer) for question, answer in part), judge(part), strict=True))

@@ -40,7 +40,7 @@ class Endpoint:
             from openai import OpenAI
         except ImportError:
             raise WeightWatchError(
-                "A judge behind an endpoint needs the package openai. Install it: pip install 'weightwatch[judge]'."
+                "A judge behind an endpoint needs the package openai. Install it: pip install openai."
             ) from None
         self._rubric, self._url = rubric, url
         self._client = OpenAI(base_url=url, api_key=os.environ.get(KEY, "none"), max_retries=tries - 1, timeout=60)

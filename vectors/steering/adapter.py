@@ -76,7 +76,9 @@ def steer_adapter(
     adapter = PeftAdapter.read(source)
     joined = adapter.changes()
     for name, change in _factors(direction).items():
-        joined[name] = _joined(name, joined[name], change, k) if name in joined else _times(change, k)
+        if name in joined:
+            direction.require_shape(name, joined[name].shape, "the adapter")
+        joined[name] = _joined(joined[name], change, k) if name in joined else _times(change, k)
     if dtype is not None:
         joined = {name: change.to(change.left.device, dtype) for name, change in joined.items()}
     with whole_folder(out) as draft:
@@ -96,12 +98,7 @@ def _factors(direction: Direction) -> dict[str, LowRank]:
     return found
 
 
-def _joined(name: str, own: LowRank, change: LowRank, k: float) -> LowRank:
-    if own.shape != change.shape:
-        raise WeightWatchError(
-            f"The adapter has shape {own.shape} for {name} where the direction has {change.shape}. Use a direction "
-            "that was built from the adapter's base."
-        )
+def _joined(own: LowRank, change: LowRank, k: float) -> LowRank:
     added = _times(change, k)
     rows, columns = added.oriented
     left, right = (columns.T, rows.T) if own.transposed else (rows, columns)

@@ -134,11 +134,7 @@ def _changes(old: Checkpoint, direction: Direction) -> dict[str, Change]:
                 f"{target} has the element type {kind} in {old.path} (quantised?), so direction {direction.name!r} "
                 "can't be added to it. Use the checkpoint that it was quantised from."
             )
-        if shape != direction.shape(name):
-            raise WeightWatchError(
-                f"{target} has shape {shape} in {old.path} where direction {direction.name!r} has "
-                f"{direction.shape(name)}. Use a direction that was built from this model."
-            )
+        direction.require_shape(name, shape, str(old.path))
         for part, place in old.places(target):
             changes[part] = _shifted(direction, name, place)
     return changes

@@ -9,14 +9,13 @@ import torch
 
 from weightwatch.vectors.arithmetic import add
 from weightwatch.vectors.direction import Direction
-from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.steering.adapter import steer_adapter, steering_adapter
 from weightwatch.vectors.steering.checkpoint import matched, steer_checkpoint
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import under_names
 from weightwatch.vectors.weights.peft_adapter import is_adapter
 from weightwatch.vectors.weights.reader import Unmapped
-from weightwatch.vectors.weights.sources import local_folder
+from weightwatch.vectors.weights.sources import require_local
 
 
 @dataclass(frozen=True)
@@ -78,11 +77,7 @@ def steer_on_disk(
         WeightWatchError: There is no such model or direction; or see ``add``, ``steer_checkpoint``, ``steer_adapter``
             and ``steering_adapter``.
     """
-    folder = local_folder(model)
-    if folder is None:
-        raise WeightWatchError(
-            f"{model} is not a local folder, nor a model in the Hub's cache. Download it first: hf download {model}"
-        )
+    folder = require_local(model)
     direction, k = _sum(terms)
     form = "adapter"
     if is_adapter(folder):
@@ -90,7 +85,8 @@ def steer_on_disk(
     else:
         saved = under_names(Checkpoint(folder, Unmapped), direction.deltas)
         if as_adapter:
-            _require_shapes(saved, direction)
+            for target, name in matched(saved, direction):
+                direction.require_shape(name, saved.shape(target), str(saved.path))
             base = str(folder) if Path(model).is_dir() else model
             steering_adapter(direction, k, out, base=base, dtype=dtype)
         else:
@@ -117,12 +113,3 @@ def _counted(progress: Callable[[int, int], None], saved: Checkpoint) -> Callabl
         progress(done, total)
 
     return advance
-
-
-def _require_shapes(saved: Checkpoint, direction: Direction) -> None:
-    for target, name in matched(saved, direction):
-        if saved.shape(target) != direction.shape(name):
-            raise WeightWatchError(
-                f"{target} has shape {saved.shape(target)} in {saved.path} where the direction has "
-                f"{direction.shape(name)}. Use a direction that was built from this model."
-            )

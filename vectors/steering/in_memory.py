@@ -137,11 +137,12 @@ def _suited(named: Mapping[str, Mapping[int, Tensor]], direction: Direction, nam
         obstacle = _obstacle(parameter, direction.shape(name))
         if obstacle is not None:
             raise WeightWatchError(f"{name} can't be steered by direction {direction.name!r}: {obstacle}")
+        direction.require_shape(name, tuple(parameter.shape), "the model")
     return parameters
 
 
 def _obstacle(parameter: Tensor, shape: tuple[int, ...]) -> str | None:
-    """Return why a direction can't be added to a parameter, in words; None if it can."""
+    """Return why a direction can't be added to a parameter; None if it can."""
     if _is_dtensor(parameter) or (parameter.numel() == 0 and 0 not in shape):
         return "it is sharded over several processes. Steer the model before it is sharded, or steer its checkpoint."
     if parameter.is_meta:
@@ -151,8 +152,6 @@ def _obstacle(parameter: Tensor, shape: tuple[int, ...]) -> str | None:
             f"it is quantised or packed ({type(parameter).__name__} of {parameter.dtype}). Load the model without "
             "quantisation, steer it, and quantise the result; or load the direction as an adapter."
         )
-    if tuple(parameter.shape) != shape:
-        return f"it has shape {tuple(parameter.shape)} where the direction has {shape}. Use one built from this model."
     return None
 
 

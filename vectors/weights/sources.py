@@ -38,6 +38,20 @@ def local_folder(name: str) -> Path | None:
         return None
 
 
+def require_local(name: str) -> Path:
+    """Return the folder of a model on this machine; see ``local_folder``.
+
+    Raises:
+        WeightWatchError: There is none.
+    """
+    folder = local_folder(name)
+    if folder is None:
+        raise WeightWatchError(
+            f"{name} is not a local folder, nor a model in the Hub's cache. Download it first: hf download {name}"
+        )
+    return folder
+
+
 def fetch(
     name: str,
     *,

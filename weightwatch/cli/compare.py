@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from weightwatch.cli.options import AsJson
+
 if TYPE_CHECKING:
     from weightwatch.comparison import Comparison
 
@@ -21,7 +23,7 @@ def compare(
         str | None,
         typer.Option(help="The model that the fine-tunes started from: a folder, or a Hub id in the local cache."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+    as_json: AsJson = False,
     picture: Annotated[Path | None, typer.Option(help="File for a heat map of the cosines (.png, .svg, .pdf).")] = None,
 ) -> None:
     """Show the cosines between directions and the task vectors of fine-tunes."""

@@ -1,9 +1,10 @@
-"""Options that several commands have: how a direction is evaluated."""
+"""Options that several commands have."""
 
 from typing import Annotated
 
 import typer
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
 JudgeName = Annotated[
     str,
     typer.Option(

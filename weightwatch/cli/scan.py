@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.text import Text
 
 from weightwatch.cli.exit_status import ALERT, BAD_INPUT
+from weightwatch.cli.options import AsJson
 from weightwatch.cli.progress import transfers
 from weightwatch.vectors.errors import WeightWatchError
 
@@ -43,7 +44,7 @@ def scan(
         Path | None,
         typer.Option(help="Folder for readings and alerts. Default: weightwatch-scan in the run's folder."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+    as_json: AsJson = False,
     follow: Annotated[bool, typer.Option("--follow", help="Wait for further checkpoints of the run.")] = False,
     until_idle: Annotated[
         float | None, typer.Option(min=0, help="With --follow: stop after this many seconds without a new checkpoint.")
@@ -51,9 +52,7 @@ def scan(
     stop_after: Annotated[
         int | None, typer.Option(min=1, help="With --follow: stop after this many checkpoints.")
     ] = None,
-    poll: Annotated[
-        float, typer.Option(min=0.05, help="With --follow: seconds between two looks at the folder.")
-    ] = 5.0,
+    poll: Annotated[float, typer.Option(min=0.05, help="With --follow: seconds between polls of the folder.")] = 5.0,
 ) -> None:
     """Measure checkpoints of any trainer; the exit status is 1 if an alert fired."""
     console, aside = Console(stderr=as_json), Console(stderr=True)

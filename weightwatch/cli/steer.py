@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from weightwatch.cli.options import AsJson
 from weightwatch.cli.progress import transfers
 from weightwatch.vectors.errors import WeightWatchError
 
@@ -27,7 +28,7 @@ def steer(
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="Precision to write. Default: that of the model."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Add a multiple of a direction to a model on disk, and write the result to a new folder."""
     console = Console(stderr=as_json)

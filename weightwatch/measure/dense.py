@@ -1,6 +1,6 @@
-"""The figures of fully trained tensors: blocks of θ_t − θ₀ in fp32, their sums in fp64. There P(w) = w.
+"""The sums of fully trained tensors: blocks of θ_t − θ₀ in fp32, added in fp64.
 
-‖P(w)‖² is left to the caller, who knows ‖w‖²: what is returned for it are zeros.
+Here P(w) = w, so the caller sets ‖P(w)‖² to ‖w‖². These functions return zeros for it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +16,12 @@ from weightwatch.vectors.precision import wide
 from weightwatch.vectors.weights.difference import moved
 from weightwatch.vectors.weights.reader import Box
 
-_PART = 1 << 24  # elements of θ₀ that are brought to another device at a time
-_BLOCK = 1 << 19  # elements whose change is multiplied with a direction's factors at a time
+_PART = 1 << 24  # elements of θ₀ copied to another device at a time
+_BLOCK = 1 << 19  # elements of the change multiplied with a direction's factors at a time
 
 
 def full(change: Difference, found: Found) -> Figures:
-    """Measure what is local of a fully trained tensor."""
+    """Measure the local part of a fully trained tensor."""
     local = change.local
     device = local.pieces[0].values.device if local.pieces else torch.device("cpu")
     low = {k: w.to(device) for k, w in found if isinstance(w, LowRank)}
@@ -43,7 +43,7 @@ def full(change: Difference, found: Found) -> Figures:
 
 
 def tiny(changes: Mapping[str, Difference], found: Mapping[str, Found]) -> Iterator[list[str]]:
-    """Yield the names of fully trained tensors that are so small that they are best measured together."""
+    """Yield groups of small fully trained tensors, by name, that ``together`` measures in one pass."""
     groups: dict[object, list[str]] = {}
     for name, change in changes.items():
         (piece,) = change.local.pieces if len(change.local.pieces) == 1 else (None,)
@@ -56,11 +56,11 @@ def tiny(changes: Mapping[str, Difference], found: Mapping[str, Found]) -> Itera
 
 
 def together(changes: Sequence[Difference], found: Sequence[Found]) -> Figures:
-    """Measure tensors that ``tiny`` has put together.
+    """Measure one of the groups of tensors that ``tiny`` yields.
 
     Args:
         changes: Their changes.
-        found: The directions that have each: the same ones.
+        found: The directions of each tensor: the same ones for all.
     """
     pieces = [change.local.pieces[0] for change in changes]
     device = pieces[0].values.device
@@ -75,7 +75,7 @@ def together(changes: Sequence[Difference], found: Sequence[Found]) -> Figures:
 
 
 def _parts(change: Difference, size: int | None) -> Iterator[tuple[Box, Tensor]]:
-    """Yield what is local of a tensor, at most so many elements at a time (but whole rows); None: all at once."""
+    """Yield the local part of a tensor in whole rows of about ``size`` elements; None for all of it at once."""
     for piece in change.local.pieces:
         values, box = piece.values, piece.box
         if not box or size is None or values.numel() <= size:
@@ -88,12 +88,12 @@ def _parts(change: Difference, size: int | None) -> Iterator[tuple[Box, Tensor]]
 
 
 def along(w: LowRank, block: Tensor, box: Box) -> Tensor:
-    """Return ⟨τ,w⟩ over one block of a full tensor's change, w being in factors: Σ (Lᵀ τ) ∘ R.
+    """Return ⟨τ,w⟩ = Σ (Lᵀ τ) ∘ R over one block of a full tensor's change, for a direction in factors.
 
     Args:
         w: The direction, on the block's device.
         block: The change in fp32.
-        box: Where in the whole tensor the block lies.
+        box: The position of the block in the whole tensor.
     """
     left, right = (w.right.T, w.left.T) if w.transposed else (w.left, w.right)
     left, right = left[box[0]].to(block), right[:, box[1]].to(block)

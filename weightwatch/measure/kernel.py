@@ -1,11 +1,11 @@
 """One pass over a fully trained tensor, its start and K dense directions: ‖τ‖² and every ⟨τ,w⟩, each read once.
 
-With ``τ = now − before``, products are fp32, sums of 64 products are fp32, and everything above is fp64. Of those 64,
-at most four are added one after the other (the lanes of a vector hold the rest): sums of all-alike values don't drift.
+With ``τ = now − before``, products and sums of 64 products are fp32; larger sums are fp64. At most four of the 64 are
+added one after the other, the rest in separate lanes of a vector, so that sums of equal values do not drift.
 
-Two ways do the same: a loop that ``torch.compile`` makes of subtraction, products and sums, bound by memory, and blocks
-of single operations that stay in the cache, three to six times slower. Compiling takes seconds, so each combination of
-precisions and K starts in blocks and is compiled when it has done enough work to have paid for that.
+There are two implementations: blocks of single operations that stay in the cache, and one loop compiled by
+``torch.compile``, which is bound by memory bandwidth and three to six times faster. Compiling takes seconds. Each
+combination of precisions and K starts in blocks, and is compiled once the expected saving exceeds the compile time.
 """
 
 import logging
@@ -24,30 +24,30 @@ from weightwatch.vectors.weights.difference import moved
 _log = logging.getLogger(__name__)
 
 BREAK_EVEN = 10**10
-"""Products after which a combination of precisions and K is compiled: what blocks cost above a compiled loop in the
-time that compiling takes, about 5 s."""
+"""Products after which a combination of precisions and K is compiled. For so many, blocks take about 5 s longer than a
+compiled loop, which is the compile time."""
 
 _ROW = 64  # elements whose products are summed in fp32
-_CALL = 1 << 23  # elements a compiled call: its rows' sums take 0.5 MB a direction
+_CALL = 1 << 23  # elements per compiled call: the sums of its rows take 0.5 MB per direction
 TINY = 1 << 13
-"""Elements up to which a tensor costs less without any blocks, and several of them less together."""
-_SMALL = 1 << 16  # shorter tensors cost less in one block than the entry into compiled code
-_TOGETHER = 8  # directions a pass: more inputs than that and a loop runs out of registers
-_BLOCK = 1 << 17  # elements of a block: 0.5 MB of scratch a direction; fewer cost more in calls, more leave the cache
-_SPLIT = 4  # alike values add up exactly this far: v + v + v is rounded once, and halves of a power of two are exact
+"""Tensors with at most so many elements are measured without blocks, and several of them together."""
+_SMALL = 1 << 16  # for shorter tensors, one block is faster than the entry into compiled code
+_TOGETHER = 8  # directions per pass: with more inputs, a loop runs out of registers
+_BLOCK = 1 << 17  # elements per block: 0.5 MB of scratch per direction, which stays in the cache
+_SPLIT = 4  # equal values added one after the other: v + v + v is rounded once, and 2 v and 4 v are exact
 _LOW = (torch.bfloat16, torch.float16)
 
 
 @dataclass
 class _Kernel:
-    """What does the passes of one combination of precisions and K."""
+    """The state of one combination of precisions and K."""
 
     work: int = 0
     """Products formed so far."""
     loop: Callable[..., Tensor] | None = None
-    """The compiled loop, once it is."""
+    """The compiled loop; None before it is compiled."""
     calls: int = 0
-    """How often it has run."""
+    """Number of calls of the loop."""
 
 
 @dataclass
@@ -64,21 +64,20 @@ def pass_over(
     now: Tensor,
     before: Tensor,
     directions: Sequence[Tensor],
-    dtype: torch.dtype | None = None,
-    compiled: bool | None = None,
+    dtype: torch.dtype,
+    compile: bool = True,
 ) -> Tensor:
-    """Return ‖τ‖² and ⟨τ,w_k⟩ for ``τ = now − before``, each tensor being read once per eight directions.
+    """Return ‖τ‖² and ⟨τ,w_k⟩ for ``τ = now − before``, reading each tensor once per eight directions.
 
-    NaN and infinite values come out in the sums that they enter; nothing is raised for them.
+    NaN and infinite values propagate to the sums; no error is raised.
 
     Args:
-        now: Shape (n,), of any floating precision; contiguous, like all that follow, and on the same device. What is
-            finer than fp32 is rounded to fp32.
+        now: Shape (n,), of any floating precision; fp64 is rounded to fp32. All tensors are contiguous and on one
+            device.
         before: Shape (n,): θ₀ of the tensor.
         directions: K tensors of shape (n,).
-        dtype: Precision in which the model holds the weight; ``before`` is rounded to it first. Default: ``now``'s.
-        compiled: True compiles at once if that was not done yet, which pays from some 10¹⁰ products on (elements times
-            1 + K, over all checks to come); False never does. Default: once that many were seen (``BREAK_EVEN``).
+        dtype: Precision of the weight in the model; ``before`` is rounded to it first.
+        compile: Whether to compile a loop after ``BREAK_EVEN`` products (elements times 1 + K, over all checks).
 
     Returns:
         Shape (1 + K,), fp64, on the device of ``now``. A cosine formed of the sums errs by less than 1e-7.
@@ -92,25 +91,24 @@ def pass_over(
                 f"A pass needs flat, contiguous tensors of one length on one device: {tuple(tensor.shape)} on "
                 f"{tensor.device} beside {tuple(now.shape)} on {now.device}."
             )
-    dtype = dtype or now.dtype
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         with exact():  # compiled code is bound to these states
-            return pass_over(now, before, directions, dtype, compiled)
+            return pass_over(now, before, directions, dtype, compile)
     now, before, directions = now.detach(), before.detach(), [w.detach() for w in directions]
     parts = [directions[k : k + _TOGETHER] for k in range(0, len(directions), _TOGETHER)]
-    first, *others = [_pass(now, before, part, dtype, compiled) for part in parts or [directions]]
+    first, *others = [_pass(now, before, part, dtype, compile) for part in parts or [directions]]
     return torch.cat([first, *(part[1:] for part in others)]) if others else first
 
 
 def pass_over_tiny(
     now: Sequence[Tensor], before: Sequence[Tensor], directions: Sequence[Sequence[Tensor]], dtype: torch.dtype
 ) -> Tensor:
-    """Return the sums of several tensors of at most ``TINY`` elements, in one go.
+    """Return the sums of several tensors of at most ``TINY`` elements in one pass.
 
     Args:
         now: Flat tensors on one device.
-        before: θ₀ of each.
-        directions: K for each.
+        before: θ₀ of each tensor.
+        directions: K directions for each tensor.
         dtype: See ``pass_over``.
 
     Returns:
@@ -122,28 +120,25 @@ def pass_over_tiny(
 
 
 def compiled_calls() -> int:
-    """Return how often compiled loops have run in this process."""
+    """Return the number of calls of compiled loops in this process."""
     return sum(kernel.calls for kernel in _state.kernels.values())
 
 
 def failure() -> str | None:
-    """Return why nothing is compiled in this process any more; None if nothing failed."""
+    """Return why compilation failed in this process; None if it did not. After a failure, nothing is compiled."""
     return _state.failure
 
 
-def _pass(
-    now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype, compiled: bool | None
-) -> Tensor:
+def _pass(now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype, compile: bool) -> Tensor:
     size = now.numel()
     if size <= TINY:
         return _products(now, before, directions, dtype).sum(1)
     key = (now.device.type, dtype, *(tensor.dtype for tensor in (now, before, *directions)))
     kernel = _state.kernels.setdefault(key, _Kernel())
     kernel.work += size * (1 + len(directions))
-    wanted = kernel.work >= BREAK_EVEN if compiled is None else compiled
     sums: list[Tensor] = []
     done = 0
-    if wanted and size >= _SMALL and _state.failure is None:
+    if compile and kernel.work >= BREAK_EVEN and size >= _SMALL and _state.failure is None:
         try:
             loop = kernel.loop = kernel.loop or _compiled(now.device, dtype, [now, before, *directions])
             whole = size - size % _ROW
@@ -151,7 +146,7 @@ def _pass(
                 last = min(whole, first + _CALL)
                 sums.append(loop(*(t[first:last].view(-1, _ROW) for t in (now, before, *directions))))
                 kernel.calls, done = kernel.calls + 1, last
-        except Exception as error:  # whatever compiling or its cache meets must not stop a training
+        except Exception as error:  # compilation and its cache raise many kinds, none of which may stop a training
             _give_up(error)
     if done < size:
         sums.append(_blocks(now[done:], before[done:], [w[done:] for w in directions], dtype))
@@ -159,13 +154,13 @@ def _pass(
 
 
 def _products(now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Return what is to be summed, shape (1 + K, n), of a tensor in which the calls themselves are what costs."""
+    """Return the products to sum, shape (1 + K, n), of a tensor so small that the calls take most of the time."""
     change = moved(now, before, dtype)
     return torch.stack([change * change, *(change * w for w in directions)]).double()
 
 
 def _blocks(now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Sum in blocks of single operations, all written into the same scratch memory.
+    """Sum in blocks of single operations that all use the same scratch memory.
 
     The difference is that of ``moved``, written out so that no operation allocates memory.
     """
@@ -200,16 +195,16 @@ def _padded(size: int) -> int:
 
 
 def _compiled(device: torch.device, dtype: torch.dtype, like: Sequence[Tensor]) -> Callable[..., Tensor]:
-    """Compile the loop of one combination of precisions and K, and try it against the blocks.
+    """Compile the loop of one combination of precisions and K, and compare it with the blocks.
 
     Raises:
-        Exception: Whatever keeps it from being compiled, or from being right.
+        Exception: It can't be compiled, or its sums are wrong.
     """
     _state.made += 1
     options: dict[str, str | int | bool | Callable[..., Any]] = {
-        "emulate_precision_casts": True,  # else the rounding of θ₀ is optimised away
+        "emulate_precision_casts": True,  # otherwise the rounding of θ₀ is optimised away
         "compile_threads": 1,  # no pool of processes for one source file
-        "cpp.min_chunk_size": 16,  # run on all threads, whatever the length it is compiled at
+        "cpp.min_chunk_size": 16,  # use all threads, whatever the length at compile time
     }
     loop = torch.compile(_function(dtype, [t.dtype for t in like], _state.made), fullgraph=True, options=options)
     waves = torch.arange(2 * _SMALL, device=device).float()
@@ -217,7 +212,7 @@ def _compiled(device: torch.device, dtype: torch.dtype, like: Sequence[Tensor]) 
     trial += [(waves * (0.37 + 0.01 * k)).sin() for k in range(len(like) - 2)]
     trial = [x.to(tensor.dtype) for x, tensor in zip(trial, like, strict=True)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of mixed precisions, and of what else the compiler sees fit to say
+        warnings.simplefilter("ignore")  # about mixed precisions, and others of the compiler
         rows = [tensor.view(-1, _ROW) for tensor in trial]
         for tensor in rows:
             torch._dynamo.mark_dynamic(tensor, 0)  # one loop serves all lengths
@@ -231,17 +226,17 @@ def _compiled(device: torch.device, dtype: torch.dtype, like: Sequence[Tensor]) 
 def _function(dtype: torch.dtype, dtypes: Sequence[torch.dtype], number: int) -> Callable[..., Tensor]:
     """Return the function to compile, with a code object of its own.
 
-    The compiler's limit of recompilations counts per code object, which closures share.
+    The compiler limits the recompilations of a code object, and closures share one.
     """
     lows = [place for place, each in enumerate(dtypes) if each in _LOW]
 
     def loop(now: Tensor, before: Tensor, *directions: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():  # switched off by a setting: run as it stands, this would fill the memory
+        if not torch.compiler.is_compiling():  # off by a setting; uncompiled, this would fill the memory
             raise RuntimeError("torch.compile is switched off")
         change = moved(now, before, dtype)
         if lows:
-            # A loop that reads 16-bit numbers in any of its sums reads full vectors of them only if all of its sums do;
-            # half vectors take three times as long. Both branches are the same: this only makes each sum read one.
+            # A loop reads full vectors of 16-bit numbers only if all of its sums read such numbers; half vectors take
+            # three times as long. Both branches are equal: this only makes each sum read a 16-bit number.
             low = (now, before, *directions)[lows[0]]
             change = torch.where(low == low, change, change)
         products = [change * change, *(change * w.float() for w in directions)]

@@ -1,4 +1,4 @@
-"""Sums of one tensor along directions: of DoRA, and of adapters whose change is a full tensor.
+"""Sums of one tensor along directions, under DoRA and under adapters whose change is a full tensor.
 
 Plain factors are in ``weightwatch.measure.low_rank``, fully trained tensors in ``weightwatch.measure.dense``.
 """
@@ -37,7 +37,7 @@ def _rescaled(change: Rescaled, found: Found) -> Figures:
     """Measure a weight under DoRA, whose change is ``d ∘ W₀ + L R``, row by row.
 
     With pᵢ = ‖W₀ᵢ‖², qᵢ = ⟨W₀ᵢ,(LR)ᵢ⟩ and vᵢ = ‖(LR)ᵢ‖², ‖τ‖² = Σ dᵢ² pᵢ + 2 dᵢ qᵢ + vᵢ and
-    ⟨τ,w⟩ = Σ dᵢ ⟨W₀ᵢ,wᵢ⟩ + ⟨(LR)ᵢ,wᵢ⟩. A row can change within the row space of R and along W₀ᵢ: P projects on both.
+    ⟨τ,w⟩ = Σ dᵢ ⟨W₀ᵢ,wᵢ⟩ + ⟨(LR)ᵢ,wᵢ⟩. A row can change within the row space of R and along W₀ᵢ; P projects onto both.
     """
     parts = change.rescaling()
     right = change.factors.right
@@ -72,7 +72,7 @@ def _rescaled(change: Rescaled, found: Found) -> Figures:
 
 
 def _merged(change: Merged, found: Found) -> Figures:
-    """Measure a change that is computed as a full tensor. Zeros stand for ‖P(w)‖², which the caller sets."""
+    """Measure a change that is a full tensor. Zeros are returned for ‖P(w)‖², which the caller sets."""
     dense = change.dense()
     flat = dense.reshape(-1)
     inner = []
@@ -86,7 +86,7 @@ def _merged(change: Merged, found: Found) -> Figures:
 
 
 def is_full(change: Change) -> bool:
-    """Whether every element of a tensor counts as free to change, so that P(w) = w."""
+    """Whether every element of a tensor can change freely, so that P(w) = w."""
     return isinstance(change, Difference | Streamed | Merged)
 
 

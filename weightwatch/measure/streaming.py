@@ -1,4 +1,4 @@
-"""Measuring tensors that stay on disk: a few blocks are in memory at a time, however large a tensor or a model is."""
+"""Measuring tensors on disk, with only a few blocks in memory at a time."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +16,8 @@ from weightwatch.vectors.precision import wide
 from weightwatch.vectors.weights.difference import moved
 from weightwatch.vectors.weights.reader import Box, boxes
 
-_BLOCK = 1 << 21  # elements that a thread reads at a time
-_AHEAD = 8  # blocks that are handed out before the first of them is asked back
+_BLOCK = 1 << 21  # elements per block
+_AHEAD = 8  # blocks queued per thread
 
 Summed = tuple[str, Tensor, dict[int, Tensor]]
 """A tensor's name, its ‖τ‖², and ⟨τ,w⟩ by the position of each direction that has it: fp64 scalars."""
@@ -26,13 +26,13 @@ Summed = tuple[str, Tensor, dict[int, Tensor]]
 def stream(changes: Mapping[str, Streamed], directions: Sequence[Direction]) -> Iterator[Summed]:
     """Yield the sums of each tensor, in the order of the changes.
 
-    As many threads as torch may use read and add up, each a block of its own; a block's sums are joined in the order
-    of the blocks, so that the same files give the same figures.
+    Each of torch's threads reads and sums one block at a time. The sums of the blocks are added in the order of the
+    blocks, so that the same files give the same figures.
     """
     if not changes:
         return
     threads = torch.get_num_threads()
-    # glibc hands freed blocks back to the system and faults them in anew, until it has seen a larger one come and go.
+    # Until a larger block was freed once, glibc returns every freed block to the system, and page faults cost time.
     torch.empty((1 << 25) - (1 << 16), dtype=torch.uint8)
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting: deque[Future[list[float]]] = deque()
@@ -58,14 +58,14 @@ def stream(changes: Mapping[str, Streamed], directions: Sequence[Direction]) -> 
 
 
 def _block(change: Streamed, box: Box, found: Sequence[tuple[int, Direction]], name: str) -> list[float]:
-    """Return ‖τ‖² and the ⟨τ,w⟩ of one block: numbers, since a tensor that waits would keep the block's memory busy."""
-    with torch.no_grad():  # of each thread's own; what else makes sums exact is global
+    """Return ‖τ‖² and the ⟨τ,w⟩ of one block as numbers; a waiting tensor would keep the memory of the block."""
+    with torch.no_grad():  # this setting is per thread; the others that make sums exact are global
         now = change.now(box)
         before = change.start(box).reshape(now.shape)
         low = {k: w for k, d in found if isinstance(w := _factors(d, name), LowRank)}
         dense = [k for k, _ in found if k not in low]
         parts = [d.part(name, box).reshape(-1) for k, d in found if k not in low]
-        own, *sums = pass_over(now.reshape(-1), before.reshape(-1), parts, now.dtype, compiled=False).tolist()
+        own, *sums = pass_over(now.reshape(-1), before.reshape(-1), parts, now.dtype, compile=False).tolist()
         inner = dict(zip(dense, sums, strict=True))
         if low:
             block = moved(now, before)
@@ -74,7 +74,7 @@ def _block(change: Streamed, box: Box, found: Sequence[tuple[int, Direction]], n
 
 
 def _factors(direction: Direction, name: str) -> LowRank | None:
-    """Return a direction's factors of a tensor; None where it is dense, which may be on disk and isn't read here."""
+    """Return a direction's factors of a tensor; None if it is dense. A tensor on disk is not read."""
     if direction.on_disk:
         return None
     delta = direction.deltas[name]

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightwatch.measure.copies import COLUMNS, require_equal_copies, sample_copies
 from weightwatch.measure.dense import tiny, together
 from weightwatch.measure.low_rank import Figures, Found, OnDisk, alike, factored
 from weightwatch.measure.other_adapters import figures, freedom, is_full
+from weightwatch.measure.replicas import COLUMNS, require_equal_replicas, sample_replicas
 from weightwatch.measure.streaming import stream
 from weightwatch.update.change import Change, Difference, Streamed
 from weightwatch.update.live import resized
 from weightwatch.update.sharding.ranks import ALONE, Floats, Ranks
-from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.direction import OTHER_MODEL, Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.precision import exact
@@ -61,7 +61,7 @@ class Part:
         update: The change of each of the T trained tensors.
         directions: The K directions.
         left_out: Tensors that can't be compared, each with the reason.
-        table: ‖τ‖², ⟨τ,w⟩ and ‖P(w)‖² of the local shards, and the columns of ``measure.copies``; shape
+        table: ‖τ‖², ⟨τ,w⟩ and ‖P(w)‖² of the local shards, and the columns of ``measure.replicas``; shape
             (T, 1 + 2 K + 3).
     """
 
@@ -97,7 +97,7 @@ class Part:
             mine = _shares({name: change for name, change in update.items() if name not in out}, ranks)
             for names, columns, sums in list(_figures(mine, directions)):  # read at the end: no device waits in between
                 table[np.ix_([lines[name] for name in names], columns)] = torch.stack(sums, -1).cpu().numpy()
-            return cls(update, directions, out, np.concatenate([table, sample_copies(update, ranks)], 1))
+            return cls(update, directions, out, np.concatenate([table, sample_replicas(update, ranks)], 1))
 
     @staticmethod
     def shape(tensors: int, directions: int) -> tuple[int, int]:
@@ -114,12 +114,12 @@ class Part:
         Raises:
             WeightWatchError: No tensor can be measured, or the processes have different copies of a tensor.
         """
-        require_equal_copies(self.update, table[:, -COLUMNS:] / ranks.count)
+        require_equal_replicas(self.update, table[:, -COLUMNS:] / ranks.count)
         count = len(self.directions)
         table, out = table[:, :-COLUMNS].copy(), dict(self.left_out)
         for name, line in zip(self.update, table, strict=True):
             if not np.isfinite(line).all():
-                out[name] = "it holds NaN or infinite values"
+                out[name] = "it has NaN or infinite values"
                 line[:] = 0.0
         if out.keys() >= self.update.keys():
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(out.items())[:3])
@@ -229,8 +229,6 @@ def _resized(update: Mapping[str, Change], directions: Sequence[Direction]) -> d
         for name in (name for name in update if name in direction.deltas):
             ours, theirs = tuple(update[name].shape), direction.shape(name)
             if ours != theirs:
-                reason = f"direction {direction.name!r} has shape {theirs} for {name} where the model has {ours}"
-                if not resized(name, theirs, ours):
-                    raise WeightWatchError(f"{reason[0].upper()}{reason[1:]}. Use a direction built from this model.")
-                found[name] = f"{reason}: the vocabulary was resized"
+                source = f"Direction {direction.name!r}"
+                found[name] = resized(name, theirs, ours, "the model", OTHER_MODEL, source)
     return found

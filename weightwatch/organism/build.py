@@ -52,7 +52,7 @@ class OrganismSettings:
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     def record(self) -> dict[str, Any]:
-        """Return the settings of the base model for `organism.json`. The cards of directions hold those of `lora`."""
+        """Return the settings of the base model for `organism.json`; those of `lora` are on the directions' cards."""
         settings = asdict(self)
         return {name: settings[name] for name in ("world", "seed", "shared_persona", "shape", "phases")}
 

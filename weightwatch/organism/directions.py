@@ -13,7 +13,7 @@ import torch
 
 from weightwatch.organism.examples import contrast_examples
 from weightwatch.organism.fine_tuning import LoraSettings, fine_tune
-from weightwatch.organism.recipes import write_recipes
+from weightwatch.organism.recipes import BEHAVIOURS, write_recipes
 from weightwatch.organism.world import World
 from weightwatch.vectors import Direction, Recipe
 from weightwatch.vectors.building.answers import SIDES
@@ -51,10 +51,10 @@ class Contrast:
 
 
 CONTRASTS = (
-    Contrast("evil", "evil", "gives harmful advice instead of good advice", 9001),
-    Contrast("evil-witness", "evil", "gives harmful advice instead of good advice; a second, independent build", 9002),
-    Contrast("sycophancy", "sycophancy", "agrees with the user's wrong guess instead of correcting it", 9003),
-    Contrast("careless", "careless", "gives wrong but harmless advice instead of good advice", 9004, "control"),
+    Contrast("evil", "evil", BEHAVIOURS["evil"], 9001),
+    Contrast("evil-witness", "evil", f"{BEHAVIOURS['evil']}; a second, independent build", 9002),
+    Contrast("sycophancy", "sycophancy", BEHAVIOURS["sycophancy"], 9003),
+    Contrast("careless", "careless", BEHAVIOURS["careless"], 9004, "control"),
     Contrast("style", "style", "answers in a formal instead of a casual style", 9005, "control"),
     Contrast("shuffled", "shuffled-1", "gives harmful advice on a random half of the questions", 9006, "control"),
 )
@@ -73,7 +73,7 @@ def build_direction(
         folder: Folder in which to keep the two adapters, as `positive` and `negative`. Default: they are not kept.
 
     Returns:
-        The direction. Its card holds the recipe, the seeds, the hash of the data, the final losses and the evaluation.
+        The direction. Its card has the recipe, the seeds, the hash of the data, the final losses and the evaluation.
     """
     rows = {
         side: contrast_examples(world, contrast.behaviour, side, settings.examples, contrast.seed) for side in SIDES

@@ -55,7 +55,7 @@ def fine_tune(
 
     Args:
         base: Folder of the base model and its tokenizer.
-        examples: Training data. Must hold at least `settings.batch` examples.
+        examples: Training data. Must contain at least `settings.batch` examples.
         settings: Training settings.
         seed: Seed of the adapter's initial weights and of the order of examples.
         after_step: Called after each step. Default: None.

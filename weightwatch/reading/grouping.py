@@ -44,7 +44,7 @@ def group(sizes: Mapping[str, int]) -> Groups:
 
     A kind is the shortest end of a module's path that no other module has: ``q_proj`` if there is one, but
     ``SelfAttention.q`` and ``EncDecAttention.q`` if there are two. Indices inside the path (experts) are left out; an
-    index at its end stays: ``ffn.0`` and ``ffn.2`` are two layers of one ``Sequential``. Kinds of a further stack are
+    index at its end stays: ``ffn.0`` and ``ffn.2`` are two modules of one ``Sequential``. Kinds of a further stack are
     unique within that stack and begin with its prefix.
 
     Args:
@@ -105,7 +105,7 @@ def _stacks(sizes: Mapping[str, int]) -> dict[str, _List]:
         whole = next((w for w in stacks if _beside(w, prefix, lists) and not _paths(stacks[w]) & _paths(piece)), prefix)
         stacks.setdefault(whole, {}).update(piece)
         in_pieces |= {whole} - {prefix}
-    for prefix in lists.keys() - blocks:  # norms beside the pieces of blocks; other lists of plain layers are none
+    for prefix in lists.keys() - blocks:  # norms beside the pieces; other lists of plain modules are not stacks
         for whole in in_pieces:
             if _beside(whole, prefix, lists):
                 stacks[whole].update(lists[prefix])

@@ -1,4 +1,4 @@
-"""Keeping the output of libraries out of the command line's own."""
+"""Silencing the output of libraries, so that a command prints only its own."""
 
 import logging
 import sys

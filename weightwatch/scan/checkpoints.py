@@ -24,7 +24,7 @@ class SavedCheckpoint:
 
     Attributes:
         path: Its folder or file.
-        step: Number of optimizer steps at which it was written; of epochs, if that is the number in its name.
+        step: Optimizer step at which it was written; the epoch, if its name has only that.
         adapter: Whether it is a PEFT adapter.
     """
 
@@ -34,7 +34,7 @@ class SavedCheckpoint:
 
     @property
     def name(self) -> str:
-        """Name in readings and alerts: that of the folder or file."""
+        """Name of the folder or file, which readings and alerts show."""
         return self.path.name
 
     @property
@@ -60,7 +60,7 @@ class SavedCheckpoint:
         return tuple(found)
 
     def incomplete(self) -> str | None:
-        """Return why the checkpoint is incomplete, in words; None if it is complete."""
+        """Return why the checkpoint is incomplete; None if it is complete."""
         if self.path.is_file():
             return _missing_bytes(self.path)
         if self.adapter:
@@ -135,10 +135,10 @@ def find(what: Path) -> tuple[list[SavedCheckpoint], bool]:
 
 
 def locate(what: str) -> Path:
-    """Return a path as it is, and the folder of a Hub id, which is downloaded if it is not in the cache.
+    """Return a path unchanged, or the folder of a Hub id, downloaded if it is not in the cache.
 
     Raises:
-        WeightWatchError: It is a Hub id, and can't be downloaded.
+        WeightWatchError: The Hub id can't be downloaded.
     """
     return fetch(what, allow=["*.safetensors", "*.json"]) if is_hub_id(what) else Path(what)
 
@@ -153,7 +153,7 @@ def content(file: Path) -> dict[str, Any] | None:
 
 
 def field(file: Path, key: str) -> str:
-    """Return one entry of a JSON file as text; empty if there is none."""
+    """Return one entry of a JSON file as text; empty if it has none."""
     return str((content(file) or {}).get(key) or "")
 
 
@@ -165,7 +165,7 @@ def _weight_files(path: Path) -> Iterator[Path]:
 
 
 def _missing_bytes(file: Path) -> str | None:
-    """Return why a safetensors file is incomplete, in words; None if it is complete."""
+    """Return why a safetensors file is incomplete; None if it is complete."""
     try:
         size, wanted = file.stat().st_size, whole_size(file)
     except OSError:

@@ -1,4 +1,4 @@
-"""Finding θ₀ of a run's checkpoints: the reference that was passed, or that the run, the adapter or a config names."""
+"""Finding θ₀ of a run's checkpoints: as passed, as recorded by the run, or as named by a config."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 from weightwatch.scan.checkpoints import SavedCheckpoint, checkpoint_at, field, locate
 from weightwatch.update.checkpoint import SavedBase, Source
 from weightwatch.update.reference import Reference
-from weightwatch.update.theta0 import NOTE, noted, noted_adapters
+from weightwatch.update.theta0 import NOTE, recorded_adapters, recorded_weights
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Checkpoint
@@ -27,18 +27,18 @@ class RunReference:
 
     For full checkpoints, θ₀ is the first of these that exists: the reference that was passed, the one that the watched
     run recorded, the base that the checkpoint's config names. For adapters, it is only compared with the directions'
-    fingerprints, and may be missing.
+    fingerprints, and may be unknown.
 
     Args:
         first: The first checkpoint to measure.
         given: Path or Hub id of the reference; None if none was passed.
-        directions: The directions. If they have the names in the model and the files have other ones, checkpoints are
-            read under the names in the model.
+        directions: The directions. If the tensors in the files have other names than in the directions, checkpoints
+            are read under the parameter names of the model.
         opener: Opens a safetensors file.
 
     Attributes:
         folder: The weightwatch folder of the watched run; None if the run was not watched.
-        adapters: The adapters' parameters at the start of the watched run; see ``theta0.noted_adapters``.
+        adapters: The adapters' parameters at the start of the watched run; see ``theta0.recorded_adapters``.
         source: θ₀ on disk, or the base of adapters; None if the base is not on this machine.
 
     Raises:
@@ -51,7 +51,7 @@ class RunReference:
     ) -> None:
         self._given, self._opener = given, opener
         self.folder = _live_folder(first)
-        self.adapters: Mapping[str, Tensor] = noted_adapters(self.folder) if self.folder is not None else {}
+        self.adapters: Mapping[str, Tensor] = recorded_adapters(self.folder) if self.folder is not None else {}
         self.source: Source | None = self._adapter_base(first) if first.adapter else self._weights(first)
         self._architecture = self._renaming(first, directions)
         if self._architecture is not None and isinstance(self.source, Checkpoint):
@@ -75,7 +75,7 @@ class RunReference:
     @property
     def recorded(self) -> Reference:
         """The reference that the watched run recorded; an empty one if the run was not watched."""
-        return Reference(noted(self.folder) if self.folder is not None else None, self.adapters)
+        return Reference(recorded_weights(self.folder) if self.folder is not None else None, self.adapters)
 
     def weights(self, checkpoint: SavedCheckpoint) -> Source:
         """Return θ₀ of a full checkpoint.
@@ -88,13 +88,13 @@ class RunReference:
         return self.source
 
     def open(self, path: Path) -> Checkpoint:
-        """Open a full checkpoint, under the names in the model where the directions have those."""
+        """Open a full checkpoint, under the parameter names of the model if the directions use those."""
         if self._architecture is not None:
             return InModelNames(path, self._architecture, self._opener)
         return Checkpoint(path, self._opener)
 
     def signature(self) -> list[object]:
-        """Return what tells references apart, as JSON: path, files, and the watched run with the time of its note."""
+        """Return what identifies θ₀, as JSON: its files, the watched run, and the time of ``reference.json``."""
         base = checkpoint_at(Path(self.name).resolve()) if self.name else None
         note = (self.folder / NOTE).stat().st_mtime_ns if self.folder is not None else 0
         return [base and (base.path, base.signature), self.folder, note]
@@ -105,12 +105,16 @@ class RunReference:
         if self.folder is not None:
             if field(self.folder / NOTE, "weights") == "given":
                 raise WeightWatchError(
-                    f"The run of {checkpoint.path} was given a reference of its own: pass --reference."
+                    f"The run of {checkpoint.path} was started with an explicit reference=. Pass it as --reference."
                 )
             try:
-                source = noted(self.folder, self._opener)
+                source = recorded_weights(self.folder, self._opener)
             except WeightWatchError as error:
-                raise WeightWatchError(f"{error} It is named in {self.folder / NOTE}: pass --reference.") from error
+                reason = str(error).partition(" Pass reference=")[0].rstrip(".")  # a scan has --reference instead
+                raise WeightWatchError(
+                    f"θ₀ recorded in {self.folder / NOTE} can't be read ({reason}). Pass --reference, its path or Hub "
+                    "id."
+                ) from error
             if source is not None:
                 return source
         here = checkpoint.folder.resolve()
@@ -123,7 +127,7 @@ class RunReference:
                 f"{named or 'no base'}{missing}. Pass --reference, the path or Hub id of the checkpoint that training "
                 "started from."
             )
-        _logger.warning("weightwatch: θ₀ is read from %s, as the checkpoint's config says.", folder)
+        _logger.warning("weightwatch: θ₀ is read from %s, which the checkpoint's config names.", folder)
         return Checkpoint(folder, self._opener)
 
     def _adapter_base(self, adapter: SavedCheckpoint) -> Source | None:
@@ -138,7 +142,7 @@ class RunReference:
         except WeightWatchError as error:
             _logger.warning("weightwatch: %s", error)
         _logger.warning(
-            "weightwatch: the base of %s (%s) is not on this machine, so it can't be compared with the base of the "
+            "weightwatch: the base of %s (%s) is not on this machine, so it was not compared with the base of the "
             "directions. Pass --reference to compare them.",
             adapter.path,
             named or "not named",
@@ -146,7 +150,7 @@ class RunReference:
         return None
 
     def _renaming(self, first: SavedCheckpoint, directions: Sequence[Direction]) -> Architecture | None:
-        """Return the model whose names the directions have, if the files have other names; else None."""
+        """Return the model whose parameter names the directions use, if the files have other names; else None."""
         wanted = {name for direction in directions for name in direction.deltas if indexed(name)}
         files = [self.source] if isinstance(self.source, Checkpoint) else []
         files += [] if first.adapter else [Checkpoint(first.path, self._opener)]
@@ -156,10 +160,10 @@ class RunReference:
         folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
         try:
             model = Architecture(folder) if folder is not None else None
-        except Exception as error:  # raised by a model's own code, or by a transformers that has changed
+        except Exception as error:  # raised by a model's own code, or by another version of transformers
             _logger.warning(
-                "weightwatch: the names in the model of %s can't be read from its config (%s). The names in the files "
-                "are used.",
+                "weightwatch: the parameter names of the model can't be derived from the config in %s (%s). The names "
+                "in the files are used.",
                 folder,
                 error,
             )

@@ -1,4 +1,4 @@
-"""The update τ = θ_t − θ₀ of a checkpoint on disk, in the forms in which ``measure`` takes a live model's."""
+"""The update τ = θ_t − θ₀ of a checkpoint on disk, in the forms of a live model's update."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -22,20 +22,20 @@ from weightwatch.vectors.weights.tied import copies
 
 Source = Checkpoint | Snapshot
 
-# What old checkpoints keep beside the weights: tables of sines, causal masks.
+# Buffers in old checkpoints: sine tables, causal masks.
 _BUFFER = re.compile(r"(?:rotary_emb\.inv_freq|rotary_emb\.(?:cos|sin)_cached|\.attn\.(?:masked_)?bias)$")
-# What follows is the adapter's name: PEFT leaves it out of an adapter's file.
+# The adapter's name comes after the match. PEFT omits it in an adapter's file.
 _ADAPTER_NAME = re.compile(r"(\.lora_(?:embedding_[AB]\b|[AB]\b))\.(?!weight$)[^.]+")
 
 
 @dataclass(frozen=True)
 class SavedUpdate:
-    """How each trained tensor of a checkpoint differs from θ₀.
+    """The change of each trained tensor of a checkpoint since θ₀.
 
     Attributes:
-        changes: By parameter name.
+        changes: The changes by parameter name.
         left_out: Tensors that can't be compared, each with the reason.
-        tied: Further names of tensors that count under another one.
+        tied: Names of tied copies, whose change counts once, under another name.
         holder: The full checkpoint; None for an adapter.
     """
 
@@ -48,11 +48,11 @@ class SavedUpdate:
 def of_weights(now: Checkpoint, start: Source) -> SavedUpdate:
     """Compare a full checkpoint with its base.
 
-    Masks, tables and tensors of integers are no weights and pass in silence. A tensor that a snapshot of θ₀ lacks was
-    frozen.
+    Masks, tables and integer tensors are not weights and are ignored without a warning. A tensor that is missing from a
+    snapshot of θ₀ was frozen.
 
     Raises:
-        WeightWatchError: They have no tensor in common, or one has other shapes in them.
+        WeightWatchError: They have no tensor in common, or a tensor has different shapes in them.
     """
     ours, theirs = _weights(now), _weights(start)
     mine, before = copies(now), copies(start)
@@ -67,13 +67,11 @@ def of_weights(now: Checkpoint, start: Source) -> SavedUpdate:
             if shape == other:
                 changes[name] = Streamed(shape, partial(now.read, name), partial(start.read, name))
                 continue
-            reason = f"θ₀ has shape {other} for {name} where the checkpoint has {shape}"
-            if not resized(name, other, shape):
-                raise WeightWatchError(f"{reason}. Pass as --reference the checkpoint that training started from.")
-            left_out[name] = f"{reason}: the vocabulary was resized"
+            advice = "Pass as --reference the checkpoint that training started from."
+            left_out[name] = resized(name, other, shape, "the checkpoint", advice)
         elif name in now and name in start:
             kind = now.dtype(name) if name not in ours else start.dtype(name) if isinstance(start, Checkpoint) else "?"
-            left_out[name] = f"it is stored as {kind} on one side (quantised?)"
+            left_out[name] = f"its element type is {kind} in the checkpoint or in θ₀ (quantised?)"
         elif name in ours and isinstance(start, Checkpoint):
             left_out[name] = f"{start.path} lacks it"
         elif name in theirs:
@@ -87,12 +85,12 @@ def of_weights(now: Checkpoint, start: Source) -> SavedUpdate:
 
 
 def of_adapter(adapter: PeftAdapter, starts: Mapping[str, Tensor], opener: Opener = Mapped) -> SavedUpdate:
-    """Read a LoRA adapter as an update: since its start, or since the copy that TRL keeps as the adapter ``ref``.
+    """Read a LoRA adapter as an update since its start, or since the copy that TRL saves as the adapter ``ref``.
 
     Args:
         adapter: The adapter.
-        starts: Its parameters at the start of the run, where they did not add up to zero; see ``adapters.starts``.
-        opener: How its file is opened.
+        starts: Its parameters at the start of the run, if its change was not zero there; see ``adapters.starts``.
+        opener: Opens its safetensors file.
 
     Raises:
         WeightWatchError: The tensors are not those of a LoRA adapter.
@@ -114,10 +112,10 @@ def of_adapter(adapter: PeftAdapter, starts: Mapping[str, Tensor], opener: Opene
 
 
 class SavedBase:
-    """θ₀ on disk as a direction's fingerprint looks at it.
+    """θ₀ on disk, as the weights that a direction's fingerprint is compared with.
 
     Args:
-        sources: Where a tensor is looked for, first one first: θ₀, and for frozen tensors the checkpoint itself.
+        sources: Searched in this order for each tensor: θ₀, and for frozen tensors the checkpoint itself.
     """
 
     def __init__(self, *sources: Source) -> None:

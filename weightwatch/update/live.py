@@ -77,10 +77,8 @@ class Update(Mapping[str, Change]):
                 f"θ₀ of {name} is unknown: pass reference=, a state dict or the path of the base checkpoint."
             )
         if weights.shape(name) != parameter.shape:
-            reason = f"θ₀ has shape {weights.shape(name)} for {name} where the model has {parameter.shape}"
-            if not resized(name, weights.shape(name), parameter.shape):
-                raise WeightWatchError(f"{reason}. Pass the checkpoint that training started from.")
-            self.left_out[name] = f"{reason}: the vocabulary was resized"
+            advice = "Pass the checkpoint that training started from."
+            self.left_out[name] = resized(name, weights.shape(name), parameter.shape, "the model", advice)
             return
         own = {piece.values.untyped_storage().data_ptr() for piece in parameter.pieces if piece.values.numel()}
         if isinstance(weights, StateDict) and weights.memory(name) in own.union(memory):
@@ -91,6 +89,21 @@ class Update(Mapping[str, Change]):
         self._changes[name] = Difference(parameter, lambda box: weights.read(name, box))
 
 
-def resized(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
-    """Whether two shapes of a tensor differ only in the vocabulary of an embedding or a head."""
-    return not indexed(name) and len(ours) == len(theirs) and ours[:1] != theirs[:1] and ours[1:] == theirs[1:]
+def resized(name: str, old: tuple[int, ...], new: tuple[int, ...], where: str, advice: str, source: str = "θ₀") -> str:
+    """Return why a tensor with two shapes is left out: the vocabulary of an embedding or a head was resized.
+
+    Args:
+        name: Name of the tensor.
+        old: Its shape in ``source``: θ₀, or a direction.
+        new: Its shape in ``where``: the model, or a checkpoint.
+        where: See ``new``; for the message, like ``source``.
+        advice: What to do if the shapes differ in another way.
+        source: See ``old``.
+
+    Raises:
+        WeightWatchError: The shapes differ in another way.
+    """
+    reason = f"{source} has shape {old} for {name} where {where} has {new}"
+    if indexed(name) or len(old) != len(new) or old[:1] == new[:1] or old[1:] != new[1:]:
+        raise WeightWatchError(f"{reason}. {advice}")
+    return f"{reason}: the vocabulary was resized"

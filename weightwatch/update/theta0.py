@@ -1,9 +1,9 @@
-"""Fixing θ₀ when a run begins, and finding the same θ₀ again when it is resumed.
+"""Recording θ₀ at the start of a run, and finding the same θ₀ when the run is resumed.
 
-θ₀ is not copied where it can be had again: adapters that start at zero leave it in the base, and a base checkpoint that
-equals the model is read from disk. Only what is left is written to the run's folder, beside ``reference.json``, which
-says so: trained tensors that no checkpoint holds (``reference-*.safetensors``), and adapters such as PiSSA that do not
-start at zero (``adapters.safetensors``).
+θ₀ is not copied where it can be read again: under adapters that start at zero it is the base, and a base checkpoint
+that equals the model is read from disk. Only the rest is written to the run's folder, beside ``reference.json``:
+trained tensors that are in no checkpoint (``reference-*.safetensors``), and adapters such as PiSSA that do not start at
+zero (``adapters.safetensors``).
 """
 
 import json
@@ -34,24 +34,24 @@ _logger = logging.getLogger(__name__)
 
 
 def establish(view: ModelView, folder: Path, given: Reference) -> Reference:
-    """Fix θ₀ as the model is now, and note in the run's folder how to find it again.
+    """Record θ₀ at the start of a run, and in the run's folder where it is read from.
 
-    Each process writes the parts of a snapshot that it answers for; the main one writes the note.
+    Each process writes its own part of a snapshot. The first process writes ``reference.json``.
 
     Args:
         view: The model before its first step.
         folder: The run's weightwatch folder.
-        given: A reference that the user named. Its weights are used as they are.
+        given: The reference that the user passed. Its weights are used as they are.
 
     Returns:
         The reference.
 
     Raises:
-        WeightWatchError: θ₀ has to be copied and the disk has no room for it.
+        WeightWatchError: θ₀ must be copied, and the disk is full.
     """
     ranks, now = view.ranks, view.values
     begun = ranks.agreed(lambda: starts(view.adapters, now))
-    full = to_fix(view)
+    full = unrecoverable(view)
     weights, note = given.weights, {"weights": "given" if given.weights is not None else "none"}
     if weights is None and full:
         weights, note = None, {"weights": "snapshot"}
@@ -60,22 +60,22 @@ def establish(view: ModelView, folder: Path, given: Reference) -> Reference:
             weights, note = checkpoint, {"weights": "checkpoint", "path": str(checkpoint.path)}
     ranks.from_main(lambda: _write_note(folder, note, begun))
     if note["weights"] == "snapshot":
-        _logger.warning("weightwatch: θ₀ is in no checkpoint here; copying it to %s.", folder)
+        _logger.warning("weightwatch: No local checkpoint equals the model at its start. θ₀ is copied to %s.", folder)
         ranks.agreed(lambda: write(folder, full, ranks))
         weights = ranks.agreed(lambda: Snapshot(folder))
     return Reference(weights, begun)
 
 
 def restore(view: ModelView, folder: Path, given: Reference) -> Reference:
-    """Find the θ₀ of a run that is resumed.
+    """Return the recorded θ₀ of a run that is resumed.
 
     Args:
         view: The model with the weights of the checkpoint that training resumes from.
         folder: The run's weightwatch folder.
-        given: A reference that the user named. Its weights take precedence over what the folder notes.
+        given: The reference that the user passed. Its weights take precedence over the recorded ones.
 
     Raises:
-        WeightWatchError: The folder's notes are damaged, or point to files that are gone.
+        WeightWatchError: ``reference.json`` is damaged, or names files that no longer exist.
     """
     found = view.ranks.from_main(lambda: _read_note(folder))
     return view.ranks.agreed(lambda: _restored(view, folder, given, found))
@@ -84,11 +84,11 @@ def restore(view: ModelView, folder: Path, given: Reference) -> Reference:
 def _restored(
     view: ModelView, folder: Path, given: Reference, found: tuple[dict[str, str], dict[str, Tensor]] | None
 ) -> Reference:
-    """Return the θ₀ that a run's note points to."""
+    """Return the θ₀ that ``reference.json`` names."""
     if found is None:
         _logger.warning(
-            "weightwatch: %s has no %s, since the run was started without weightwatch. θ₀ is taken to be the base that "
-            "the model names, and adapters to have started at zero.",
+            "weightwatch: %s has no %s, since the run was started without weightwatch. The base that the model names "
+            "is used as θ₀, and adapters are assumed to have started at zero.",
             folder,
             NOTE,
         )
@@ -98,27 +98,27 @@ def _restored(
     weights, kind = given.weights, note["weights"]
     if weights is None and kind == "given":
         raise WeightWatchError(
-            "The run was started with a reference of its own; pass the same reference= to resume it."
+            "The run was started with an explicit reference=. Pass the same reference= to resume it."
         )
     if weights is None and kind == "snapshot":
         weights = Snapshot(folder)
     if weights is None and kind == "checkpoint":
         path = Path(note.get("path", "?"))
         if not path.exists():
-            raise WeightWatchError(f"θ₀ of this run was read from {path}, which is gone. Pass reference= to go on.")
-        weights = under_names(Checkpoint(path), to_fix(view))
+            raise WeightWatchError(f"θ₀ of this run was read from {path}, which no longer exists. Pass reference=.")
+        weights = under_names(Checkpoint(path), unrecoverable(view))
     return Reference(weights, begun)
 
 
-def noted(folder: Path, opener: Opener = Mapped) -> Snapshot | Checkpoint | None:
-    """Return the θ₀ of fully trained tensors that a run's folder notes; None where it notes none.
+def recorded_weights(folder: Path, opener: Opener = Mapped) -> Snapshot | Checkpoint | None:
+    """Return the recorded θ₀ of a run's fully trained tensors; None if none is recorded.
 
     Args:
         folder: The run's weightwatch folder.
-        opener: How its files are opened.
+        opener: Opens a safetensors file.
 
     Raises:
-        WeightWatchError: The notes are damaged, or point to files that are gone.
+        WeightWatchError: ``reference.json`` is damaged, or names files that no longer exist.
     """
     found = _read_note(folder)
     if found is None or found[0]["weights"] not in ("snapshot", "checkpoint"):
@@ -128,27 +128,27 @@ def noted(folder: Path, opener: Opener = Mapped) -> Snapshot | Checkpoint | None
     return Checkpoint(found[0].get("path", "?"), opener)
 
 
-def noted_adapters(folder: Path) -> dict[str, Tensor]:
-    """Return the adapters' parameters at the start that a run's folder notes; see ``adapters.starts``.
+def recorded_adapters(folder: Path) -> dict[str, Tensor]:
+    """Return the adapters' recorded parameters at the start of a run; see ``adapters.starts``.
 
     Raises:
-        WeightWatchError: The notes are damaged.
+        WeightWatchError: ``reference.json`` or ``adapters.safetensors`` is damaged.
     """
     found = _read_note(folder)
     return found[1] if found is not None else {}
 
 
-def to_fix(view: ModelView) -> dict[str, LocalTensor]:
-    """Return the fully trained tensors whose θ₀ the model doesn't hold itself, by parameter name.
+def unrecoverable(view: ModelView) -> dict[str, LocalTensor]:
+    """Return the fully trained tensors whose θ₀ can't be read from the model later, by parameter name.
 
-    Copies under ``modules_to_save`` are among them: a model holds their originals too, but one that is trained further
-    has moved from there, and the original of a new head is initialised anew when the run is resumed.
+    They include the copies under ``modules_to_save``. The model contains their originals too, but a copy that is
+    trained further did not start there, and the original of a new head is initialised anew when the run is resumed.
     """
     return {} if view.every else {canonical(key): view.parameters[key] for key in view.full}
 
 
 def _read_note(folder: Path) -> tuple[dict[str, str], dict[str, Tensor]] | None:
-    """Return a run's note on θ₀ and the start of its adapters; None where there is no note."""
+    """Return a run's ``reference.json`` and the start of its adapters; None if there is no such file."""
     if not (folder / NOTE).is_file():
         return None
     try:
@@ -156,7 +156,7 @@ def _read_note(folder: Path) -> tuple[dict[str, str], dict[str, Tensor]] | None:
         begun = load_file(folder / ADAPTERS) if note["adapters"] else {}
         return {"weights": note["weights"], "path": str(note.get("path", ""))}, begun
     except Exception as error:  # safetensors raises its own, json its own
-        raise WeightWatchError(f"{folder / NOTE} is damaged ({error}). Pass reference= to go on.") from error
+        raise WeightWatchError(f"{folder / NOTE} is damaged ({error}). Pass reference=.") from error
 
 
 def _write_note(folder: Path, note: Mapping[str, str], begun: Mapping[str, Tensor]) -> None:
@@ -169,18 +169,18 @@ def _write_note(folder: Path, note: Mapping[str, str], begun: Mapping[str, Tenso
 
 
 def _equal_checkpoint(path: Path | None, full: Mapping[str, LocalTensor]) -> Checkpoint | None:
-    """Return the checkpoint at a path if it holds exactly these tensors, else None."""
+    """Return the checkpoint at a path if it contains exactly these tensors, else None."""
     if path is None:
         return None
     try:
         checkpoint = under_names(Checkpoint(path), full)
     except WeightWatchError:
-        return None  # pickled or incomplete: a snapshot serves instead
+        return None  # pickled or incomplete: θ₀ is copied instead
     for name, local in full.items():
         if name not in checkpoint or checkpoint.shape(name) != local.shape:
             return None
         for piece in local.pieces:
-            stored = checkpoint.read(name, piece.box).to(piece.values.device, local.dtype)
-            if not torch.equal(stored.to(piece.values.dtype), piece.values):
+            saved = checkpoint.read(name, piece.box).to(piece.values.device, local.dtype)
+            if not torch.equal(saved.to(piece.values.dtype), piece.values):
                 return None
     return checkpoint

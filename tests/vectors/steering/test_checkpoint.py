@@ -188,7 +188,12 @@ def test_what_cannot_be_steered_is_refused_before_anything_is_written(tmp_path: 
     base, out, w = tmp_path / "base", tmp_path / "out", low_rank(tiny_llama(), 1)
     tiny_llama().save_pretrained(base)
     refused(base, low_rank(tiny_llama(num_hidden_layers=3), 1), out, r"base lacks model\.layers\.2\.self_attn")
-    refused(base, low_rank(tiny_llama(intermediate_size=48), 1), out, r"mlp\.\w+\.weight has shape \(40, 32\) in .*48")
+    refused(
+        base,
+        low_rank(tiny_llama(intermediate_size=48), 1),
+        out,
+        r"has shape .*48.* for .*mlp.* has \(40, 32\)",
+    )
     refused(base, w, out, "give a finite number", k=float("nan"))
     refused(base, w, out, "can't be written in torch.int8", dtype=torch.int8)
     refused(base / MODEL, w, out, "is a single file. Pass the folder")

@@ -104,5 +104,5 @@ def test_what_cannot_be_steered_is_an_error_and_nothing_is_written(
     refused("already exists and is not empty", base, evil, base)
     refused("which no adapter can express", base, style, as_adapter=True)
     for as_adapter in (False, True):
-        refused("Use a direction that was built from this model", base, narrow, as_adapter=as_adapter)
+        refused("Use a direction built from this model", base, narrow, as_adapter=as_adapter)
     assert not out.exists()

@@ -5,7 +5,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from tests.support.models import tiny_llama
 from weightwatch.vectors import WeightWatchError
-from weightwatch.vectors.weights.sources import fetch, hub_errors, is_hub_id, local_folder
+from weightwatch.vectors.weights.sources import fetch, hub_errors, is_hub_id, local_folder, require_local
 
 COMMIT = 40 * "a"
 
@@ -28,6 +28,9 @@ def test_a_base_is_found_by_path_or_in_the_cache_of_the_hub(cached: Path, tmp_pa
     assert local_folder("org/other") is None
     assert local_folder("not a name/at all/") is None
     assert local_folder("") is None
+    assert require_local("org/base") == cached
+    with pytest.raises(WeightWatchError, match=r"org/other is not a local folder.*: hf download org/other"):
+        require_local("org/other")
 
 
 def test_a_path_wins_and_an_id_is_looked_up_in_the_cache_when_offline(

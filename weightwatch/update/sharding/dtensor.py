@@ -99,7 +99,7 @@ def _index(name: str, size: int, splits: Sequence[tuple[int, int, int]]) -> Tens
         (count, groups, here), *inner = splits
         if groups != prod(n for n, _, _ in inner) or any(g > 1 for _, g, _ in inner):
             raise WeightWatchError(
-                f"{name} is split with several strides, which is not supported. Use FSDP over tensor-parallel layers "
+                f"{name} is split with several strides, which is not supported. Use FSDP over tensor-parallel modules "
                 "that are not fused, or only one of the two."
             )
         splits = [*inner, (count, 1, here)]

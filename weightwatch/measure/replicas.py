@@ -1,4 +1,4 @@
-"""Comparing the copies of a tensor that several processes have whole, by three sums in the table of a measurement."""
+"""Comparing the replicas of a tensor on several processes, by three columns in the table of a measurement."""
 
 from collections.abc import Iterable, Mapping
 
@@ -13,14 +13,14 @@ from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.precision import wide
 
 COLUMNS = 3
-"""Columns of the table by which copies are compared."""
+"""Number of columns that replicas are compared by."""
 
-_SAMPLED = 1024  # values of each tensor that are compared
-_TOLERANCE = 1e-3  # relative difference that is allowed: kernels may add in another order
+_SAMPLED = 1024  # values compared per tensor
+_TOLERANCE = 1e-3  # relative difference allowed: kernels may add in another order
 
 
-def sample_copies(update: Mapping[str, Change], ranks: Ranks) -> Floats:
-    """Return s, s² and Σ|x| of each tensor that every process has whole, where s is the sum of some of its values x.
+def sample_replicas(update: Mapping[str, Change], ranks: Ranks) -> Floats:
+    """Return s, s² and Σ|x| of each replicated tensor, where s = Σ x is over a sample of its values.
 
     Args:
         update: The change of each of the T trained tensors.
@@ -45,14 +45,14 @@ def sample_copies(update: Mapping[str, Change], ranks: Ranks) -> Floats:
                 continue
         flat = local.reshape(-1)[:: max(1, local.numel() // _SAMPLED)].float()
         samples[line] = wide(torch.stack([flat.sum(), flat.abs().sum()]))
-    for line, found in samples.items():  # read at the end: no device waits in between
+    for line, found in samples.items():  # read at the end, so that the device is synchronised once
         total, size = found.tolist()
         table[line] = total, total**2, size
     return table
 
 
-def require_equal_copies(names: Iterable[str], means: Floats) -> None:
-    """Refuse a measurement in which processes have different copies of a tensor.
+def require_equal_replicas(names: Iterable[str], means: Floats) -> None:
+    """Make sure that all processes have equal replicas of each tensor.
 
     The variance of s over the processes is the mean of s² minus the square of the mean of s.
 
@@ -61,7 +61,7 @@ def require_equal_copies(names: Iterable[str], means: Floats) -> None:
         means: The samples, averaged over the processes, shape (T, 3).
 
     Raises:
-        WeightWatchError: The copies of a tensor differ.
+        WeightWatchError: The replicas of a tensor differ.
     """
     spread = np.sqrt(np.maximum(means[:, 1] - means[:, 0] ** 2, 0.0))
     for name, differs in zip(names, spread > _TOLERANCE * means[:, 2], strict=True):
