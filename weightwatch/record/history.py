@@ -115,7 +115,7 @@ class History:
         return [self._parsed(READINGS, Reading, line, "near its end") for _, line in reversed(later)]
 
     def forget_states(self) -> None:
-        """Remove the rules' states: the rules have changed, or a checkpoint has no note."""
+        """Remove the rules' states, because they no longer apply."""
         (self.folder / STATES).unlink(missing_ok=True)
 
     def rewind(self, step: int) -> None:

@@ -90,10 +90,8 @@ class RunState:
             self._history.forget_states()
             self.peaks, self.rules = {}, RuleManager(self.rules.engine.rules, self._exists)
             self._replay(self._history.readings())
-        told, newest = (
-            {(alert.alert, alert.step) for alert in known},
-            {alert.alert: alert for alert in self.rules.alerts},
-        )
+        told = {(alert.alert, alert.step) for alert in known}
+        newest = {alert.alert: alert for alert in self.rules.alerts}
         return [newest[rule] for rule in self.rules.firing if (rule, newest[rule].step) not in told]
 
     @property
