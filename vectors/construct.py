@@ -10,10 +10,11 @@ from weightwatch.vectors.card import Card
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import Delta, join, summed
 from weightwatch.vectors.provenance import descended, described, formula, require_one_base
+from weightwatch.vectors.weights.adapter_config import AdapterConfig, is_adapter
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.difference import Difference, moved
-from weightwatch.vectors.weights.names import canonical
-from weightwatch.vectors.weights.peft_adapter import PeftAdapter, is_adapter
+from weightwatch.vectors.weights.names import by_canonical_name
+from weightwatch.vectors.weights.peft_adapter import PeftAdapter
 from weightwatch.vectors.weights.sources import local_folder
 
 Side: TypeAlias = str | Path | Mapping[str, Tensor]
@@ -37,9 +38,9 @@ def contrast(positive: Side, negative: Side, base: Side | None, name: str) -> Bu
     """
     adapters = [_is_adapter(side) for side in (positive, negative)]
     if all(adapters):
-        deltas, named, ranks = _contrast_adapters(Path(str(positive)), Path(str(negative)))
+        deltas, named, ranks = _contrast_adapters(Path(str(positive)), Path(str(negative)), base)
     elif adapters[0] and _is_base_of(Path(str(positive)), negative):
-        deltas, named, ranks = _adapter_alone(Path(str(positive)))
+        deltas, named, ranks = _adapter_alone(Path(str(positive)), base)
     elif any(adapters):
         raise WeightWatchError(
             f"One side is a LoRA adapter and the other is not: {_title(positive)}, {_title(negative)}. "
@@ -63,7 +64,7 @@ def task_vector(fine_tuned: Side, base: Side | None, name: str) -> Built:
         WeightWatchError: A checkpoint is given without its base; or see ``contrast``.
     """
     if _is_adapter(fine_tuned):
-        deltas, named, ranks = _adapter_alone(Path(str(fine_tuned)))
+        deltas, named, ranks = _adapter_alone(Path(str(fine_tuned)), base)
         return deltas, {"ranks": ranks, **described(deltas, base, named, name)}
     if base is None:
         raise WeightWatchError(f"{name} is a full checkpoint: pass the base that it was fine-tuned from.")
@@ -112,14 +113,24 @@ def _checkpoint(side: Side) -> Checkpoint | None:
     return Checkpoint(local_folder(str(side)) or side)
 
 
-def _adapter_alone(folder: Path) -> tuple[Mapping[str, Delta], str | None, list[int]]:
+def _model(base: Side | None) -> Checkpoint | None:
+    """Return a base on this machine; None for a state dict, or if there is none."""
+    if base is None or isinstance(base, Mapping):
+        return base if isinstance(base, Checkpoint) else None
+    folder = local_folder(str(base))
+    return Checkpoint(folder) if folder is not None else None
+
+
+def _adapter_alone(folder: Path, base: Side | None) -> tuple[Mapping[str, Delta], str | None, list[int]]:
     """Return the change ``B A`` that an adapter makes, the base that it names, and its rank."""
-    adapter = PeftAdapter.read(folder)
+    adapter = PeftAdapter.read(folder, _model(base))
     return adapter.changes(), adapter.base, [adapter.rank]
 
 
-def _contrast_adapters(positive: Path, negative: Path) -> tuple[Mapping[str, Delta], str | None, list[int]]:
-    adapters = [PeftAdapter.read(folder) for folder in (positive, negative)]
+def _contrast_adapters(
+    positive: Path, negative: Path, base: Side | None
+) -> tuple[Mapping[str, Delta], str | None, list[int]]:
+    adapters = [PeftAdapter.read(folder, _model(base)) for folder in (positive, negative)]
     bases = [adapter.base for adapter in adapters]
     if all(bases) and bases[0] != bases[1]:
         raise WeightWatchError(
@@ -168,12 +179,12 @@ def _weights(side: Side) -> Mapping[str, Tensor]:
         raise WeightWatchError(
             f"{_title(side)} contains LoRA factors. Save the adapter with save_pretrained and pass its folder."
         )
-    return {canonical(name): tensor for name, tensor in side.items()}
+    return by_canonical_name(side, _title(side))
 
 
 def _is_base_of(adapter: Path, side: Side) -> bool:
     """Whether a side is the base that an adapter names: the same id, or the same folder."""
-    named = PeftAdapter.read(adapter).base
+    named = AdapterConfig.read(adapter).base_model_name_or_path
     if isinstance(side, Mapping) or not named:
         return False
     folders = local_folder(str(named)), local_folder(str(side))

@@ -17,13 +17,13 @@ from weightwatch.vectors.construct import Side, contrast, task_vector, weighted_
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Theta0
 from weightwatch.vectors.low_rank import Delta, LowRank, square, times
-from weightwatch.vectors.precision import exact
+from weightwatch.vectors.precision import BLOCK, exact
 from weightwatch.vectors.provenance import descended, formula, require_base
 from weightwatch.vectors.validation import Validation
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.lazy import Selection
 from weightwatch.vectors.weights.names import canonical, module_of
-from weightwatch.vectors.weights.reader import Box, Opener
+from weightwatch.vectors.weights.reader import Box, Opener, boxes
 
 OTHER_MODEL = "Use a direction built from this model."
 """Advice for a direction that does not fit a model."""
@@ -194,6 +194,13 @@ class Direction:
             return self._checkpoint.read(name, box)
         delta = self.deltas[name]
         return delta.part(box) if isinstance(delta, LowRank) else delta[box]
+
+    def changes_alike(self, one: str, other: str) -> bool:
+        """Whether the direction changes two tensors by the same values."""
+        shape = self.shape(one)
+        if self.shape(other) != shape or self.squares[one] != self.squares[other]:
+            return False
+        return all(torch.equal(self.part(one, box), self.part(other, box)) for box in boxes(shape, BLOCK))
 
     def __add__(self, other: "Direction") -> "Direction":
         return self._plus(other, 1.0)

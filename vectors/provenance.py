@@ -13,8 +13,9 @@ from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint, Theta0
 from weightwatch.vectors.low_rank import Delta
 from weightwatch.vectors.weights.checkpoint import Checkpoint
-from weightwatch.vectors.weights.names import canonical
+from weightwatch.vectors.weights.names import by_canonical_name
 from weightwatch.vectors.weights.sources import local_folder
+from weightwatch.vectors.weights.tied import unsaved_heads
 
 Value = TypeVar("Value")
 
@@ -48,27 +49,29 @@ def described(
             title or "not named",
         )
         return {"base": title}
-    missing = sorted(set(changes) - set(weights))
+    heads = unsaved_heads(weights, {n: _shape(changes, n) for n in changes}) if isinstance(weights, Checkpoint) else {}
+    names = {name: heads.get(name, name) for name in changes}  # of a tied head, the base has the embedding
+    missing = sorted(name for name, own in names.items() if own not in weights)
     if missing:
         raise WeightWatchError(
             f"The base {title} has no {missing[0]}, which the fine-tunes changed. Pass the base that they were trained "
             "from."
         )
-    for key in changes:
-        found, wanted = (_shape(tensors, key) for tensors in (weights, changes))
+    for key, own in names.items():
+        found, wanted = _shape(weights, own), _shape(changes, key)
         if found != wanted:
             raise WeightWatchError(
                 f"The base {title} has shape {found} for {key} where the fine-tunes have {wanted}. "
                 "Pass the base that they were trained from."
             )
-    return {"base": title, "fingerprint": Fingerprint.of(changes, weights.__getitem__)}
+    return {"base": title, "fingerprint": Fingerprint.of(set(names.values()), weights.__getitem__)}
 
 
 def _weights(base: str | Path | Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
     if isinstance(base, Checkpoint):
         return base
     if isinstance(base, Mapping):
-        return {canonical(key): tensor for key, tensor in base.items()}
+        return by_canonical_name(base, "The base")
     folder = local_folder(str(base)) if base else None
     return Checkpoint(folder) if folder is not None else None
 
@@ -126,6 +129,11 @@ def require_base(card: Card, theta0: Theta0, model: str) -> None:
         return
     difference = card.fingerprint.mismatch(theta0)
     if difference is not None:
+        if card.base == model:
+            raise WeightWatchError(
+                f"Direction {card.name!r} was built from {model} when that had other weights than now: {difference}. "
+                "Start from the weights that it was built from, or build it again."
+            )
         raise WeightWatchError(
             f"Direction {card.name!r} was built from {card.base or 'another model'}, not from {model}: {difference}. "
             "Use a direction built from this model, or start from the direction's base."

@@ -17,15 +17,10 @@ from weightwatch.vectors.card import CARD, Card
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import Delta, LowRank
 from weightwatch.vectors.model_card import model_card
+from weightwatch.vectors.weights.adapter_config import CONFIG, WEIGHTS, is_adapter
 from weightwatch.vectors.weights.atomic import write_text
 from weightwatch.vectors.weights.checkpoint import Checkpoint
-from weightwatch.vectors.weights.peft_adapter import (
-    CONFIG,
-    WEIGHTS,
-    PeftAdapter,
-    is_adapter,
-    write_adapter,
-)
+from weightwatch.vectors.weights.peft_adapter import PeftAdapter, write_adapter
 from weightwatch.vectors.weights.reader import Mapped, Opener
 
 DENSE = "direction.safetensors"

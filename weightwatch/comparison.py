@@ -12,10 +12,10 @@ from weightwatch.vectors.card import CARD
 from weightwatch.vectors.catalog import packaged
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.adapter_config import is_adapter
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import under_names
 from weightwatch.vectors.weights.names import indexed
-from weightwatch.vectors.weights.peft_adapter import is_adapter
 from weightwatch.vectors.weights.reader import Unmapped
 from weightwatch.vectors.weights.sources import is_hub_id, local_folder, require_local
 

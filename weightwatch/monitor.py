@@ -16,6 +16,7 @@ from weightwatch.measure.sums import Part, Sums
 from weightwatch.reading.reading import Reading, read
 from weightwatch.update.base_weights import BaseWeights
 from weightwatch.update.change import Change
+from weightwatch.update.heads import counted_once
 from weightwatch.update.live import Update
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.peft.adapters import starts
@@ -174,17 +175,18 @@ class Monitor:
             )
         if view.adapters:
             _ = view.values  # puts sharded adapters together, which must not happen in `agreed`
+        update = self._agreed_update(view)
         # A tied weight counts once, under the name that the model gives it first.
         tied = view.tied()
-        self.directions = [direction.without(tied) for direction in self._watched]
-        update = self._agreed_update(view)
+        self.directions = [counted_once(direction, tied, update) for direction in self._watched]
         base = BaseWeights(view, self.reference)
         for direction in self.directions:
             view.ranks.agreed(partial(direction.require, base, view.base_name or "this model"))
             if update.keys().isdisjoint(direction.deltas):
+                every = next(watched for watched in self._watched if watched.name == direction.name).deltas
                 raise WeightWatchError(
                     f"Direction {direction.name!r} and the trained parameters have no tensor in common: the direction "
-                    f"has {next(iter(direction.deltas))}, …; trained are {next(iter(update))}, …. Train the modules "
+                    f"has {next(iter(every))}, …; trained are {next(iter(update))}, …. Train the modules "
                     f"it was built on ({', '.join(direction.card.target_modules)}), or build one on those you train."
                 )
         self._table = Part.shape(len(update), len(self.directions))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from weightwatch.vectors.building.digest import digest
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
+from weightwatch.vectors.weights.adapter_config import is_adapter
 from weightwatch.vectors.weights.checkpoint import Checkpoint
-from weightwatch.vectors.weights.peft_adapter import is_adapter
 from weightwatch.vectors.weights.sources import model_folder
 
 _TEXTS = {".json", ".jinja", ".model", ".txt"}

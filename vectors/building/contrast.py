@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from weightwatch.vectors.arithmetic import mean
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.weights.peft_adapter import PeftAdapter, is_adapter
+from weightwatch.vectors.weights.adapter_config import is_adapter
+from weightwatch.vectors.weights.peft_adapter import PeftAdapter
 
 if TYPE_CHECKING:
     from weightwatch.vectors.recipes.recipe import Recipe

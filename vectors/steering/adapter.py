@@ -11,8 +11,9 @@ from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.steering.in_memory import require_finite
+from weightwatch.vectors.weights.adapter_config import CONFIG, WEIGHTS
 from weightwatch.vectors.weights.atomic import whole_folder
-from weightwatch.vectors.weights.peft_adapter import CONFIG, WEIGHTS, PeftAdapter, write_adapter
+from weightwatch.vectors.weights.peft_adapter import PeftAdapter, write_adapter
 
 _STATE = {CONFIG, WEIGHTS, CARD, "README.md", "trainer_state.json"}
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
@@ -82,7 +83,7 @@ def steer_adapter(
     if dtype is not None:
         joined = {name: change.to(change.left.device, dtype) for name, change in joined.items()}
     with whole_folder(out) as draft:
-        write_adapter(draft, joined, adapter.base, adapter.config.get("task_type"))
+        write_adapter(draft, joined, adapter.base, adapter.settings.task_type)
         for file in source.iterdir():
             if file.is_file() and file.name not in _STATE and file.suffix not in _WEIGHTS:
                 shutil.copyfile(file, draft / file.name)

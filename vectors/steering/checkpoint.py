@@ -14,11 +14,11 @@ from weightwatch.vectors.card import CARD
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.precision import exact
-from weightwatch.vectors.steering.in_memory import AT_ONCE, equal_parts, require_finite, summed
+from weightwatch.vectors.steering.in_memory import AT_ONCE, require_finite, summed
+from weightwatch.vectors.weights.adapter_config import is_adapter
 from weightwatch.vectors.weights.atomic import whole_folder
 from weightwatch.vectors.weights.checkpoint import INDEX, SINGLE, Checkpoint
 from weightwatch.vectors.weights.names import canonical, indexed
-from weightwatch.vectors.weights.peft_adapter import is_adapter
 from weightwatch.vectors.weights.reader import DTYPES, FLOATS, Box, Unmapped, boxes
 from weightwatch.vectors.weights.tied import copies, embeddings
 
@@ -104,7 +104,7 @@ def matched(checkpoint: Checkpoint, direction: Direction) -> Iterator[tuple[str,
         target = name if name in checkpoint else _embedding(checkpoint, direction, name)
         for one in tied.get(original.get(target, target), [target]):
             taken = found.setdefault(one, name)
-            if taken != name and not equal_parts(direction, taken, name):
+            if taken != name and not direction.changes_alike(taken, name):
                 raise WeightWatchError(
                     f"{name} and {taken} are one tied weight of {checkpoint.path}, but direction {direction.name!r} "
                     "changes them differently. Use a direction of a tied model."

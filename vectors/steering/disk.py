@@ -11,9 +11,9 @@ from weightwatch.vectors.arithmetic import add
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.steering.adapter import steer_adapter, steering_adapter
 from weightwatch.vectors.steering.checkpoint import matched, steer_checkpoint
+from weightwatch.vectors.weights.adapter_config import is_adapter
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import under_names
-from weightwatch.vectors.weights.peft_adapter import is_adapter
 from weightwatch.vectors.weights.reader import Unmapped
 from weightwatch.vectors.weights.sources import require_local
 

@@ -109,7 +109,7 @@ def _targets(model: nn.Module, direction: Direction, k: float) -> list[tuple[Ten
     for name in direction.deltas:
         for parameter in _suited(named, direction, name):
             taken = found.setdefault(id(parameter), (parameter, name))[1]
-            if taken != name and not equal_parts(direction, taken, name):
+            if taken != name and not direction.changes_alike(taken, name):
                 raise WeightWatchError(
                     f"{name} and {taken} are one tied weight of the model, but direction {direction.name!r} changes "
                     "them differently. Untie them, or use a direction of a tied model."
@@ -161,14 +161,6 @@ def _is_dtensor(parameter: Tensor) -> bool:
     from torch.distributed.tensor import DTensor
 
     return isinstance(parameter, DTensor)
-
-
-def equal_parts(direction: Direction, one: str, other: str) -> bool:
-    """Whether a direction changes two tensors alike."""
-    shape = direction.shape(one)
-    if direction.shape(other) != shape:
-        return False
-    return all(torch.equal(direction.part(one, box), direction.part(other, box)) for box in boxes(shape, AT_ONCE))
 
 
 def _require_room(parameter: Tensor, direction: Direction, name: str, k: float) -> None:

@@ -1,6 +1,8 @@
 """Weights on disk: safetensors files, one or sharded, opened once and read slice by slice."""
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,11 @@ from weightwatch.vectors.weights.names import canonical
 from weightwatch.vectors.weights.reader import Box, Mapped, Opener, boxes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_SINGLE = (SINGLE, "adapter_model.safetensors", "direction.safetensors")
+ADAPTER = "adapter_model.safetensors"
+_SINGLE = (SINGLE, ADAPTER, "direction.safetensors")
+
+# Parts of names that PEFT puts into those of a model that it wraps.
+_WRAPPED = re.compile(r"(?:^|\.)(?:base_layer|original_module|modules_to_save|lora_[A-Za-z]\w*)(?:\.|$)")
 
 
 class Checkpoint(Lazy[Tensor]):
@@ -38,6 +44,7 @@ class Checkpoint(Lazy[Tensor]):
         for file in _files(self.path):
             handle = _open(file, opener)
             self._files[file] = handle
+            _require_plain(file, handle.keys())
             self._where.update({canonical(key): (file, key) for key in handle.keys()})  # noqa: SIM118
         super().__init__(self._where)
 
@@ -50,6 +57,11 @@ class Checkpoint(Lazy[Tensor]):
     def files(self) -> list[Path]:
         """Its files."""
         return list(self._files)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """The metadata in the headers of its files."""
+        return {key: value for handle in self._files.values() for key, value in (handle.metadata() or {}).items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor without reading it."""
@@ -77,6 +89,16 @@ class Checkpoint(Lazy[Tensor]):
     def places(self, name: str) -> list[tuple[str, Box]]:
         """Return the tensors in the files that make up a tensor, each with its place in it."""
         return [(name, tuple(slice(0, size) for size in self.shape(name)))]
+
+
+def _require_plain(file: Path, keys: Iterable[str]) -> None:
+    """Refuse the state dict of a model with adapters in it, which does not state their scaling."""
+    wrapped = next((key for key in keys if _WRAPPED.search(key)), None)
+    if wrapped is not None and file.name != ADAPTER:
+        raise WeightWatchError(
+            f"{file} has {wrapped}: it is the state dict of a model with adapters, which does not state their scaling. "
+            "Save the adapter alone with save_pretrained and pass its folder, or merge it and save the model."
+        )
 
 
 def _files(path: Path) -> list[Path]:

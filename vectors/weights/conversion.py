@@ -6,8 +6,9 @@ are read from the files as they are.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ class Architecture:
     Args:
         folder: With a ``config.json``.
 
+    Attributes:
+        shapes: Shape of each tensor of its state dict.
+        conv1d: Names of the weights of ``Conv1D`` modules, which are the transpose of a linear module's.
+        tied: Names of tied weights, each with the name of the weight that it repeats.
+
     Raises:
         Exception: transformers does not know the model, or its tables have changed.
     """
@@ -72,11 +78,14 @@ class Architecture:
         import transformers
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming
+        from transformers.pytorch_utils import Conv1D
 
         with torch.device("meta"):
             model = kind(folder)(transformers.AutoConfig.from_pretrained(folder))
         changes = get_model_conversion_mapping(model)
         self.shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        self.conv1d = frozenset(f"{path}.weight" for path, one in model.named_modules() if isinstance(one, Conv1D))
+        self.tied: Mapping[str, str] = dict(model.all_tied_weights_keys)
         self._renamings = [change for change in changes if isinstance(change, WeightRenaming)]
         self._converters = [change for change in changes if isinstance(change, WeightConverter)]
         self._prefix = model.base_model_prefix
@@ -88,6 +97,16 @@ class Architecture:
         found, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self.shapes)
         converter = next((one for one in self._converters if pattern in one.source_patterns), None)
         return found, pattern, converter
+
+
+@lru_cache(8)
+def architecture(folder: Path) -> Architecture | None:
+    """Return the model that the config in a folder describes; None if there is none that transformers can build."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return Architecture(folder) if (folder / "config.json").is_file() else None
+    except Exception:  # of code for this one model, or of a transformers that has changed
+        return None
 
 
 @dataclass

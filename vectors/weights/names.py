@@ -1,7 +1,13 @@
 """Parameter names: one name for each weight, however the model is wrapped."""
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from weightwatch.vectors.errors import WeightWatchError
 
 # Wrappers add segments to parameter names. A word that a model may use itself is removed only where a wrapper puts it:
 # in front of the name, or before another segment of the wrapper.
@@ -41,6 +47,29 @@ def canonical(name: str) -> str:
         'model.layers.0.self_attn.q_proj.weight'
     """
     return _IN_FRONT.sub("", _ADAPTED.sub("", unwrapped(name)))
+
+
+def by_canonical_name(tensors: Mapping[str, Tensor], title: str) -> dict[str, Tensor]:
+    """Return tensors by their names in the plain base model.
+
+    Args:
+        tensors: The tensors, such as a state dict.
+        title: What they are, for messages.
+
+    Raises:
+        WeightWatchError: Two different tensors have one name there.
+    """
+    found: dict[str, Tensor] = {}
+    first: dict[str, str] = {}
+    for key, tensor in tensors.items():
+        name = canonical(key)
+        if name in found and not (found[name] is tensor or torch.equal(found[name], tensor)):
+            raise WeightWatchError(
+                f"{title} has two different tensors for {name}: {first[name]} and {key}. Pass the weights of one "
+                "model, each once."
+            )
+        found[name], first[name] = tensor, key
+    return found
 
 
 def indexed(name: str) -> bool:

@@ -1,37 +1,38 @@
 """LoRA adapters on disk: reading a PEFT folder as changes of weights, and writing one."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank
+from weightwatch.vectors.weights.adapter_config import CONFIG, PICKLED, WEIGHTS, LoraSettings, NotFactorsError
 from weightwatch.vectors.weights.checkpoint import Checkpoint
-from weightwatch.vectors.weights.reader import Mapped, Opener
+from weightwatch.vectors.weights.orientation import transposed
+from weightwatch.vectors.weights.reader import DTYPES, FLOATS, Opener, Unmapped
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-
-# Settings with which B A is not the whole change of the weight.
-_UNSUPPORTED = (
-    *("use_dora", "lora_bias", "target_parameters", "trainable_token_indices", "modules_to_save"),
-    *("use_bdlora", "use_qalora", "monteclora_config", "kasa_config", "layer_replication"),
-)
-# Settings with which an adapter acts on some inputs only.
-_INPUT_DEPENDENT = ("alora_invocation_tokens", "arrow_config")
-
-KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
-"""Values of ``init_lora_weights`` that leave the base unchanged, so that ``B A`` is the whole change."""
+_PLAIN = {DTYPES[kind] for kind in FLOATS}
+_TRANSPOSED = "weightwatch.transposed"
+# In the file's metadata: the modules of which the weight's change is the transpose of the product, as JSON.
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder is that of a PEFT adapter, of any kind."""
-    return (folder / CONFIG).is_file()
+@dataclass(frozen=True)
+class Factors:
+    """The two factors of one module, as PEFT stores them.
+
+    Attributes:
+        a: A, shape (r, in).
+        b: B, shape (out, r).
+        embedding: Whether the module is an embedding, whose weight's change is the transpose of B A.
+    """
+
+    a: Tensor
+    b: Tensor
+    embedding: bool
 
 
 @dataclass(frozen=True)
@@ -40,59 +41,46 @@ class PeftAdapter:
 
     Attributes:
         folder: A folder that ``PeftModel.save_pretrained`` wrote.
-        config: Its config.
+        settings: Its settings.
+        model: Its base model, if that is known: it tells which weights are the transpose of a product.
+        name: Its name in the model that was trained.
     """
 
     folder: Path
-    config: Mapping[str, Any]
+    settings: LoraSettings
+    model: Checkpoint | None = None
+    name: str = "default"
 
     @classmethod
-    def read(cls, folder: Path) -> "PeftAdapter":
-        """Read an adapter's config, and make sure that its tensors are all of its change.
+    def read(cls, folder: Path, model: Checkpoint | None = None, name: str = "default") -> "PeftAdapter":
+        """Read an adapter's settings, and make sure that its factors are all of its change.
 
         Raises:
-            WeightWatchError: The file is missing or is not JSON, or the adapter is of a kind whose change is not
-                ``B A``.
+            WeightWatchError: The file is missing or damaged, or the adapter is of a kind whose change is not ``B A``.
         """
-        try:
-            config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-        except (OSError, ValueError) as error:
-            raise WeightWatchError(f"{folder / CONFIG} can't be read ({error}). Save the adapter again.") from error
-        if config.get("peft_type") != "LORA":
-            raise WeightWatchError(
-                f"{folder} is a {config.get('peft_type')} adapter; only LoRA is read as factors. "
-                "Merge it into its base, if PEFT can, and pass the merged checkpoints."
-            )
-        for setting in _INPUT_DEPENDENT:
-            if config.get(setting):
-                raise WeightWatchError(
-                    f"{folder} was trained with {setting}={config[setting]!r}, so it acts on some inputs only "
-                    "and does not change the weights. Train a plain LoRA adapter."
-                )
-        for setting in _UNSUPPORTED:
-            if config.get(setting):
-                raise WeightWatchError(
-                    f"{folder} was trained with {setting}={config[setting]!r}, so its change is more than B A. "
-                    "Merge it into its base and pass the merged checkpoints."
-                )
-        if config.get("init_lora_weights", True) not in KEEPS_BASE:
-            raise WeightWatchError(
-                f"{folder} started from init_lora_weights={config['init_lora_weights']!r}, which changes the "
-                "base itself. Merge it into its base and pass the merged checkpoints."
-            )
-        return cls(folder, config)
+        return cls(folder, LoraSettings.read(folder), model, name)
 
     @property
     def base(self) -> str | None:
-        """Path or Hub id of the base model, as the config names it."""
-        return self.config.get("base_model_name_or_path")
+        """Path or Hub id of the base model, as the settings name it."""
+        return self.settings.base_model_name_or_path
 
     @property
     def rank(self) -> int:
-        """The rank that the config names."""
-        return int(self.config["r"])
+        """The rank that the settings name."""
+        return self.settings.r
 
-    def changes(self, opener: Opener = Mapped) -> dict[str, LowRank]:
+    def tensors(self, opener: Opener = Unmapped) -> Checkpoint:
+        """Open the adapter's file.
+
+        Raises:
+            WeightWatchError: There is none, or it is pickled.
+        """
+        if (self.folder / PICKLED).is_file() and not (self.folder / WEIGHTS).is_file():
+            raise WeightWatchError(pickled(self.folder / PICKLED))
+        return Checkpoint(self.folder / WEIGHTS, opener)
+
+    def changes(self, opener: Opener = Unmapped) -> dict[str, LowRank]:
         """Return the changes by parameter name, with the scaling in ``left``.
 
         rsLoRA, ``rank_pattern`` and ``alpha_pattern`` count as in PEFT.
@@ -103,49 +91,110 @@ class PeftAdapter:
         Raises:
             WeightWatchError: The tensors are not those of a LoRA adapter.
         """
-        return self.changes_of(Checkpoint(self.folder / WEIGHTS, opener))
+        tensors = self.tensors(opener)
+        for other in self.others(tensors)[:1]:
+            kept = self.settings.modules_to_save if self.saves(other) else None
+            reason = f"It was trained with modules_to_save={kept}, so its change is more than B A. " if kept else ""
+            raise NotFactorsError(
+                f"{self.folder} has {other}, which is not a LoRA factor. {reason}Merge it into its base and pass the "
+                "merged checkpoints."
+            )
+        return self.changes_of(tensors)
 
-    def changes_of(self, tensors: Mapping[str, Tensor]) -> dict[str, LowRank]:
-        """Return the changes of other tensors than those on disk, which are named as in an adapter's file."""
-        from peft.utils.other import get_pattern_key
+    def others(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Return the names of tensors beside the factors: full copies, biases, the embeddings of a new vocabulary.
 
-        halves: dict[str, dict[str, Tensor]] = {}
-        others = []
-        for key, tensor in tensors.items():
-            module, _, half = key.removesuffix(".weight").rpartition(".lora_")
-            if half in ("A", "B", "embedding_A", "embedding_B"):
-                halves.setdefault(module, {})[half] = tensor
-            else:
-                others.append(key)
-        for key in others:
-            # Beside the factors of an embedding or a head, PEFT saves its frozen weight.
-            if key.removesuffix(".weight") not in halves:
-                raise WeightWatchError(
-                    f"{self.folder} has {key}, which is not a LoRA factor. Merge it into its base instead."
-                )
-        patterns = self.config.get("alpha_pattern") or {}
+        The frozen weight that PEFT saves beside the factors of an embedding or a head is not among them.
+        """
+        halves = {_module_and_half(name) for name in tensors}
+        adapted = {module for module, half in halves if half}
+        return [n for n in tensors if not _module_and_half(n)[1] and n.removesuffix(".weight") not in adapted]
+
+    def saves(self, name: str) -> bool:
+        """Whether a tensor is of a module of which the adapter keeps a full copy (``modules_to_save``)."""
+        return any(f".{module}." in f".{name}" for module in self.settings.modules_to_save or ())
+
+    def changes_of(self, tensors: Mapping[str, Tensor], turned: Collection[str] | None = None) -> dict[str, LowRank]:
+        """Return the changes by the factors among some tensors, which are named as in an adapter's file.
+
+        Args:
+            tensors: The tensors by name.
+            turned: Names of the weights of which the change is the transpose of the product. Default: what the
+                tensors' file, the settings and the base tell.
+
+        Raises:
+            WeightWatchError: A factor lacks the other one, or they do not fit each other or the settings.
+        """
+        pairs = self._pairs(tensors)
+        turned = self._transposed(tensors, pairs) if turned is None else turned
+        ranks, alphas = self.settings.ranks(), self.settings.alphas()
         changes = {}
-        for module, pair in halves.items():
-            embedding = "embedding_A" in pair
-            a, b = (pair.get("embedding_A" if embedding else "A"), pair.get("embedding_B" if embedding else "B"))
-            if a is None or b is None:
+        for module, pair in pairs.items():
+            rank = len(pair.a)
+            if ranks.of(module) != rank:
                 raise WeightWatchError(
-                    f"{self.folder} has only one of the two LoRA factors of {module}. Save it again."
+                    f"{self.folder / CONFIG} states rank {ranks.of(module)} for {module} where its tensors have rank "
+                    f"{rank}. Save the adapter again."
                 )
-            if a.ndim != 2:
-                raise WeightWatchError(
-                    f"{self.folder}: the LoRA factors of {module} are not matrices (a convolution?)."
-                )
-            rank = a.shape[0]
-            alpha = patterns.get(get_pattern_key(patterns, module), self.config["lora_alpha"])
-            scaling = alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
-            changes[f"{module}.weight"] = LowRank(
-                left=b * scaling,
-                right=a,
-                transposed=embedding or bool(self.config.get("fan_in_fan_out")),
-                limited="left" if embedding else "right",
+            scaling = alphas.of(module) / (rank**0.5 if self.settings.use_rslora else rank)
+            name = f"{module}.weight"
+            changes[name] = LowRank(
+                left=pair.b * scaling,
+                right=pair.a,
+                transposed=name in turned,
+                limited="left" if pair.embedding else "right",
             )
         return changes
+
+    def _pairs(self, tensors: Mapping[str, Tensor]) -> dict[str, Factors]:
+        halves: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            module, half = _module_and_half(name)
+            if half:
+                halves.setdefault(module, {})[half] = tensor
+        pairs = {}
+        for module, pair in halves.items():
+            embedding = "embedding_A" in pair or "embedding_B" in pair
+            a, b = (pair.get(half) for half in (("embedding_A", "embedding_B") if embedding else ("A", "B")))
+            if a is None or b is None or len(pair) > 2:
+                reason = "only one of the two" if len(pair) == 1 else "more than two"
+                raise WeightWatchError(f"{self.folder} has {reason} LoRA factors of {module}. Save it again.")
+            if a.ndim in (3, 4, 5):
+                raise NotFactorsError(f"{self.folder}: the LoRA factors of {module} are not matrices (a convolution?).")
+            if a.ndim != 2 or b.ndim != 2 or not a.numel() or a.shape[0] != b.shape[1]:
+                raise WeightWatchError(
+                    f"{self.folder} has LoRA factors of {module} of the shapes {tuple(a.shape)} and {tuple(b.shape)}, "
+                    "which have no product. If the run was sharded, gather the weights before they are saved."
+                )
+            if not {a.dtype, b.dtype} <= _PLAIN:
+                raise WeightWatchError(
+                    f"{self.folder} has LoRA factors of {module} in {a.dtype} and {b.dtype}. Save them unquantised."
+                )
+            pairs[module] = Factors(a, b, embedding)
+        return pairs
+
+    def _transposed(self, tensors: Mapping[str, Tensor], pairs: Mapping[str, Factors]) -> set[str]:
+        """Return the names of the weights of which the change is the transpose of the product."""
+        embeddings = {f"{module}.weight" for module, pair in pairs.items() if pair.embedding}
+        noted = tensors.notes.get(_TRANSPOSED) if isinstance(tensors, Checkpoint) else None
+        if noted is not None:
+            try:
+                return embeddings.union(f"{module}.weight" for module in json.loads(noted))
+            except (ValueError, TypeError) as error:
+                raise WeightWatchError(
+                    f"{self.folder / WEIGHTS} has damaged metadata ({error}). Save or copy it again."
+                ) from error
+        products = {f"{m}.weight": (len(p.b), p.a.shape[1]) for m, p in pairs.items() if not p.embedding}
+        flag = bool(self.settings.fan_in_fan_out)
+        return embeddings | transposed(products, flag, self.model, self.base, str(self.folder))
+
+
+def pickled(file: Path) -> str:
+    """Return why a pickled file is not read, and what to do."""
+    return (
+        f"{file} is pickled, and pickled files are not read, since they can run code. Load the model and save it with "
+        "save_pretrained, which writes safetensors."
+    )
 
 
 def write_adapter(
@@ -166,11 +215,11 @@ def write_adapter(
         module = name.removesuffix(".weight")
         prefix = f"base_model.model.{module}"
         ranks[module] = change.rank
-        kind = "lora_embedding_{}" if change.limited == "left" else "lora_{}.weight"
+        kind = "lora_embedding_{}" if _is_embedding(change) else "lora_{}.weight"
         tensors[f"{prefix}.{kind.format('A')}"] = change.right.contiguous()
         tensors[f"{prefix}.{kind.format('B')}"] = change.left.contiguous()
     most = max(ranks.values(), key=list(ranks.values()).count)
-    pattern = {module: rank for module, rank in ranks.items() if rank != most}
+    pattern = {_exactly(module): rank for module, rank in ranks.items() if rank != most}
     config = LoraConfig(
         task_type=task,
         base_model_name_or_path=base,
@@ -180,10 +229,30 @@ def write_adapter(
         rank_pattern=pattern,
         alpha_pattern=pattern,
         target_modules=sorted(ranks),
-        fan_in_fan_out=any(c.transposed and c.limited == "right" for c in changes.values()),
+        fan_in_fan_out=any(c.transposed and not _is_embedding(c) for c in changes.values()),
     )
     config.save_pretrained(folder)
     settings = json.loads((folder / CONFIG).read_text())
     settings["target_modules"].sort()  # PEFT's are a set: the same direction would give another file each time
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    turned = sorted(name.removesuffix(".weight") for name, change in changes.items() if change.transposed)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", _TRANSPOSED: json.dumps(turned)})
+
+
+def _module_and_half(name: str) -> tuple[str, str]:
+    """Return the module of a factor and which one it is: ``A``, ``B``, ``embedding_A``, ``embedding_B``.
+
+    The second is empty for any other tensor.
+    """
+    module, _, half = name.removesuffix(".weight").rpartition(".lora_")
+    return (module, half) if half in ("A", "B", "embedding_A", "embedding_B") else (name, "")
+
+
+def _is_embedding(change: LowRank) -> bool:
+    """Whether a change is that of an embedding, for which PEFT has other names and another order of factors."""
+    return change.transposed and change.limited == "left"
+
+
+def _exactly(module: str) -> str:
+    """Return the pattern of a module's name that matches no longer name that ends with it."""
+    return "^" + module.replace(".", r"\.")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from weightwatch.vectors.precision import BLOCK
 from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.conversion import architecture
 from weightwatch.vectors.weights.names import indexed
 from weightwatch.vectors.weights.reader import FLOATS, Box, boxes
 
@@ -64,16 +65,26 @@ def embeddings(tensors: Tensors, shape: tuple[int, ...]) -> list[str]:
     return [name for name, other in _matrices(tensors).items() if other == shape] if _may_tie(tensors) else []
 
 
-def unsaved_heads(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Return the names of tied heads that a checkpoint does not save beside the embedding.
+def unsaved_heads(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Return the names of tied heads that a checkpoint does not save, each with the name of the embedding.
+
+    The model of the checkpoint's config tells what is tied. If transformers can't build it, any head of the shape of an
+    embedding may be.
 
     Args:
         tensors: The checkpoint.
         shapes: Shapes of tensors by name, such as those of a direction.
     """
     saved = set(tensors)
-    missing = (name for name in shapes if not indexed(name) and name not in saved)
-    return {name for name in missing if embeddings(tensors, shapes[name])}
+    missing = [name for name in shapes if not indexed(name) and name not in saved]
+    model = architecture(tensors.path) if missing and isinstance(tensors, Checkpoint) else None
+    found = {}
+    for name in missing:
+        alike = embeddings(tensors, shapes[name])
+        original = model.tied.get(name, "") if model is not None else ""
+        if alike and (model is None or original):
+            found[name] = original if original in alike else alike[0]
+    return found
 
 
 def _matrices(tensors: Tensors) -> dict[str, tuple[int, ...]]:

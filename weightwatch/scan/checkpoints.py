@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weightwatch.update.peft.lora import REF
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.adapter_config import CONFIG, PICKLED, WEIGHTS, is_adapter
 from weightwatch.vectors.weights.checkpoint import INDEX, SINGLE
-from weightwatch.vectors.weights.peft_adapter import CONFIG, WEIGHTS, is_adapter
+from weightwatch.vectors.weights.peft_adapter import pickled
 from weightwatch.vectors.weights.reader import whole_size
 from weightwatch.vectors.weights.sources import fetch, is_hub_id
 
@@ -26,11 +28,30 @@ class SavedCheckpoint:
         path: Its folder or file.
         step: Optimizer step at which it was written; the epoch, if its name has only that.
         adapter: Whether it is a PEFT adapter.
+        within: Name of the subfolder with the adapter's files; empty if they are in the folder itself. PEFT saves an
+            adapter that is not called ``default`` to a subfolder of its name.
     """
 
     path: Path
     step: int
     adapter: bool
+    within: str = ""
+
+    @property
+    def home(self) -> Path:
+        """Folder of its weights; the file, if it is one."""
+        return self.path / self.within
+
+    @property
+    def other_adapters(self) -> list[str]:
+        """Names of further adapters that were saved with it, other than TRL's copy of its start."""
+        return [name for name in _nested(self.path) if name != self.within] if self.adapter else []
+
+    @property
+    def pickled(self) -> Path | None:
+        """The adapter's file if it is pickled, and so is not read."""
+        found = self.home / PICKLED
+        return found if self.adapter and found.is_file() and not (self.home / WEIGHTS).is_file() else None
 
     @property
     def name(self) -> str:
@@ -51,7 +72,7 @@ class SavedCheckpoint:
     def signature(self) -> tuple[tuple[str, int, int], ...]:
         """Name, size and modification time of each file. It changes when the checkpoint is rewritten."""
         found = []
-        for file in (*_weight_files(self.path), self.path / INDEX, self.path / CONFIG):
+        for file in (*_weight_files(self.home), self.home / INDEX, self.home / CONFIG):
             try:
                 about = file.stat()
             except OSError:
@@ -63,15 +84,17 @@ class SavedCheckpoint:
         """Return why the checkpoint is incomplete; None if it is complete."""
         if self.path.is_file():
             return _missing_bytes(self.path)
+        if self.pickled is not None:
+            return f"{PICKLED} is pickled, and pickled files are not read"
         if self.adapter:
-            unread = None if content(self.path / CONFIG) is not None else f"{CONFIG} is incomplete"
-            return _missing_bytes(self.path / WEIGHTS) or unread
+            unread = None if content(self.home / CONFIG) is not None else f"{CONFIG} is incomplete"
+            return _missing_bytes(self.home / WEIGHTS) or unread
         if (self.path / SINGLE).is_file():
             return _missing_bytes(self.path / SINGLE)
         if not (self.path / INDEX).is_file():
             return f"it has neither {SINGLE} nor {INDEX}"
         shards = (content(self.path / INDEX) or {}).get("weight_map")
-        if not isinstance(shards, dict):
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
             return f"{INDEX} is damaged or incomplete"
         shards = sorted(set(shards.values()))
         return next((reason for shard in shards if (reason := _missing_bytes(self.path / shard))), None)
@@ -90,6 +113,9 @@ def checkpoint_at(path: Path) -> SavedCheckpoint | None:
         return SavedCheckpoint(path, _step(path), True)
     if (path / INDEX).is_file() or any(_weight_files(path)):
         return SavedCheckpoint(path, _step(path), False)
+    nested = _nested(path)
+    if len(nested) == 1 or (nested and _state_step(path) is not None):
+        return SavedCheckpoint(path, _step(path), True, nested[0])
     return None
 
 
@@ -119,6 +145,9 @@ def find(what: Path) -> tuple[list[SavedCheckpoint], bool]:
         WeightWatchError: There is no checkpoint, or the only one is incomplete.
     """
     if what.is_dir() and (several := run(what)):
+        files = [one.pickled for one in several]
+        if files[0] is not None and all(files):
+            raise WeightWatchError(pickled(files[0]))
         return several, True
     one = checkpoint_at(what)
     if one is None:
@@ -128,6 +157,8 @@ def find(what: Path) -> tuple[list[SavedCheckpoint], bool]:
             f"No checkpoint in {what}: expected safetensors weights ({SINGLE}, {INDEX}, {CONFIG} with {WEIGHTS}), or "
             "subfolders such as checkpoint-100 that contain them. Pickled .bin files are not read."
         )
+    if one.pickled is not None:
+        raise WeightWatchError(pickled(one.pickled))
     reason = one.incomplete()
     if reason is not None:
         raise WeightWatchError(f"{what} is incomplete: {reason}. Copy it again, or wait until it is written.")
@@ -162,6 +193,12 @@ def _weight_files(path: Path) -> Iterator[Path]:
         yield path
     elif path.is_dir():
         yield from (file for file in sorted(path.glob("*.safetensors")) if not file.name.startswith("reference-"))
+
+
+def _nested(path: Path) -> list[str]:
+    """Return the names of the adapters in subfolders of a checkpoint, without TRL's copy of another one's start."""
+    found = sorted(config.parent for config in path.glob(f"*/{CONFIG}")) if path.is_dir() else []
+    return [folder.name for folder in found if is_adapter(folder) and folder.name != REF]
 
 
 def _missing_bytes(file: Path) -> str | None:

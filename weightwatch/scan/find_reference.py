@@ -12,10 +12,10 @@ from weightwatch.update.reference import Reference
 from weightwatch.update.theta0 import NOTE, recorded_adapters, recorded_weights
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.adapter_config import CONFIG
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import Architecture, InModelNames
 from weightwatch.vectors.weights.names import indexed
-from weightwatch.vectors.weights.peft_adapter import CONFIG
 from weightwatch.vectors.weights.reader import Opener
 from weightwatch.vectors.weights.sources import local_folder
 
@@ -77,6 +77,11 @@ class RunReference:
         """The reference that the watched run recorded; an empty one if the run was not watched."""
         return Reference(recorded_weights(self.folder) if self.folder is not None else None, self.adapters)
 
+    def sources(self) -> list[Source]:
+        """Return where θ₀ of tensors beside an adapter's factors is looked up: what the run recorded, then the base."""
+        recorded = recorded_weights(self.folder, self._opener) if self.folder is not None else None
+        return [source for source in (recorded, self.source) if source is not None]
+
     def weights(self, checkpoint: SavedCheckpoint) -> Source:
         """Return θ₀ of a full checkpoint.
 
@@ -134,7 +139,7 @@ class RunReference:
         """Return the base of an adapter; None if it is not on this machine."""
         if self._given:
             return Checkpoint(locate(self._given), self._opener)
-        named = field(adapter.path / CONFIG, "base_model_name_or_path")
+        named = field(adapter.home / CONFIG, "base_model_name_or_path")
         folder = local_folder(named)
         try:
             if folder is not None:

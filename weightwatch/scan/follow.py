@@ -1,10 +1,14 @@
 """Following a run: its checkpoints as they become complete, while another process writes them."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from weightwatch.scan.checkpoints import SavedCheckpoint, run
+from weightwatch.vectors.weights.peft_adapter import pickled
+
+_logger = logging.getLogger("weightwatch")
 
 
 class Arrivals:
@@ -33,6 +37,9 @@ class Arrivals:
         for one in found:
             mark = now[one.path]
             settled = one.closed or self._before.get(one.path) == mark
+            if one.pickled is not None and one.path not in self._returned:
+                self._returned[one.path] = mark
+                _logger.warning("weightwatch: %s is passed over: %s", one.path, pickled(one.pickled))
             if mark and settled and self._returned.get(one.path) != mark and one.incomplete() is None:
                 self._returned[one.path] = mark
                 ready.append(one)

@@ -10,9 +10,9 @@ from weightwatch.update.peft.lora import REF
 from weightwatch.update.reference import Reference
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.adapter_config import AdapterConfig, is_adapter
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import kind
-from weightwatch.vectors.weights.peft_adapter import is_adapter
 
 
 def measure_loaded(
@@ -37,7 +37,8 @@ def measure_loaded(
 
     monitor, random = Monitor(directions, reference=reference), False
     try:
-        config = PeftConfig.from_pretrained(str(adapter.path))
+        AdapterConfig.read(adapter.home).require_quick(base)
+        config = PeftConfig.from_pretrained(str(adapter.home))
         config.inference_mode = False
         model = get_peft_model(kind(base.path).from_pretrained(base.path, dtype="auto"), config)
         if not reference.adapters:
@@ -45,19 +46,19 @@ def measure_loaded(
             random = bool(monitor.reference.adapters) and not _starts_alike(config)
             if random:
                 monitor = Monitor(directions, reference=Reference(reference.weights))
-        if is_adapter(adapter.path / REF):
-            model.load_adapter(str(adapter.path / REF), REF)
-        left = set_peft_model_state_dict(model, load_peft_weights(str(adapter.path), device="cpu"))
+        if is_adapter(adapter.home / REF):
+            model.load_adapter(str(adapter.home / REF), REF)
+        left = set_peft_model_state_dict(model, load_peft_weights(str(adapter.home), device="cpu"))
     except WeightWatchError:
         raise
     except Exception as error:  # raised by PEFT, transformers, or a model's own code
         raise WeightWatchError(
-            f"{adapter.path} can't be loaded with its base {base.path} ({error!r}). Pass as --reference the base that "
+            f"{adapter.home} can't be loaded with its base {base.path} ({error!r}). Pass as --reference the base that "
             "it was trained on."
         ) from error
     if left.unexpected_keys:
         raise WeightWatchError(
-            f"{adapter.path} has a tensor {left.unexpected_keys[0]} that does not fit its base {base.path}. Pass as "
+            f"{adapter.home} has a tensor {left.unexpected_keys[0]} that does not fit its base {base.path}. Pass as "
             "--reference the base that it was trained on."
         )
     return monitor.read(monitor.view(model), adapter.step), random

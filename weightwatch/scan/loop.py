@@ -112,4 +112,5 @@ def _complete(found: Sequence[SavedCheckpoint]) -> Iterator[SavedCheckpoint]:
         if reason is None:
             yield one
         else:
-            _logger.warning("weightwatch: %s is passed over because it is incomplete: %s.", one.path, reason)
+            state = "can't be read" if one.pickled is not None else "is incomplete"
+            _logger.warning("weightwatch: %s is passed over because it %s: %s.", one.path, state, reason)

@@ -26,8 +26,10 @@ from weightwatch.scan.loaded_adapter import measure_loaded
 from weightwatch.scan.record import ScanRecord
 from weightwatch.update.change import Streamed
 from weightwatch.update.checkpoint import SavedUpdate, of_adapter, of_weights
+from weightwatch.update.heads import counted_once
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.adapter_config import NotFactorsError
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.peft_adapter import PeftAdapter
 from weightwatch.vectors.weights.reader import Unmapped
@@ -174,16 +176,24 @@ class Scan:
         if not checkpoint.adapter:
             weights = reference.weights(checkpoint)
             return self._read(checkpoint, reference, of_weights(reference.open(checkpoint.path), weights))
+        others = checkpoint.other_adapters
+        if others and checkpoint.within:
+            raise WeightWatchError(
+                f"{checkpoint.path} has several adapters ({', '.join([checkpoint.within, *others])}), and which of "
+                f"them were active is not recorded. Pass the folder of one, {checkpoint.home}."
+            )
+        base = reference.source if isinstance(reference.source, Checkpoint) else None
         try:
-            adapter = PeftAdapter.read(checkpoint.path)
-            if adapter.config.get("init_lora_weights", True) is False and not reference.adapters:
+            adapter = PeftAdapter.read(checkpoint.home, base, checkpoint.within or "default")
+            if adapter.settings.init_lora_weights is False and not reference.adapters:
                 self._warn(_RANDOM_START, checkpoint)
-            update = of_adapter(adapter, reference.adapters, self._opener)
-        except WeightWatchError as error:
+            update = of_adapter(adapter, reference.adapters, reference.sources, self._opener)
+            beside = dict.fromkeys(others, "it is another adapter, saved beside the one that is measured")
+            update = replace(update, left_out={**update.left_out, **beside})
+        except NotFactorsError as error:
             if checkpoint.incomplete() is not None:
                 raise
-            base = reference.source
-            if not isinstance(base, Checkpoint) or not (base.path / "config.json").is_file():
+            if base is None or not (base.path / "config.json").is_file():
                 raise WeightWatchError(f"{error} Or pass its base's folder as --reference, to load both.") from error
             self._warn(f"{error} It is loaded with its base instead, which takes the memory of the whole model.")
             reading, random = measure_loaded(checkpoint, base, self.directions, reference.recorded)
@@ -194,13 +204,12 @@ class Scan:
         return self._read(checkpoint, reference, update)
 
     def _read(self, checkpoint: SavedCheckpoint, reference: RunReference, update: SavedUpdate) -> Reading:
-        tied, holder = update.tied, update.holder or reference.source
-        if isinstance(holder, Checkpoint):
-            shapes = {name: d.shape(name) for d in self.directions for name in d.deltas}
-            tied |= unsaved_heads(holder, shapes)
-        directions = [direction.without(tied) for direction in self.directions]
-        for direction in directions:
-            if update.changes.keys().isdisjoint(direction.deltas):
+        holder = update.holder or reference.source
+        shapes = {name: d.shape(name) for d in self.directions for name in d.deltas}
+        heads = unsaved_heads(holder, shapes) if isinstance(holder, Checkpoint) else {}
+        directions = [counted_once(d.without(update.tied), heads, update.changes) for d in self.directions]
+        for direction, counted in zip(self.directions, directions, strict=True):
+            if update.changes.keys().isdisjoint(counted.deltas):
                 raise WeightWatchError(
                     f"Direction {direction.name!r} and {checkpoint.path} have no tensor in common: the direction has "
                     f"{next(iter(direction.deltas))}, …; the checkpoint has {next(iter(update.changes))}, …. Scan a "

@@ -1,10 +1,11 @@
 """The update τ = θ_t − θ₀ of a checkpoint on disk, in the forms of a live model's update."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from weightwatch.update.change import Change, Streamed
@@ -13,19 +14,20 @@ from weightwatch.update.peft.lora import REF
 from weightwatch.update.reference import values_at
 from weightwatch.update.snapshot import Snapshot
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.low_rank import join
+from weightwatch.vectors.low_rank import LowRank, join
+from weightwatch.vectors.weights.adapter_config import NotFactorsError, is_adapter
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.names import canonical
-from weightwatch.vectors.weights.peft_adapter import PeftAdapter, is_adapter
-from weightwatch.vectors.weights.reader import FLOATS, Mapped, Opener
-from weightwatch.vectors.weights.tied import copies
+from weightwatch.vectors.weights.peft_adapter import PeftAdapter
+from weightwatch.vectors.weights.reader import FLOATS, Opener, Unmapped
+from weightwatch.vectors.weights.tied import copies, unsaved_heads
 
 Source = Checkpoint | Snapshot
 
 # Buffers in old checkpoints: sine tables, causal masks.
 _BUFFER = re.compile(r"(?:rotary_emb\.inv_freq|rotary_emb\.(?:cos|sin)_cached|\.attn\.(?:masked_)?bias)$")
 # The adapter's name comes after the match. PEFT omits it in an adapter's file.
-_ADAPTER_NAME = re.compile(r"(\.lora_(?:embedding_[AB]\b|[AB]\b))\.(?!weight$)[^.]+")
+_ADAPTER_NAME = re.compile(r"(\.lora_(?:embedding_[AB]\b|[AB]\b))\.(?!weight$)([^.]+)")
 
 
 @dataclass(frozen=True)
@@ -84,31 +86,88 @@ def of_weights(now: Checkpoint, start: Source) -> SavedUpdate:
     return SavedUpdate(changes, left_out, frozenset(tied), now)
 
 
-def of_adapter(adapter: PeftAdapter, starts: Mapping[str, Tensor], opener: Opener = Mapped) -> SavedUpdate:
+def of_adapter(
+    adapter: PeftAdapter,
+    starts: Mapping[str, Tensor],
+    sources: Callable[[], Sequence[Source]] = tuple,
+    opener: Opener = Unmapped,
+) -> SavedUpdate:
     """Read a LoRA adapter as an update since its start, or since the copy that TRL saves as the adapter ``ref``.
 
     Args:
         adapter: The adapter.
         starts: Its parameters at the start of the run, if its change was not zero there; see ``adapters.starts``.
+        sources: Returns where θ₀ of tensors beside the factors (``modules_to_save``, biases) is looked up: what the run
+            recorded, and the base. Called if there are any.
         opener: Opens its safetensors file.
 
     Raises:
-        WeightWatchError: The tensors are not those of a LoRA adapter.
+        WeightWatchError: The tensors are not those of a LoRA adapter, or there are others and θ₀ is unknown.
     """
-    now, before = adapter.changes(opener), {}
+    tensors = adapter.tensors(opener)
+    others = adapter.others(tensors)
+    known = sources() if others else ()
+    if others and not known:
+        raise NotFactorsError(f"{adapter.folder} has {others[0]}, which is not a LoRA factor, and its base is unknown.")
+    now = adapter.changes_of(tensors)
+    turned = {name for name, change in now.items() if change.transposed}
+    before: dict[str, LowRank] = {}
     if is_adapter(adapter.folder / REF):
-        before = PeftAdapter.read(adapter.folder / REF).changes(opener)
-    named = {_without_adapter(name): value for name, value in starts.items()}
-    if len(named) < len(starts):  # the run has several adapters; a checkpoint's own folder has the default one
-        named = {_without_adapter(name): value for name, value in starts.items() if ".default" in name}
-    before.update(adapter.changes_of(named))
+        ref = PeftAdapter.read(adapter.folder / REF)
+        before = ref.changes_of(ref.tensors(opener), turned)
+    before.update(adapter.changes_of(_of_one(starts, adapter.name), turned))
     changes: dict[str, Change] = {
         name: join(name, [(1.0, change), (-1.0, before[name])]) if name in before else change
         for name, change in now.items()
     }
     if not changes:
         raise WeightWatchError(f"{adapter.folder} has no LoRA factors. Save the adapter again.")
-    return SavedUpdate(changes)
+    return SavedUpdate(changes, _add_others(changes, adapter, tensors, others, known))
+
+
+def _add_others(
+    changes: dict[str, Change],
+    adapter: PeftAdapter,
+    tensors: Checkpoint,
+    others: Sequence[str],
+    sources: Sequence[Source],
+) -> dict[str, str]:
+    """Add the changes of the tensors beside an adapter's factors, and return those that can't be compared with θ₀."""
+    base, left_out = adapter.model, {}
+    tied = unsaved_heads(base, {name: tensors.shape(name) for name in others}) if base is not None else {}
+    for name in others:
+        key = tied.get(name, name)
+        start = next((source for source in sources if key in source), None)
+        if name in tied and key in others and torch.equal(tensors[name], tensors[key]):
+            continue  # PEFT keeps them tied, and stores both
+        if start is None:
+            if not adapter.saves(name):
+                raise NotFactorsError(
+                    f"{adapter.folder} has {name}, which is neither a LoRA factor nor a weight of its base."
+                )
+            left_out[name] = "it is new in this model (a score head?), and its start was not recorded"
+            continue
+        shape, other = tensors.shape(name), start.shape(key)
+        if shape != other:
+            left_out[name] = resized(name, other, shape, "the adapter", "Pass as --reference the adapter's base.")
+        elif {tensors.dtype(name), start.dtype(key) if isinstance(start, Checkpoint) else "F32"} <= FLOATS:
+            changes[name] = Streamed(shape, partial(tensors.read, name), partial(start.read, key))
+        else:
+            left_out[name] = "it is quantised in the adapter or in θ₀"
+    return left_out
+
+
+def _of_one(starts: Mapping[str, Tensor], adapter: str) -> dict[str, Tensor]:
+    """Return the parameters of one of a run's adapters by their names in the adapter's file."""
+    owners = {name: owner for name in starts if (owner := _owner(name))}
+    several = len(set(owners.values())) > 1
+    return {_without_adapter(n): v for n, v in starts.items() if not several or owners.get(n) == adapter}
+
+
+def _owner(name: str) -> str | None:
+    """Return the adapter that a parameter belongs to."""
+    found = _ADAPTER_NAME.search(name)
+    return found[2] if found else None
 
 
 class SavedBase:

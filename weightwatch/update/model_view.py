@@ -91,10 +91,11 @@ class ModelView:
 
         return value
 
-    def tied(self) -> set[str]:
-        """Return the names of tied parameters except the first of each: a tied head, not its embedding."""
-        every = {canonical(n) for n, _ in self.model.named_parameters(remove_duplicate=False)}
-        return every - {canonical(n) for n, _ in self.model.named_parameters()}
+    def tied(self) -> dict[str, str]:
+        """Return the names of tied parameters except the first of each, with the first: a tied head's embedding."""
+        first = {id(p): canonical(n) for n, p in self.model.named_parameters()}
+        every = {canonical(n): first[id(p)] for n, p in self.model.named_parameters(remove_duplicate=False)}
+        return {name: original for name, original in every.items() if name not in first.values()}
 
     def memory(self) -> set[int]:
         """Return the memory addresses of the model's weights, which differ from those of an optimizer's masters."""

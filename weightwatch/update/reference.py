@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Checkpoint
-from weightwatch.vectors.weights.names import canonical
+from weightwatch.vectors.weights.names import by_canonical_name
 from weightwatch.vectors.weights.reader import Box
 
 
@@ -59,7 +59,7 @@ class StateDict:
                 f"{sharded} is spread over processes (a DTensor) in the reference. Pass the path of the base "
                 "checkpoint, or a state dict of whole tensors, taken before the model was sharded."
             )
-        self._tensors = {canonical(name): tensor for name, tensor in tensors.items()}
+        self._tensors = by_canonical_name(tensors, "The reference")
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors

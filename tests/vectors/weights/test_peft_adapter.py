@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from tests import oracle as slow
 from tests.support.models import lora, move, tiny_llama
 from weightwatch.vectors import LowRank, WeightWatchError
-from weightwatch.vectors.weights.peft_adapter import PeftAdapter, is_adapter, write_adapter
+from weightwatch.vectors.weights.adapter_config import LoraSettings, is_adapter
+from weightwatch.vectors.weights.peft_adapter import PeftAdapter, write_adapter
 
 SETTINGS = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
 
@@ -60,10 +61,10 @@ def test_an_adapter_reads_as_the_change_of_its_merged_weights_and_writes_back(tm
 def test_the_scaling_is_alpha_over_the_rank_of_the_tensors() -> None:
     pair = {"base_model.model.q.lora_A.weight": torch.ones(2, 5), "base_model.model.q.lora_B.weight": torch.ones(3, 2)}
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in pair.items()}
-    (change,) = PeftAdapter(Path("here"), {"lora_alpha": 8, "r": 2}).changes_of(tensors).values()
+    (change,) = PeftAdapter(Path("here"), LoraSettings(lora_alpha=8, r=2)).changes_of(tensors).values()
     assert isinstance(change, LowRank)
     assert torch.equal(change.left, torch.full((3, 2), 4.0))
-    (root,) = PeftAdapter(Path("here"), {"lora_alpha": 8, "r": 2, "use_rslora": True}).changes_of(tensors).values()
+    (root,) = PeftAdapter(Path("here"), LoraSettings(lora_alpha=8, r=2, use_rslora=True)).changes_of(tensors).values()
     assert torch.allclose(root.left, torch.full((3, 2), 8 / 2**0.5))
 
 
@@ -71,13 +72,12 @@ def test_the_scaling_is_alpha_over_the_rank_of_the_tensors() -> None:
     ("tensors", "reason"),
     [
         ({"q.lora_A.weight": torch.ones(2, 5)}, "only one of the two LoRA factors of q"),
-        ({"q.bias": torch.ones(2)}, r"q\.bias, which is not a LoRA factor"),
         ({"q.lora_A.weight": torch.ones(2, 5, 1), "q.lora_B.weight": torch.ones(3, 2, 1)}, "are not matrices"),
     ],
 )
 def test_tensors_that_are_no_pair_of_factors_are_refused(tensors: dict[str, torch.Tensor], reason: str) -> None:
     with pytest.raises(WeightWatchError, match=f"here.*{reason}"):
-        PeftAdapter(Path("here"), {"lora_alpha": 8, "r": 2}).changes_of(tensors)
+        PeftAdapter(Path("here"), LoraSettings(lora_alpha=8, r=2)).changes_of(tensors)
 
 
 def test_the_same_changes_give_the_same_files(tmp_path: Path) -> None:

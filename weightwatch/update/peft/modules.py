@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.adapter_config import KEEPS_BASE
 from weightwatch.vectors.weights.names import canonical, unwrapped
-from weightwatch.vectors.weights.peft_adapter import KEEPS_BASE
 
 Values = Callable[[str], Tensor | None]
 """Returns the whole value of an adapter's parameter by its name; None if there is no such parameter."""
