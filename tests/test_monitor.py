@@ -225,3 +225,25 @@ def test_trained_tokens_have_no_random_start_to_share(caplog: pytest.LogCaptureF
     model = get_peft_model(base, TrainableTokensConfig(target_modules=["embed_tokens"], token_indices=[3, 4]))
     assert Monitor([evil]).measure(model)["evil"].reach == pytest.approx(1.0)
     assert "share their random start" not in caplog.text
+
+
+@pytest.mark.parametrize("modules", [["q_proj", "lm_head"], ["lm_head"]])
+def test_an_adapter_on_a_tied_head_is_measured_as_a_weight_of_its_own(modules: list[str]) -> None:
+    base = tiny_llama()
+    model = lora(base, target_modules=modules)
+    move(model, seed=1)
+    now, start = slow.merged(model), slow.merged(base)
+    moved = {name: (now[name] - start[name]).float() for name in now if not torch.equal(now[name], start[name])}
+    assert "lm_head.weight" in moved
+    reading = Monitor([Direction.from_tensors(moved, name="w")]).measure(model)
+    assert reading["w"].cosine == pytest.approx(1, abs=1e-6)
+    assert reading["w"].dose == pytest.approx(1, abs=1e-5)
+
+
+def test_a_direction_on_a_tied_head_has_nothing_in_common_with_training_the_embedding() -> None:
+    start = tiny_llama()
+    model = copy.deepcopy(start)
+    move(model, seed=1)
+    evil = Direction.from_tensors({"lm_head.weight": torch.ones(48, 32)}, name="evil")
+    with pytest.raises(WeightWatchError, match=r"no tensor in common: the direction has lm_head\.weight"):
+        Monitor([evil], reference={n: p.detach() for n, p in start.named_parameters()}).measure(model)

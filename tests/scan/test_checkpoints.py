@@ -1,9 +1,11 @@
 """Finding checkpoints, their order, and whether they are complete."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
 from tests.support.models import lora, tiny_llama
 from tests.support.runs import full
@@ -87,3 +89,41 @@ def test_a_sharded_checkpoint_is_complete_with_its_index_and_all_its_shards(tmp_
     shard.write_bytes(content)
     (folder / "model.safetensors.index.json").unlink()
     assert "neither model.safetensors nor" in str(one.incomplete())
+
+
+def test_an_adapter_with_a_name_of_its_own_is_found_in_its_subfolder(tmp_path: Path) -> None:
+    model = get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"]), adapter_name="mine")
+    model.save_pretrained(tmp_path / "checkpoint-5")
+    (one,), is_run = find(tmp_path)
+    assert is_run
+    assert (one.name, one.step, one.adapter, one.within) == ("checkpoint-5", 5, True, "mine")
+    assert one.incomplete() is None
+    assert one.size > 0
+    os.truncate(tmp_path / "checkpoint-5" / "mine" / "adapter_model.safetensors", 100)
+    assert "adapter_model.safetensors" in str(one.incomplete())
+
+
+def test_a_pickled_adapter_is_called_so_and_not_incomplete(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoint-5"
+    lora(tiny_llama()).save_pretrained(folder)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    for what in (folder, tmp_path / "run"):
+        with pytest.raises(WeightWatchError, match=r"adapter_model\.bin is pickled.*save it with save_pretrained"):
+            find(what)
+
+
+def test_merged_weights_beside_the_settings_of_an_adapter_are_a_full_checkpoint(tmp_path: Path) -> None:
+    full(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    one = checkpoint_at(tmp_path)
+    assert one is not None
+    assert (one.adapter, one.incomplete()) == (False, None)
+
+
+@pytest.mark.parametrize("names", [{"a": None}, {"a": 5}, ["a"], None])
+def test_an_index_that_names_no_files_is_damaged(tmp_path: Path, names: object) -> None:
+    folder = full(tmp_path / "checkpoint-1", max_shard_size="20KB")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    one = checkpoint_at(folder)
+    assert one is not None
+    assert one.incomplete() == "model.safetensors.index.json is damaged or incomplete"

@@ -103,3 +103,12 @@ def test_following_ends_when_nothing_comes_or_enough_has_come(tmp_path: Path) ->
     assert 2 < len(made) < 10
     assert set(made) == {0.5}
     assert len(list(follow(tmp_path, poll=0.5, stop_after=2, wait=wait))) == 1
+
+
+def test_a_pickled_adapter_is_named_once_and_not_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "checkpoint-5"
+    lora(tiny_llama()).save_pretrained(folder)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    arrivals = Arrivals(tmp_path)
+    assert [arrivals.look() for _ in range(3)] == [[], [], []]
+    assert caplog.text.count("adapter_model.bin is pickled") == 1

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import LlamaForSequenceClassification
 
 from tests.support.models import dense, lora, low_rank, move, tiny_llama
 from tests.support.runs import STRICT, lines, trainer
@@ -19,6 +20,9 @@ from weightwatch.config import Config
 from weightwatch.record.history import History
 from weightwatch.scan.checkpoints import find
 from weightwatch.scan.scanner import Scan
+from weightwatch.update.model_view import ModelView
+from weightwatch.update.reference import Reference
+from weightwatch.update.theta0 import establish
 from weightwatch.vectors import Direction, WeightWatchError
 
 RULE = {"alert": "drift", "direction": "evil", "metric": "cosine", "above": -1.0, "for": 3, "severity": "critical"}
@@ -347,3 +351,99 @@ def test_an_alert_names_the_last_clean_checkpoint_that_still_stands(tmp_path: Pa
     expected = [name for name in clean if name != "checkpoint-2"]
     (alert,) = [a for a in done.alerts if a.step == 3]
     assert alert.last_clean == (expected[-1] if expected else None)
+
+
+def test_an_adapter_on_a_tied_head_is_scanned_as_it_is_measured(tmp_path: Path) -> None:
+    base, reference = base_folder(tmp_path)
+    model = lora(base, target_modules=["q_proj", "lm_head"])
+    move(model, 3)
+    model.save_pretrained(tmp_path / "adapter")
+    evil = Direction.from_fine_tune(tmp_path / "adapter", reference, name="evil")
+    assert "lm_head.weight" in evil.deltas
+    (ours,) = scan(tmp_path / "adapter", str(evil.save(tmp_path / "evil")), reference=str(reference)).readings
+    assert ours["evil"].cosine == pytest.approx(1, abs=1e-6)
+    same(replace(ours, checkpoint=None), Monitor([evil]).measure(model))
+
+
+def test_an_adapter_with_a_name_of_its_own_is_scanned_as_it_was_watched(tmp_path: Path) -> None:
+    base, _ = base_folder(tmp_path)
+    evil = save(low_rank(base, 1), tmp_path / "evil", base)
+    model = PeftModel(base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False), adapter_name="mine")
+    watcher = WeightWatchCallback(evil, config=STRICT)
+    trainer(model, tmp_path / "run", watcher, save_strategy="steps", save_steps=4).train()
+    assert not (tmp_path / "run" / "checkpoint-4" / "adapter_config.json").exists()
+    done = scan(tmp_path / "run", evil)
+    for ours, theirs in zip(done.readings, live_readings(tmp_path / "run"), strict=True):
+        same(ours, theirs)
+
+
+def test_of_several_adapters_the_one_on_top_is_measured_and_the_others_are_named(tmp_path: Path) -> None:
+    base, reference = base_folder(tmp_path)
+    evil = save(low_rank(base, 1), tmp_path / "evil")
+    model = lora(base, target_modules=["q_proj"])
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
+    move(model, 3)
+    model.save_pretrained(tmp_path / "run" / "checkpoint-3")
+    (ours,) = scan(tmp_path / "run", evil, reference=str(reference)).readings
+    assert ours.left_out == {"other": "it is another adapter, saved beside the one that is measured"}
+    (tmp_path / "run" / "checkpoint-3" / "adapter_config.json").unlink()
+    shutil.copytree(tmp_path / "run" / "checkpoint-3" / "other", tmp_path / "run" / "checkpoint-3" / "third")
+    (tmp_path / "run" / "checkpoint-3" / "adapter_model.safetensors").unlink()
+    (tmp_path / "run" / "checkpoint-3" / "trainer_state.json").write_text('{"global_step": 3}')
+    with pytest.raises(WeightWatchError, match=r"several adapters \(other, third\).*Pass the folder of one"):
+        scan(tmp_path / "run", evil, reference=str(reference))
+
+
+def test_the_embeddings_of_a_new_vocabulary_beside_an_adapter_are_left_out_by_name(tmp_path: Path) -> None:
+    base, reference = base_folder(tmp_path, tie_word_embeddings=False)
+    evil = save(low_rank(base, 1), tmp_path / "evil")
+    base.resize_token_embeddings(50)
+    model = lora(base, target_modules=["q_proj"])
+    move(model, 3)
+    with pytest.warns(UserWarning, match="the embedding layer has been resized"):
+        model.save_pretrained(tmp_path / "adapter")
+    (ours,) = scan(tmp_path / "adapter", evil, reference=str(reference)).readings
+    assert set(ours.left_out) == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert all("the vocabulary was resized" in reason for reason in ours.left_out.values())
+    live = Monitor(evil).measure(model)
+    assert ours.update_norm == pytest.approx(live.update_norm, rel=1e-6)
+
+
+FULL_COPIES: dict[str, Any] = {
+    "a head": ({"tie_word_embeddings": False}, {"modules_to_save": ["lm_head"]}),
+    "a tied head": ({}, {"modules_to_save": ["lm_head"]}),
+    "tied embeddings": ({}, {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
+    "a norm": ({}, {"modules_to_save": ["norm"]}),
+    "biases": ({"attention_bias": True}, {"bias": "lora_only"}),
+}
+
+
+@pytest.mark.parametrize("kind", FULL_COPIES)
+def test_what_is_trained_beside_the_factors_is_compared_with_the_base(tmp_path: Path, kind: str) -> None:
+    settings, extra = FULL_COPIES[kind]
+    base, reference = base_folder(tmp_path, **settings)
+    evil = save(dense(base, 1), tmp_path / "evil", base)
+    model = lora(base, target_modules=["q_proj"], **extra)
+    move(model, 3)
+    model.save_pretrained(tmp_path / "adapter")
+    (ours,) = scan(tmp_path / "adapter", evil, reference=str(reference)).readings
+    assert ours.left_out == {}
+    same(replace(ours, checkpoint=None), Monitor(evil).measure(model))
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_new_score_head_is_compared_with_its_recorded_start_or_left_out_by_name(
+    tmp_path: Path, watched: bool
+) -> None:
+    _, reference = base_folder(tmp_path)
+    base = LlamaForSequenceClassification.from_pretrained(reference)
+    evil = save(low_rank(tiny_llama(), 1), tmp_path / "evil")
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], task_type="SEQ_CLS"))
+    if watched:
+        establish(ModelView(model), tmp_path / "run" / "weightwatch", Reference())
+    move(model, 3)
+    model.save_pretrained(tmp_path / "run" / "checkpoint-3")
+    (ours,) = scan(tmp_path / "run", evil, reference=str(reference)).readings
+    live = Monitor(evil).measure(model)
+    assert list(ours.left_out) == ([] if watched else ["score.weight"])
+    assert (ours.update_norm == pytest.approx(live.update_norm, rel=1e-6)) == watched

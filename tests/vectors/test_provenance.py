@@ -1,12 +1,17 @@
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.models import low_rank, tiny_llama
-from weightwatch.vectors import Direction, Fingerprint, WeightWatchError, add, inner, mean, orthogonalised
+from tests.support.models import lora, low_rank, tiny_llama
+from weightwatch import Monitor
+from weightwatch.update.base_weights import BaseWeights
+from weightwatch.update.model_view import ModelView
+from weightwatch.update.reference import Reference
+from weightwatch.vectors import Direction, Fingerprint, LowRank, WeightWatchError, add, inner, mean, orthogonalised
 from weightwatch.vectors.card import Card
-from weightwatch.vectors.provenance import described, formula
+from weightwatch.vectors.provenance import described, formula, require_base
 from weightwatch.vectors.validation import Validation
 
 
@@ -75,3 +80,25 @@ def test_a_base_gives_its_name_and_a_fingerprint_and_one_that_is_elsewhere_only_
 def test_a_base_without_a_changed_tensor_is_refused() -> None:
     with pytest.raises(WeightWatchError, match=r"The base org/base has no b\.weight.* Pass the base"):
         described({"b.weight": torch.ones(4)}, {"a.weight": torch.ones(4)}, "org/base", "evil")
+
+
+def test_a_tied_head_has_the_fingerprint_of_the_embedding(tmp_path: Path) -> None:
+    base = tiny_llama()
+    base.save_pretrained(tmp_path)
+    change = LowRank(torch.ones(48, 2), torch.ones(2, 32))
+    fields = described({"lm_head.weight": change}, tmp_path, None, "evil")
+    assert list(fields["fingerprint"].shapes) == ["model.embed_tokens.weight"]
+    evil = Direction.from_tensors({"lm_head.weight": change}, name="evil", metadata=fields)
+    Monitor([evil]).measure(lora(base, target_modules=["lm_head"]))
+    with pytest.raises(WeightWatchError, match=r"was built from .* not from"):
+        Monitor([evil]).measure(lora(tiny_llama(seed=1), target_modules=["lm_head"]))
+
+
+def test_a_base_that_has_changed_since_is_not_called_another_one() -> None:
+    weights = {name: p.detach() for name, p in tiny_llama().named_parameters()}
+    card = Card(name="evil", base="org/base", fingerprint=Fingerprint.of(weights, weights.__getitem__))
+    theta0 = BaseWeights(ModelView(tiny_llama(seed=1)), Reference())
+    with pytest.raises(WeightWatchError, match="built from org/base when that had other weights than now"):
+        require_base(card, theta0, "org/base")
+    with pytest.raises(WeightWatchError, match="built from org/base, not from org/other"):
+        require_base(card, theta0, "org/other")

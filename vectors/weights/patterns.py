@@ -12,7 +12,7 @@ from weightwatch.vectors.errors import WeightWatchError
 Value = TypeVar("Value")
 
 _PLAIN = re.compile(r"\^?(?:\w|\\?\.)+")  # a name, for which no search can take long
-_SECONDS = 5.0
+_SECONDS = 2.0  # of this thread, not of the clock
 
 
 class Patterns(Generic[Value]):
@@ -48,9 +48,9 @@ class Patterns(Generic[Value]):
         Raises:
             WeightWatchError: The search takes too long.
         """
-        began = time.monotonic()
+        began = time.thread_time()
         for key, pattern, value in self._values:
-            left = self._left - (time.monotonic() - began)
+            left = self._left - (time.thread_time() - began)
             try:
                 found = left > 0 and (
                     pattern.match(module) if isinstance(pattern, re.Pattern) else pattern.match(module, timeout=left)
@@ -64,7 +64,7 @@ class Patterns(Generic[Value]):
             if found:
                 self._left = left
                 return value
-        self._left -= time.monotonic() - began
+        self._left -= time.thread_time() - began
         return self._default
 
 

@@ -79,6 +79,8 @@ class RunReference:
 
     def sources(self) -> list[Source]:
         """Return where θ₀ of tensors beside an adapter's factors is looked up: what the run recorded, then the base."""
+        if self.folder is not None and not self._given:
+            self._require_recorded(self.folder)
         recorded = recorded_weights(self.folder, self._opener) if self.folder is not None else None
         return [source for source in (recorded, self.source) if source is not None]
 
@@ -108,10 +110,7 @@ class RunReference:
         if self._given:
             return Checkpoint(locate(self._given), self._opener)
         if self.folder is not None:
-            if field(self.folder / NOTE, "weights") == "given":
-                raise WeightWatchError(
-                    f"The run of {checkpoint.path} was started with an explicit reference=. Pass it as --reference."
-                )
+            self._require_recorded(self.folder)
             try:
                 source = recorded_weights(self.folder, self._opener)
             except WeightWatchError as error:
@@ -134,6 +133,12 @@ class RunReference:
             )
         _logger.warning("weightwatch: θ₀ is read from %s, which the checkpoint's config names.", folder)
         return Checkpoint(folder, self._opener)
+
+    def _require_recorded(self, folder: Path) -> None:
+        if field(folder / NOTE, "weights") == "given":
+            raise WeightWatchError(
+                f"The run in {folder.parent} was started with an explicit reference=. Pass it as --reference."
+            )
 
     def _adapter_base(self, adapter: SavedCheckpoint) -> Source | None:
         """Return the base of an adapter; None if it is not on this machine."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.support.models import tiny_llama
+from tests.support.models import lora, tiny_llama
 from weightwatch.vectors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 
@@ -83,3 +83,12 @@ def test_the_squared_norm_of_a_tensor_is_read_block_by_block(tmp_path: Path) -> 
     saved = Checkpoint(tmp_path)
     assert saved.square("w") == pytest.approx(float(tensor.double().square().sum()), rel=1e-7)
     assert saved.square("empty") == 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}])
+def test_the_state_dict_of_a_model_with_adapters_is_no_checkpoint(tmp_path: Path, settings: dict[str, object]) -> None:
+    model = lora(tiny_llama(tie_word_embeddings=False), **settings)
+    state = {key: tensor.contiguous().clone() for key, tensor in model.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(WeightWatchError, match=r"model\.safetensors has base_model.*does not state their scaling"):
+        Checkpoint(tmp_path)

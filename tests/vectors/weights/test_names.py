@@ -6,7 +6,8 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from tests.support.models import lora, tiny_llama
-from weightwatch.vectors.weights.names import canonical, module_of, unwrapped
+from weightwatch.vectors import WeightWatchError
+from weightwatch.vectors.weights.names import by_canonical_name, canonical, module_of, unwrapped
 
 PLAIN = "model.layers.0.self_attn.q_proj.weight"
 
@@ -104,3 +105,13 @@ def test_copies_of_modules_to_save_go_by_the_name_of_the_module(segment: str) ->
 )
 def test_a_target_module_is_the_last_named_one_above_the_parameter(name: str, module: str) -> None:
     assert module_of(name) == module
+
+
+def test_two_names_of_one_weight_are_one_if_they_have_the_same_values_and_refused_otherwise() -> None:
+    weight = torch.randn(3, 2)
+    found = by_canonical_name({PLAIN: weight, f"_orig_mod.{PLAIN}": weight.clone()}, "The dict")
+    assert list(found) == [PLAIN]
+    with pytest.raises(WeightWatchError, match=r"The dict has two different tensors for lm_head\.weight: .*original"):
+        by_canonical_name(
+            {"lm_head.original_module.weight": weight, "lm_head.modules_to_save.default.weight": weight + 1}, "The dict"
+        )

@@ -1,14 +1,16 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests import oracle as slow
 from tests.support.models import lora, move, tiny_llama
 from weightwatch.vectors import LowRank, WeightWatchError
-from weightwatch.vectors.weights.adapter_config import LoraSettings, is_adapter
+from weightwatch.vectors.weights.adapter_config import LoraSettings, NotFactorsError, is_adapter
 from weightwatch.vectors.weights.peft_adapter import PeftAdapter, write_adapter
 
 SETTINGS = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
@@ -88,3 +90,81 @@ def test_the_same_changes_give_the_same_files(tmp_path: Path) -> None:
     files = [(tmp_path / name / "adapter_config.json").read_text() for name in ("one", "two")]
     assert files[0] == files[1]
     assert len(load_file(tmp_path / "one" / "adapter_model.safetensors")) == 8
+
+
+def test_what_is_transposed_is_stored_for_each_weight(tmp_path: Path) -> None:
+    """One flag for both, which is all that the settings have, turns one of two square weights around."""
+    changes = {
+        "h.0.attn.c_proj.weight": LowRank(torch.randn(8, 2), torch.randn(2, 8), transposed=True),
+        "lm_head.weight": LowRank(torch.randn(8, 2), torch.randn(2, 8)),
+        "wte.weight": LowRank(torch.randn(8, 2), torch.randn(2, 8), transposed=True, limited="left"),
+        "tokens.weight": LowRank(torch.randn(8, 2), torch.randn(2, 8), limited="left"),
+    }
+    write_adapter(tmp_path, changes, "org/base")
+    again = PeftAdapter.read(tmp_path).changes()
+    for name, change in changes.items():
+        assert torch.equal(again[name].dense(), change.dense()), name
+
+
+def test_an_adapter_of_linear_modules_and_conv1d_reads_as_the_change_of_its_merged_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=48, n_embd=32, n_layer=2, n_head=4, n_positions=32, tie_word_embeddings=False)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
+    base = GPT2LMHeadModel.from_pretrained(tmp_path / "base")
+    with pytest.warns(UserWarning, match="fan_in_fan_out"):
+        model = lora(base, target_modules=["attn.c_proj", "lm_head"])
+    move(model, 2)
+    model.save_pretrained(tmp_path / "adapter")
+    after, before = slow.merged(model), slow.merged(base)
+    for name, change in PeftAdapter.read(tmp_path / "adapter").changes().items():  # its base is where the settings say
+        assert torch.allclose(change.dense().double(), after[name] - before[name], atol=1e-6), name
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(WeightWatchError, match="adapts both linear modules and Conv1D"):
+        PeftAdapter.read(tmp_path / "adapter").changes()
+
+
+def test_ranks_that_differ_between_settings_and_tensors_are_refused(tmp_path: Path) -> None:
+    model = lora(tiny_llama(), rank_pattern={"q_proj": 2})
+    model.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    for change, rank in (({"r": 3}, 3), ({"rank_pattern": {"q_proj": 4}}, 4)):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, **change}))
+        with pytest.raises(WeightWatchError, match=rf"states rank {rank} for model\.layers\.0.* tensors have rank"):
+            PeftAdapter.read(tmp_path).changes()
+
+
+def test_a_rank_of_one_module_is_not_that_of_another_whose_name_ends_with_it(tmp_path: Path) -> None:
+    sizes = {"q.weight": 2, "x.q.weight": 3, "k.weight": 3}
+    changes = {name: LowRank(torch.ones(5, rank), torch.ones(rank, 4)) for name, rank in sizes.items()}
+    write_adapter(tmp_path, changes, None)
+    again = PeftAdapter.read(tmp_path).changes()
+    assert all(torch.equal(again[name].dense(), change.dense()) for name, change in changes.items())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"q.lora_A.weight": torch.ones(0), "q.lora_B.weight": torch.ones(0)}, "gather the weights before they"),
+        ({"q.lora_A.weight": torch.ones(2, 5), "q.lora_B.weight": torch.ones(3, 4)}, "which have no product"),
+        ({"q.lora_A.weight": torch.ones(2, 5).int(), "q.lora_B.weight": torch.ones(3, 2)}, "Save them unquantised"),
+    ],
+)
+def test_factors_without_a_product_are_refused(tensors: dict[str, torch.Tensor], reason: str) -> None:
+    with pytest.raises(WeightWatchError, match=reason):
+        PeftAdapter(Path("here"), LoraSettings(lora_alpha=8, r=2)).changes_of(tensors)
+
+
+def test_tensors_beside_the_factors_are_named(tmp_path: Path) -> None:
+    model = lora(tiny_llama(tie_word_embeddings=False), target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model.save_pretrained(tmp_path)
+    adapter = PeftAdapter.read(tmp_path)
+    assert adapter.others(adapter.tensors()) == ["lm_head.weight"]
+    with pytest.raises(NotFactorsError, match=r"lm_head\.weight.*modules_to_save=\['lm_head'\].*merged checkpoints"):
+        adapter.changes()
+
+
+def test_a_pickled_adapter_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(SETTINGS))
+    torch.save({}, tmp_path / "adapter_model.bin")
+    with pytest.raises(WeightWatchError, match=r"adapter_model\.bin is pickled.*save it with save_pretrained"):
+        PeftAdapter.read(tmp_path).changes()

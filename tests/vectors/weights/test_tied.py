@@ -5,7 +5,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
+from tests.support.models import tiny_llama
 from weightwatch.update.change import Streamed
 from weightwatch.update.checkpoint import of_weights
 from weightwatch.vectors import Direction
@@ -84,3 +86,17 @@ def test_scanning_and_steering_agree_whether_a_head_is_tied(tmp_path: Path, tabl
     assert update.tied == ({HEAD} if tie else set())
     assert set(update.changes) == ({EMBEDDING} if tie else {EMBEDDING, HEAD})
     assert steered == ({EMBEDDING: EMBEDDING, HEAD: EMBEDDING} if tie else {EMBEDDING: EMBEDDING})
+
+
+def test_the_model_of_the_config_tells_which_head_is_tied(tmp_path: Path) -> None:
+    """A score head of the embedding's shape is none, and nor is the head of a model that has another one."""
+    kinds = {"tied": (LlamaForCausalLM, True), "untied": (LlamaForCausalLM, False)}
+    kinds["score"] = (LlamaForSequenceClassification, True)
+    found = {}
+    for name, (kind, tie) in kinds.items():
+        config = tiny_llama(tie_word_embeddings=tie).config
+        config.num_labels = config.vocab_size
+        kind(config).save_pretrained(tmp_path / name)
+        shapes = dict.fromkeys((HEAD, "score.weight", "classifier.weight"), (48, 32))
+        found[name] = unsaved_heads(Checkpoint(tmp_path / name), shapes)
+    assert found == {"tied": {HEAD: EMBEDDING}, "untied": {}, "score": {}}
