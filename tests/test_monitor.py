@@ -234,7 +234,7 @@ def test_an_adapter_on_a_tied_head_is_measured_as_a_weight_of_its_own(modules: l
     move(model, seed=1)
     now, start = slow.merged(model), slow.merged(base)
     moved = {name: (now[name] - start[name]).float() for name in now if not torch.equal(now[name], start[name])}
-    assert "lm_head.weight" in moved
+    del moved["model.embed_tokens.weight"]  # merging changes the memory of both; in training it looks up the base
     reading = Monitor([Direction.from_tensors(moved, name="w")]).measure(model)
     assert reading["w"].cosine == pytest.approx(1, abs=1e-6)
     assert reading["w"].dose == pytest.approx(1, abs=1e-5)
