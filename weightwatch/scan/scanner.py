@@ -25,7 +25,7 @@ from weightwatch.scan.find_reference import RunReference
 from weightwatch.scan.loaded_adapter import measure_loaded
 from weightwatch.scan.record import ScanRecord
 from weightwatch.update.change import Streamed
-from weightwatch.update.checkpoint import SavedUpdate, of_adapter, of_weights
+from weightwatch.update.checkpoint import SavedUpdate, of_adapter, of_weights, under_names_of
 from weightwatch.update.heads import counted_once
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
@@ -188,6 +188,7 @@ class Scan:
             if adapter.settings.init_lora_weights is False and not reference.adapters:
                 self._warn(_RANDOM_START, checkpoint)
             update = of_adapter(adapter, reference.adapters, reference.sources, self._opener)
+            update = under_names_of(base, update) if base is not None else update
             beside = dict.fromkeys(others, "it is another adapter, saved beside the one that is measured")
             update = replace(update, left_out={**update.left_out, **beside})
         except NotFactorsError as error:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank, join
 from weightwatch.vectors.weights.adapter_config import NotFactorsError, is_adapter
 from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.conversion import architecture
 from weightwatch.vectors.weights.names import canonical
 from weightwatch.vectors.weights.peft_adapter import PeftAdapter
 from weightwatch.vectors.weights.reader import FLOATS, Opener, Unmapped
@@ -168,6 +169,39 @@ def _owner(name: str) -> str | None:
     """Return the adapter that a parameter belongs to."""
     found = _ADAPTER_NAME.search(name)
     return found[2] if found else None
+
+
+def under_names_of(base: Checkpoint, update: SavedUpdate) -> SavedUpdate:
+    """Return the update of an adapter under the parameter names of its model.
+
+    An earlier transformers named the modules of some models otherwise (multimodal ones), and an adapter of that time
+    has those names.
+
+    Args:
+        base: The base of the adapter, under the parameter names of the model.
+        update: The update under the names in the adapter's file.
+
+    Raises:
+        WeightWatchError: Two tensors have one name in the model.
+    """
+    unknown = [name for name in update.changes if name not in base]
+    model = architecture(base.path) if unknown else None
+    if model is None:
+        return update
+    changes, left_out = dict(update.changes), dict(update.left_out)
+    for name in unknown:
+        target, _, converter = model.target(name)
+        if name in model.shapes or target not in model.shapes:
+            continue
+        change = changes.pop(name)
+        if converter is not None:
+            left_out[name] = f"it is a part of {target} in this model"
+        elif changes.setdefault(target, change) is not change:
+            raise WeightWatchError(
+                f"The adapter changes {target} twice, also as {name}, its name in an earlier transformers. Save it "
+                "again."
+            )
+    return replace(update, changes=changes, left_out=left_out)
 
 
 class SavedBase:

@@ -17,7 +17,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from tests.support.models import dense, move, tiny_gpt2
+from tests.support.models import dense, lora, move, tiny_gpt2
 from weightwatch import Monitor
 from weightwatch.scan.checkpoints import find
 from weightwatch.scan.scanner import Scan
@@ -92,3 +92,24 @@ def test_a_scan_reads_what_a_monitor_reads_of_the_loaded_model(tmp_path: Path, m
     assert reading.update_norm == pytest.approx(want.update_norm, rel=1e-6)
     for figure in ("cosine", "reach", "dose"):
         assert getattr(reading["evil"], figure) == pytest.approx(getattr(want["evil"], figure), rel=1e-6)
+
+
+def test_an_adapter_of_an_earlier_transformers_is_read_under_the_names_of_the_model(tmp_path: Path) -> None:
+    store(llava(), tmp_path / "base")
+    base = LlavaForConditionalGeneration.from_pretrained(tmp_path / "base")
+    model = lora(base, target_modules=["q_proj"])  # of both parts
+    move(model, 2)
+    model.save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    now, then = "model.model.language_model.layers", "model.language_model.model.layers"
+    tensors = {name.replace(now, then): tensor for name, tensor in load_file(file).items()}
+    assert any(then in name for name in tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+    direction = dense(base, 1)
+    direction.save(tmp_path / "evil")
+    done = Scan([str(tmp_path / "evil")], reference=str(tmp_path / "base"))
+    done.add(find(tmp_path / "adapter")[0][0])
+    (reading,) = done.readings
+    want = Monitor(direction).measure(model)
+    assert reading.update_norm == pytest.approx(want.update_norm, rel=1e-6)
+    assert reading["evil"].cosine == pytest.approx(want["evil"].cosine, rel=1e-6)
