@@ -35,3 +35,12 @@ def test_a_quantised_base_has_no_values_to_read() -> None:
     model = nn.Linear(2, 2, bias=False)
     model.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
     assert BaseWeights(ModelView(model), Reference()).shape("weight") is None
+
+
+def test_a_tied_head_is_read_as_the_embedding_at_the_start() -> None:
+    model = tiny_llama()
+    start = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    move(model, seed=1)
+    read = BaseWeights(ModelView(model), Reference.of(start))
+    assert read.shape("lm_head.weight") == (48, 32)
+    assert read.values("lm_head.weight", torch.tensor([40])) == start["model.embed_tokens.weight"].reshape(-1)[40]

@@ -108,3 +108,13 @@ def test_the_base_on_disk_is_read_from_the_first_source_that_has_a_tensor(tmp_pa
     assert base.shape("packed") is None
     with pytest.raises(KeyError):
         base.shape("c")
+
+
+def test_a_tied_head_that_is_not_saved_is_read_as_the_embedding(tmp_path: Path) -> None:
+    model = tiny_llama()
+    model.save_pretrained(tmp_path)
+    base = SavedBase(Checkpoint(tmp_path))
+    assert base.shape("lm_head.weight") == (48, 32)
+    assert base.values("lm_head.weight", torch.tensor([40])) == model.lm_head.weight.reshape(-1)[40]
+    with pytest.raises(KeyError):
+        base.shape("score.weight")

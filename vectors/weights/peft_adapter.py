@@ -207,7 +207,16 @@ def write_adapter(
         changes: By parameter name, each ``<module>.weight``.
         base: Id or path of the base model, for the adapter's config.
         task: PEFT's task type of the model.
+
+    Raises:
+        WeightWatchError: A change is not that of a module's weight.
     """
+    strange = next((name for name in changes if not name.endswith(".weight")), None)
+    if strange is not None:
+        raise WeightWatchError(
+            f"{strange} is not the weight of a module, so PEFT has no factors for it. Multiply it out, with "
+            "LowRank.dense(), to save it as a full tensor."
+        )
     from peft import LoraConfig
 
     tensors, ranks = {}, {}

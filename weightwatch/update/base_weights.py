@@ -27,6 +27,7 @@ class BaseWeights:
         of_adapters = {name for adapted in view.adapters for name in adapted.own}
         others = {n: p for n, p in view.parameters.items() if n not in of_adapters and n not in view.copies}
         self._local = {canonical(name): parameter for name, parameter in others.items()}
+        self._tied = view.tied()
         self._weights, self._ranks = reference.weights, view.ranks
         self._starts: dict[str, LowRank] = {}
         if view.changed_by is not None:
@@ -38,6 +39,7 @@ class BaseWeights:
         Raises:
             KeyError: The model has no tensor of that name.
         """
+        name = self._own(name)
         if self._weights is not None and name in self._weights:
             return self._weights.shape(name)
         local = self._local[name]
@@ -50,6 +52,7 @@ class BaseWeights:
             name: Name of the tensor.
             positions: Positions of the values in the flattened tensor.
         """
+        name = self._own(name)
         if self._weights is not None and name in self._weights:
             return values_at(self._weights, name, positions)
         found = torch.tensor(_values(self._local[name], places(positions, self._local[name].shape)))
@@ -58,6 +61,11 @@ class BaseWeights:
         if name in self._starts:
             found += self._starts[name].dense().cpu().double().reshape(-1)[positions]
         return found.float()
+
+    def _own(self, name: str) -> str:
+        """Return the name under which a tensor is found: that of the embedding for a tied head."""
+        known = name in self._local or (self._weights is not None and name in self._weights)
+        return name if known else self._tied.get(name, name)
 
 
 def _values(local: LocalTensor, where: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> list[float]:

@@ -220,19 +220,25 @@ class SavedBase:
         Raises:
             KeyError: There is none of that name.
         """
-        source = self._source(name)
-        if isinstance(source, Checkpoint) and source.dtype(name) not in FLOATS:
+        source, own = self._place(name)
+        if isinstance(source, Checkpoint) and source.dtype(own) not in FLOATS:
             return None
-        return source.shape(name)
+        return source.shape(own)
 
     def values(self, name: str, positions: Tensor) -> Tensor:
         """Return the values at some positions of the flattened tensor, in fp32."""
-        return values_at(self._source(name), name, positions)
+        source, own = self._place(name)
+        return values_at(source, own, positions)
 
-    def _source(self, name: str) -> Source:
+    def _place(self, name: str) -> tuple[Source, str]:
+        """Return the source of a tensor, and its name there: of a tied head that is not saved, the embedding's."""
         for source in self._sources:
             if name in source:
-                return source
+                return source, name
+        for source in self._sources:
+            model = architecture(source.path) if isinstance(source, Checkpoint) else None
+            if model is not None and model.tied.get(name) in source:
+                return source, model.tied[name]
         raise KeyError(name)
 
 

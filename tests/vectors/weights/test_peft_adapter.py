@@ -168,3 +168,8 @@ def test_a_pickled_adapter_is_not_read(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "adapter_model.bin")
     with pytest.raises(WeightWatchError, match=r"adapter_model\.bin is pickled.*save it with save_pretrained"):
         PeftAdapter.read(tmp_path).changes()
+
+
+def test_a_change_that_peft_has_no_place_for_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(WeightWatchError, match="experts is not the weight of a module"):
+        write_adapter(tmp_path, {"experts": LowRank(torch.ones(3, 2), torch.ones(2, 4))}, None)
