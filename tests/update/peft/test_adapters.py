@@ -23,6 +23,7 @@ from weightwatch.monitor import Monitor
 from weightwatch.update.change import Merged, Rescaled
 from weightwatch.update.live import ModelView, Update
 from weightwatch.update.peft import adapters, merging
+from weightwatch.update.peft.modules import Start
 from weightwatch.update.reference import Reference
 from weightwatch.vectors import Direction, LowRank, WeightWatchError
 from weightwatch.vectors.weights.names import canonical
@@ -147,10 +148,10 @@ def test_of_sharded_weights_only_factors_can_be_measured(name: str) -> None:
     view = ModelView(model)
     adapted = replace(view.adapters[0], sharded=True)
     if name == "LoRA":
-        assert adapters.changes(adapted, view.values, {}, every=False)
+        assert adapters.changes(adapted, view.values, Start(), every=False)
     else:
         with pytest.raises(WeightWatchError, match=r"q_proj is a .* spread over processes.*Train with plain LoRA"):
-            adapters.changes(adapted, view.values, {}, every=False)
+            adapters.changes(adapted, view.values, Start(), every=False)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
