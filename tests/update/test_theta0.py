@@ -33,7 +33,11 @@ def test_adapters_that_start_at_zero_need_no_copy(tmp_path: Path) -> None:
     model = lora(tiny_llama())
     begun = establish(ModelView(model), tmp_path, Reference())
     move(model, seed=3)
-    assert note(tmp_path) == {"weights": "none", "adapters": False}
+    assert {key: note(tmp_path)[key] for key in ("weights", "adapters", "frozen_adapters")} == {
+        "weights": "none",
+        "adapters": False,
+        "frozen_adapters": [],
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["reference.json"]
     assert same(measured(model, begun), measured(model, restore(ModelView(model), tmp_path, Reference())))
 

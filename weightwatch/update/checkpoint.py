@@ -10,6 +10,7 @@ from torch import Tensor
 from weightwatch.update.change import Change, Streamed
 from weightwatch.update.live import resized
 from weightwatch.update.peft.lora import REF
+from weightwatch.update.peft.modules import SCALING
 from weightwatch.update.reference import values_at
 from weightwatch.update.snapshot import Snapshot
 from weightwatch.vectors.errors import WeightWatchError
@@ -98,6 +99,7 @@ def of_adapter(adapter: PeftAdapter, starts: Mapping[str, Tensor], opener: Opene
     now, before = adapter.changes(opener), {}
     if is_adapter(adapter.folder / REF):
         before = PeftAdapter.read(adapter.folder / REF).changes(opener)
+    starts = {name: value for name, value in starts.items() if SCALING not in name}  # the adapter's config has them
     named = {_without_adapter(name): value for name, value in starts.items()}
     if len(named) < len(starts):  # the run has several adapters; a checkpoint's own folder has the default one
         named = {_without_adapter(name): value for name, value in starts.items() if ".default" in name}

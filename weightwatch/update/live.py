@@ -10,7 +10,7 @@ from weightwatch.update.peft.adapters import changes, is_additive, rebased
 from weightwatch.update.reference import Reference, StateDict
 from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.weights.names import indexed
+from weightwatch.vectors.weights.names import is_resized
 
 
 class Update(Mapping[str, Change]):
@@ -147,6 +147,6 @@ def resized(name: str, old: tuple[int, ...], new: tuple[int, ...], where: str, a
         WeightWatchError: The shapes differ in another way.
     """
     reason = f"{source} has shape {old} for {name} where {where} has {new}"
-    if indexed(name) or len(old) != len(new) or old[:1] == new[:1] or old[1:] != new[1:]:
+    if not is_resized(name, old, new):
         raise WeightWatchError(f"{reason}. {advice}")
     return f"{reason}: the vocabulary was resized"

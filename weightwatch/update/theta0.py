@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -148,7 +148,7 @@ def _unrecorded(view: ModelView, folder: Path, given: Reference) -> Reference:
         folder,
         NOTE,
     )
-    return Reference(given.weights or (Checkpoint(base) if base else None), frozen=FrozenBase.of(view), taken=True)
+    return Reference(given.weights or (Checkpoint(base) if base else None))
 
 
 def _restored(view: ModelView, folder: Path, given: Reference, note: Note) -> Weights | None:
@@ -255,8 +255,12 @@ def _read_note(folder: Path) -> tuple[Note, dict[str, Tensor]] | None:
     try:
         note = Note.model_validate_json((folder / NOTE).read_bytes())
         return note, load_file(folder / ADAPTERS) if note.adapters else {}
-    except (OSError, ValueError, SafetensorError) as error:
-        raise WeightWatchError(f"{folder / NOTE} is damaged ({error}). Pass reference=.") from error
+    except ValidationError as error:
+        (first, *_) = error.errors(include_url=False)
+        reason = ": ".join([*map(str, first["loc"]), first["msg"]])
+        raise WeightWatchError(f"{folder / NOTE} is damaged ({reason}). Pass reference=.") from error
+    except (OSError, SafetensorError) as error:
+        raise WeightWatchError(f"{folder / ADAPTERS} is damaged ({error}). Start a new run.") from error
 
 
 def _write_note(folder: Path, note: Note, begun: Mapping[str, Tensor]) -> None:

@@ -188,7 +188,7 @@ def _tokens(adapted: AdapterModule, now: Values, adapters: Names, before: Values
     width, device = originals[either[0]].shape[1], originals[either[0]].device
     found = []
     for value, counted in ((now, adapters), (before, recorded)):
-        table = torch.zeros(len(places), width, device=device)
+        table = torch.zeros(len(places), width, dtype=torch.float32, device=device)
         for adapter, rows in [(a, originals[a]) for a in either] + [
             (a, _token_rows(adapted, value, a)) for a in counted
         ]:
@@ -196,7 +196,7 @@ def _tokens(adapted: AdapterModule, now: Values, adapters: Names, before: Values
             into, out = torch.tensor(mine, device=table.device).reshape(-1, 2).T
             table[into] = rows.to(table)[out]
         found.append(table)
-    left = torch.zeros(size, len(places), device=found[0].device)
+    left = torch.zeros(size, len(places), dtype=torch.float32, device=device)
     left[list(places), list(places.values())] = 1.0
     return LowRank(left, found[0] - found[1], limited="left")
 
