@@ -88,6 +88,16 @@ class Fingerprint(BaseModel):
             return f"only {agreed} of {total} sampled weights agree"
         return None if total else lacking
 
+    def unreadable(self, model: "Theta0") -> bool:
+        """Whether no sampled tensor has values in the model that can be read: all are quantised."""
+        for name in self.shapes:
+            try:
+                if model.shape(name) is not None:
+                    return False
+            except KeyError:
+                continue
+        return True
+
     def differs(self, other: "Fingerprint") -> str | None:
         """Compare with the fingerprint of another direction's base.
 
