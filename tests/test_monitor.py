@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, TrainableTokensConfig, get_peft_model
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from tests import oracle as slow
 from tests.support.models import dense, lora, low_rank, move, starts, tiny_llama
@@ -247,3 +247,142 @@ def test_a_direction_on_a_tied_head_has_nothing_in_common_with_training_the_embe
     evil = Direction.from_tensors({"lm_head.weight": torch.ones(48, 32)}, name="evil")
     with pytest.raises(WeightWatchError, match=r"no tensor in common: the direction has lm_head\.weight"):
         Monitor([evil], reference={n: p.detach() for n, p in start.named_parameters()}).measure(model)
+
+
+def merge(model: torch.nn.Module) -> None:
+    """Merge the adapters into the base and begin them anew, as ReLoRA does."""
+    with torch.no_grad():
+        for module in model.modules():
+            if "default" in getattr(module, "lora_B", {}):
+                module.get_base_layer().weight += module.get_delta_weight("default")
+                module.lora_B["default"].weight.zero_()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["anew", "continued"])
+def test_an_adapter_that_is_merged_in_mid_run_is_measured_with_what_was_merged(again: bool, tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    model = lora(LlamaForCausalLM.from_pretrained(tmp_path), init_lora_weights=not again)
+    start, evil = copy.deepcopy(model), low_rank(tiny_llama(), 5)
+    monitor = Monitor([evil])
+    monitor.start(model)
+    move(model, seed=1)
+    monitor.measure(model)
+    merge(model)
+    for seed in (2, 3):
+        move(model, seed=seed)
+        reading = monitor.measure(model)
+        now, before = slow.merged(model), slow.merged(start)
+        change = {n: now[n] - before[n] for n in evil.deltas if "embed" not in n}
+        norm = sum(float(t.square().sum()) for t in change.values()) ** 0.5
+        assert reading.update_norm == pytest.approx(norm, rel=1e-5)
+        inner = sum(float((t * evil.deltas[n].dense().double()).sum()) for n, t in change.items())
+        size = sum(evil.squares.values()) ** 0.5
+        assert reading["evil"].cosine == pytest.approx(inner / norm / size, abs=1e-6)
+
+
+def test_a_merge_into_a_base_that_is_nowhere_else_is_refused_at_every_check() -> None:
+    model = lora(tiny_llama())
+    monitor = Monitor([low_rank(tiny_llama(), 5)])
+    monitor.start(model)
+    move(model, seed=1)
+    monitor.measure(model)
+    merge(model)
+    for seed in (2, 3):
+        move(model, seed=seed)
+        with pytest.raises(WeightWatchError, match=r"frozen weights have changed .* \(model\.layers.*merged .*ReLoRA"):
+            monitor.measure(model)
+
+
+def test_a_frozen_weight_beside_the_adapters_that_changes_is_left_out() -> None:
+    model = lora(tiny_llama())
+    monitor = Monitor([low_rank(tiny_llama(), 5)])
+    move(model, seed=1)
+    before = monitor.measure(model)
+    with torch.no_grad():
+        model.base_model.model.model.norm.weight += 1.0
+    after = monitor.measure(model)
+    assert after.left_out == {"model.norm.weight": "it is frozen, and has changed since the run began"}
+    assert after.update_norm == before.update_norm
+
+
+def test_merging_for_a_moment_is_measured_without_its_rounding_and_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = lora(tiny_llama().bfloat16())
+    monitor = Monitor([low_rank(tiny_llama(), 5)])
+    monitor.start(model)
+    move(model, seed=1, size=0.005)
+    before = monitor.measure(model)
+    model.merge_adapter()
+    model.unmerge_adapter()
+    for _ in range(2):
+        assert monitor.measure(model).update_norm == before.update_norm
+    assert caplog.text.count("frozen weights have changed by rounding") == 1
+
+
+def test_a_base_checkpoint_that_is_overwritten_in_mid_run_is_refused_until_it_is_back(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    model = copy.deepcopy(LlamaForCausalLM.from_pretrained(tmp_path))
+    monitor = Monitor([dense(tiny_llama(), 5)], reference=tmp_path)
+    monitor.measure(model)
+    move(model, seed=1)
+    before = monitor.measure(model)
+    file = tmp_path / "model.safetensors"
+    was = file.read_bytes()
+    tiny_llama(seed=1).save_pretrained(tmp_path / "new")
+    with file.open("r+b") as opened:
+        opened.write((tmp_path / "new" / "model.safetensors").read_bytes())
+    with pytest.raises(WeightWatchError, match=r"θ₀ has changed since the run began: .* has other values now"):
+        monitor.measure(model)
+    with file.open("r+b") as opened:
+        opened.write(was)
+    assert monitor.measure(model).update_norm == before.update_norm
+
+
+def test_a_state_dict_that_changes_in_mid_run_is_refused() -> None:
+    model = tiny_llama()
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    monitor = Monitor([dense(model, 5)], reference=start)
+    monitor.measure(model)
+    start["model.norm.weight"] += 1.0
+    with pytest.raises(WeightWatchError, match=r"θ₀ has changed since the run began: model\.norm\.weight"):
+        monitor.measure(model)
+
+
+def test_a_resized_vocabulary_and_a_missing_head_are_not_compared_with_the_base_of_a_direction() -> None:
+    base = tiny_llama(tie_word_embeddings=False)
+    weights = {name: p.detach() for name, p in base.named_parameters()}
+    fingerprint = Fingerprint.of(weights, weights.__getitem__)
+    evil = Direction.from_tensors(
+        dense(base, 5).deltas, name="evil", metadata={"base": "org/base", "fingerprint": fingerprint}
+    )
+    larger = copy.deepcopy(base)
+    larger.resize_token_embeddings(60)
+    start = {name: tensor.clone() for name, tensor in larger.state_dict().items()}
+    move(larger, seed=1)
+    reading = Monitor([evil], reference=start).measure(larger)
+    assert set(reading.left_out) == {"model.embed_tokens.weight", "lm_head.weight"}
+    scoring = LlamaForSequenceClassification(base.config)
+    scoring.model.load_state_dict(base.model.state_dict())
+    assert Monitor([evil]).measure(lora(scoring, task_type="SEQ_CLS"))["evil"].reach > 0
+    with pytest.raises(WeightWatchError, match="sampled weights agree"):
+        Monitor([evil]).measure(lora(LlamaForSequenceClassification(base.config), task_type="SEQ_CLS"))
+
+
+def test_scratch_does_not_depend_on_the_default_precision() -> None:
+    models = [
+        lora(tiny_llama(tie_word_embeddings=False), target_modules=["q_proj", "embed_tokens"], init_lora_weights=False),
+        lora(tiny_llama(tie_word_embeddings=False), target_modules=["q_proj"], use_dora=True),
+        lora(tiny_llama(tie_word_embeddings=False), target_modules=["q_proj"], trainable_token_indices=[1, 5]),
+    ]
+    for model in models:
+        monitor = Monitor([low_rank(tiny_llama(), 5)])
+        monitor.start(model)
+        move(model, seed=1)
+        want = monitor.measure(model)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            found = monitor.measure(model)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert (found.update_norm, found.directions) == (want.update_norm, want.directions)

@@ -8,6 +8,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from weightwatch.vectors.weights.names import indexed, is_resized
+
 _TENSORS = 32
 _VALUES = 16
 _TOLERANCE = 2.0**-8
@@ -56,6 +58,8 @@ class Fingerprint(BaseModel):
     def mismatch(self, model: "Theta0") -> str | None:
         """Compare with a model.
 
+        Outside the layers, tensors that the model lacks and resized vocabularies are skipped.
+
         Args:
             model: Shapes and single values of the model's θ₀.
 
@@ -63,12 +67,16 @@ class Fingerprint(BaseModel):
             The first difference; None if the model may be the base.
         """
         agreed = total = 0
+        lacking = None
         for name, shape in self.shapes.items():
             try:
                 theirs_shape = model.shape(name)
             except KeyError:
-                return f"the model has no {name}"
-            if theirs_shape is None:
+                lacking = f"the model has no {name}"
+                if indexed(name):
+                    return lacking
+                continue  # a model with a score has no language head
+            if theirs_shape is None or is_resized(name, shape, theirs_shape):
                 continue
             if theirs_shape != shape:
                 return f"{name} has shape {theirs_shape} where the direction's base has {shape}"
@@ -78,7 +86,17 @@ class Fingerprint(BaseModel):
             total += len(ours)
         if agreed < _AGREE * total:
             return f"only {agreed} of {total} sampled weights agree"
-        return None
+        return None if total else lacking
+
+    def unreadable(self, model: "Theta0") -> bool:
+        """Whether no sampled tensor has values in the model that can be read: all are quantised."""
+        for name in self.shapes:
+            try:
+                if model.shape(name) is not None:
+                    return False
+            except KeyError:
+                continue
+        return True
 
     def differs(self, other: "Fingerprint") -> str | None:
         """Compare with the fingerprint of another direction's base.

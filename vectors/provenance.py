@@ -138,7 +138,7 @@ def require_base(card: Card, theta0: Theta0, model: str) -> None:
             f"Direction {card.name!r} was built from {card.base or 'another model'}, not from {model}: {difference}. "
             "Use a direction built from this model, or start from the direction's base."
         )
-    if all(theta0.shape(name) is None for name in card.fingerprint.shapes):
+    if card.fingerprint.unreadable(theta0):
         _logger.warning(
             "weightwatch: the weights of %s are quantised, so it can't be verified that it is the base of direction "
             "%r (%s). Pass reference= to compare them.",

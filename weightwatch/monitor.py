@@ -3,6 +3,7 @@
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from math import prod
@@ -17,6 +18,7 @@ from weightwatch.reading.reading import Reading, read
 from weightwatch.update.base_weights import BaseWeights
 from weightwatch.update.change import Change
 from weightwatch.update.heads import counted_once
+from weightwatch.update.frozen import FrozenBase
 from weightwatch.update.live import Update
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.peft.adapters import starts
@@ -102,6 +104,7 @@ class Monitor:
         self._table: tuple[int, ...] = ()
         self._trained: frozenset[str] = frozenset()
         self._told: set[str] = set()
+        self._rounded = False
 
     def start(self, model: nn.Module) -> None:
         """Take the adapters as they are now for the start of the run: the update is measured from there.
@@ -112,7 +115,10 @@ class Monitor:
             model: The model before its first step.
         """
         view = ModelView(model, self._ranks)
-        self.reference = Reference(self.reference.weights, starts(view.adapters, view.values))
+        adapters = starts(view.adapters, view.values)
+        self.reference = replace(
+            self.reference, adapters=adapters, frozen=FrozenBase.of(view), sampled=None, taken=True
+        )
 
     def measure(self, model: nn.Module, *, step: int = 0) -> Reading:
         """Measure a model now, down to single tensors.
@@ -166,12 +172,14 @@ class Monitor:
                 processes hold different models.
         """
         if not self._knows(view.model) and self._found is not None and self.reference.weights is self._found:
-            self.reference = Reference(None, self.reference.adapters)  # what was found for another model is void
+            self.reference = replace(self.reference, weights=None, sampled=None)  # what was found for another model
+        if not self.reference.taken:
+            self.reference = replace(self.reference, frozen=None, sampled=None)
         self._validated, self._together = None, view.ranks
         if view.changed_by is not None and not self.reference.adapters:
             raise WeightWatchError(
                 f"An adapter was made with init_lora_weights={view.changed_by!r}, which changed the base, and its "
-                "start is unknown. Call Monitor.start(model) before the first step, or use the callback, which does."
+                "start is unknown. Call Monitor.start(model) before the first step."
             )
         if view.adapters:
             _ = view.values  # puts sharded adapters together, which must not happen in `agreed`
@@ -203,6 +211,7 @@ class Monitor:
         try:
             update = update or Update(view, self.reference)
             part = Part.of(update, self.directions, update.left_out, view.ranks)
+            self.reference.require_unchanged(view.direct)  # after reading, so that no part of it was overwritten before
         except Exception as fault:
             view.ranks.add(np.zeros(self._table), fault)
             raise
@@ -211,6 +220,13 @@ class Monitor:
         for name in sums.left_out.keys() - self._told:
             _logger.warning("weightwatch: %s is left out of the measurement: %s.", name, sums.left_out[name])
         self._told = set(sums.left_out)
+        if update.rounded and not self._rounded:
+            self._rounded = True
+            _logger.warning(
+                "weightwatch: %d frozen weights have changed by rounding, as when an adapter is merged into them and "
+                "taken out again. The update is measured without that.",
+                len(update.rounded),
+            )
         return sums
 
     def _agreed_update(self, view: ModelView) -> Update:
@@ -219,12 +235,15 @@ class Monitor:
         def first() -> Update:
             if self.reference.weights is None and any(key not in view.copies for key in view.full):
                 self._found = _named_checkpoint(view.base_name)
-                self.reference = Reference(self._found, self.reference.adapters)
+                self.reference = replace(self.reference, weights=self._found)
             if isinstance(self.reference.weights, Checkpoint):
                 found = self.reference.weights is self._found
                 weights = under_names(self.reference.weights, [canonical(key) for key in view.full])
                 self._found = weights if found else self._found
-                self.reference = Reference(weights, self.reference.adapters)
+                self.reference = replace(self.reference, weights=weights)
+            frozen = self.reference.frozen or FrozenBase.of(view)
+            sampled = self.reference.sampled or self.reference.sample(view.direct)
+            self.reference = replace(self.reference, frozen=frozen, sampled=sampled)
             return Update(view, self.reference)
 
         update = view.ranks.agreed(first)

@@ -3,16 +3,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from tests.support.models import dense, lora, low_rank, move, tiny_llama
+from tests.support.runs import full
 from weightwatch import Monitor, Reading, WeightWatchError
 from weightwatch.update.live import Update
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.reference import Reference
 from weightwatch.update.sharding.local import whole
 from weightwatch.update.snapshot import Snapshot
-from weightwatch.update.theta0 import establish, restore, unrecoverable
+from weightwatch.update.theta0 import establish, recorded_adapters, restore, unrecoverable
 from weightwatch.vectors import LowRank
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 
@@ -33,7 +35,11 @@ def test_adapters_that_start_at_zero_need_no_copy(tmp_path: Path) -> None:
     model = lora(tiny_llama())
     begun = establish(ModelView(model), tmp_path, Reference())
     move(model, seed=3)
-    assert note(tmp_path) == {"weights": "none", "adapters": False}
+    assert {key: note(tmp_path)[key] for key in ("weights", "adapters", "frozen_adapters")} == {
+        "weights": "none",
+        "adapters": False,
+        "frozen_adapters": [],
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["reference.json"]
     assert same(measured(model, begun), measured(model, restore(ModelView(model), tmp_path, Reference())))
 
@@ -220,3 +226,92 @@ def test_full_parameters_are_those_whose_start_the_model_does_not_hold() -> None
     model.base_model.model.model.norm.weight.requires_grad_(True)
     assert set(unrecoverable(ModelView(model))) == {"lm_head.weight", "model.norm.weight"}
     assert set(unrecoverable(ModelView(tiny_llama()))) == {name for name, _ in tiny_llama().named_parameters()}
+
+
+def test_a_base_that_is_overwritten_between_two_runs_is_refused(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path / "base")
+    model = type(tiny_llama()).from_pretrained(tmp_path / "base")
+    establish(ModelView(model), tmp_path / "run", Reference())
+    move(model, seed=3)
+    restore(ModelView(model), tmp_path / "run", Reference())
+    model.save_pretrained(tmp_path / "base")
+    with pytest.raises(WeightWatchError, match=r"θ₀ of the trained tensors \(.*base\) has other values than when"):
+        restore(ModelView(model), tmp_path / "run", Reference())
+
+
+def test_another_reference_than_at_the_start_is_refused(tmp_path: Path) -> None:
+    model = tiny_llama()
+    given, other = (Reference.of(dict(tiny_llama(seed).state_dict())) for seed in (0, 1))
+    establish(ModelView(model), tmp_path, given)
+    restore(ModelView(model), tmp_path, given)
+    with pytest.raises(WeightWatchError, match=r"θ₀ of the trained tensors \(given\) has other values"):
+        restore(ModelView(model), tmp_path, other)
+
+
+def test_adapters_on_another_base_than_at_the_start_are_refused(tmp_path: Path) -> None:
+    """As when the model is loaded from a checkpoint into which the adapter was merged."""
+    model = lora(tiny_llama())
+    establish(ModelView(model), tmp_path, Reference())
+    move(model, seed=3)
+    restore(ModelView(model), tmp_path, Reference())
+    again = lora(model.merge_and_unload())
+    with pytest.raises(WeightWatchError, match="frozen base of the model has other values than when the run began"):
+        restore(ModelView(again), tmp_path, Reference())
+
+
+def test_a_base_in_another_precision_is_not_compared_which_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    establish(ModelView(lora(tiny_llama())), tmp_path, Reference())
+    restore(ModelView(lora(tiny_llama().bfloat16())), tmp_path, Reference())
+    assert "has other tensors, or another precision, than when the run began" in caplog.text
+
+
+def test_new_rows_of_a_vocabulary_may_be_drawn_anew(tmp_path: Path) -> None:
+    for seed, fix in ((0, establish), (1, restore)):
+        base = tiny_llama()
+        torch.manual_seed(seed)
+        base.resize_token_embeddings(5000)
+        fix(ModelView(lora(base)), tmp_path, Reference())
+
+
+def test_a_checkpoint_of_the_run_itself_is_copied_since_it_may_be_deleted(tmp_path: Path) -> None:
+    checkpoint = full(tmp_path / "out" / "checkpoint-5", step=5)
+    model = type(tiny_llama()).from_pretrained(checkpoint)
+    establish(ModelView(model), tmp_path / "out" / "weightwatch", Reference())
+    assert note(tmp_path / "out" / "weightwatch")["weights"] == "snapshot"
+    establish(ModelView(model), tmp_path / "other" / "weightwatch", Reference())
+    assert note(tmp_path / "other" / "weightwatch")["weights"] == "checkpoint"
+
+
+@pytest.mark.parametrize("step", [5, None], ids=["a checkpoint of training", "weights that are equal"])
+def test_a_model_loaded_from_where_it_resumes_is_no_start(step: int | None, tmp_path: Path) -> None:
+    model = type(tiny_llama()).from_pretrained(full(tmp_path / "out" / "model", step=step))
+    if step is not None:
+        move(model, seed=1)
+    with pytest.raises(WeightWatchError, match=r"was loaded from .*model, which has the weights of the run.*Pass"):
+        restore(ModelView(model), tmp_path / "out" / "weightwatch", Reference())
+    given = Reference.of(tiny_llama().state_dict())
+    assert restore(ModelView(model), tmp_path / "out" / "weightwatch", given).weights is given.weights
+
+
+def test_an_adapter_that_changed_its_base_can_not_be_taken_up_unwatched(tmp_path: Path) -> None:
+    with pytest.raises(WeightWatchError, match=r"has no reference\.json.*'pissa' does not start at zero"):
+        restore(ModelView(lora(tiny_llama(), init_lora_weights="pissa")), tmp_path, Reference())
+
+
+def test_frozen_adapters_are_recorded_but_are_no_start_of_a_saved_one(tmp_path: Path) -> None:
+    model = lora(tiny_llama(), target_modules=["q_proj"], init_lora_weights=False)
+    model.add_adapter("mine", LoraConfig(r=2, target_modules=["q_proj"]))
+    model.base_model.set_adapter(["default", "mine"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".mine." in name)
+    begun = establish(ModelView(model), tmp_path, Reference())
+    assert note(tmp_path)["frozen_adapters"] == ["default"]
+    assert any(".default." in name for name in begun.adapters)
+    assert recorded_adapters(tmp_path) == {}
+    move(model, seed=3)
+    found = restore(ModelView(model), tmp_path, Reference())
+    assert same(measured(model, begun), measured(model, found))
+    model.set_adapter("mine")
+    assert same(measured(model, begun), measured(model, found))

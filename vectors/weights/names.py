@@ -82,6 +82,16 @@ def indexed(name: str) -> bool:
     return any(part.isdecimal() for part in name.split("."))
 
 
+def is_resized(name: str, old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    """Whether two shapes of a tensor differ by a resized vocabulary: an embedding or a head with other rows.
+
+    Example:
+        >>> is_resized("lm_head.weight", (64, 32), (70, 32)), is_resized("lm_head.weight", (64, 32), (64, 48))
+        (True, False)
+    """
+    return not indexed(name) and len(old) == len(new) and old[:1] != new[:1] and old[1:] == new[1:]
+
+
 def module_of(name: str) -> str:
     """Return the name of a parameter's module in PEFT's ``target_modules``: the last segment that is not a number.
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.peft.adapters import start_factors
+from weightwatch.update.peft.modules import inactive_copies
 from weightwatch.update.reference import Reference, places, values_at
 from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.vectors.low_rank import LowRank
@@ -25,13 +26,14 @@ class BaseWeights:
 
     def __init__(self, view: ModelView, reference: Reference) -> None:
         of_adapters = {name for adapted in view.adapters for name in adapted.own}
-        others = {n: p for n, p in view.parameters.items() if n not in of_adapters and n not in view.copies}
+        of_adapters |= {*view.copies, *inactive_copies(view.parameters, view.copies)}
+        others = {n: p for n, p in view.parameters.items() if n not in of_adapters}
         self._local = {canonical(name): parameter for name, parameter in others.items()}
         self._tied = view.tied()
         self._weights, self._ranks = reference.weights, view.ranks
         self._starts: dict[str, LowRank] = {}
         if view.changed_by is not None:
-            self._starts = start_factors(view.adapters, reference.adapters)
+            self._starts = start_factors(view.adapters, reference.start)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return the shape of a tensor; None if it is quantised, so that its values can't be read.
@@ -55,7 +57,9 @@ class BaseWeights:
         name = self._own(name)
         if self._weights is not None and name in self._weights:
             return values_at(self._weights, name, positions)
-        found = torch.tensor(_values(self._local[name], places(positions, self._local[name].shape)))
+        found = torch.tensor(
+            _values(self._local[name], places(positions, self._local[name].shape)), dtype=torch.float64, device="cpu"
+        )
         if self._local[name].sharded:
             found = torch.from_numpy(self._ranks.add(found.numpy()))
         if name in self._starts:

@@ -11,6 +11,7 @@ from torch import Tensor
 from weightwatch.update.change import Change, Streamed
 from weightwatch.update.live import resized
 from weightwatch.update.peft.lora import REF
+from weightwatch.update.peft.modules import SCALING
 from weightwatch.update.reference import values_at
 from weightwatch.update.snapshot import Snapshot
 from weightwatch.vectors.errors import WeightWatchError
@@ -116,6 +117,7 @@ def of_adapter(
     if is_adapter(adapter.folder / REF):
         ref = PeftAdapter.read(adapter.folder / REF)
         before = ref.changes_of(ref.tensors(opener), turned)
+    starts = {name: value for name, value in starts.items() if SCALING not in name}  # the adapter's config has them
     before.update(adapter.changes_of(_of_one(starts, adapter.name), turned))
     changes: dict[str, Change] = {
         name: join(name, [(1.0, change), (-1.0, before[name])]) if name in before else change

@@ -1,14 +1,16 @@
 """The update τ = θ_t − θ₀ of a model in training: its trained tensors, and the change of each."""
 
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 
 from weightwatch.update.change import Change, Difference
+from weightwatch.update.frozen import FrozenBase
 from weightwatch.update.model_view import ModelView
-from weightwatch.update.peft.adapters import changes
+from weightwatch.update.peft.adapters import changes, is_additive, rebased
 from weightwatch.update.reference import Reference, StateDict
 from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.weights.names import canonical, indexed
+from weightwatch.vectors.weights.names import is_resized
 
 
 class Update(Mapping[str, Change]):
@@ -24,6 +26,7 @@ class Update(Mapping[str, Change]):
 
     Attributes:
         left_out: Trained tensors that can't be compared with θ₀, each with the reason.
+        rounded: Frozen tensors with rounding errors of merging and unmerging an adapter, which are not measured.
 
     Raises:
         WeightWatchError: The model is trained in an unsupported way, or θ₀ of a tensor is missing or has another shape.
@@ -41,11 +44,20 @@ class Update(Mapping[str, Change]):
         reference = reference or Reference()
         self.left_out: dict[str, str] = {}
         self._changes: dict[str, Change] = {}
+        self.rounded: set[str] = set()
+        start = reference.start
+        additive: set[str] = set()
         for adapted in view.adapters:
-            self._changes.update(changes(adapted, view.values, reference.adapters, view.every))
+            found = changes(adapted, view.values, start, view.every)
+            self._changes.update(found)
+            additive.update(found if is_additive(adapted, start) else ())
+        for path in start.adapters.keys() - {adapted.path for adapted in view.adapters}:
+            raise WeightWatchError(
+                f"The adapter {start.adapters[path][0]!r} of {path}, with which the run began, is gone from the model "
+                "(unloaded or deleted), so the update can't be measured. Keep it, or start a new run."
+            )
         memory = view.memory() if isinstance(reference.weights, StateDict) else set()
-        for key in view.full:
-            name, parameter = canonical(key), view.parameters[key]
+        for key, (name, parameter) in zip(view.full, view.direct.items(), strict=True):
             if name in self._changes:
                 raise WeightWatchError(
                     f"{name} is trained directly and by an adapter, which is not supported. Freeze one of them."
@@ -60,6 +72,8 @@ class Update(Mapping[str, Change]):
                 self._add_full(name, parameter, reference, memory)
         if not self._changes:
             raise WeightWatchError("The model has no trained parameters: nothing requires a gradient.")
+        if reference.frozen is not None:
+            self._add_base(view, reference, reference.frozen, additive)
 
     def __getitem__(self, name: str) -> Change:
         return self._changes[name]
@@ -88,6 +102,35 @@ class Update(Mapping[str, Change]):
             )
         self._changes[name] = Difference(parameter, lambda box: weights.read(name, box))
 
+    def _add_base(self, view: ModelView, reference: Reference, frozen: FrozenBase, additive: set[str]) -> None:
+        """Add the change of the frozen weights, into which an adapter may have been merged in mid-run."""
+        changed = frozen.changed(view)
+        self.rounded = {name for name, beyond in changed.items() if not beyond}
+        moved = {name for name, beyond in changed.items() if beyond}
+        for name in moved.intersection(view.direct):  # the original of a copy in modules_to_save
+            if reference.weights is None or name not in reference.weights:
+                self.left_out[name] = "its original, which it is measured from, has changed since the run began"
+                self._changes.pop(name, None)
+        moved.difference_update(view.direct)
+        if not moved:
+            return
+        own = {name for adapted in view.adapters for name in (*adapted.own, *adapted.base)}
+        beneath = [name for name in self._changes if name in view.frozen and name not in view.direct]
+        tensors = {name: view.frozen[name] for name in {*beneath, *moved}}  # of all, in case a sample missed a change
+        base = frozen.checkpoint(tensors)
+        if base is not None and additive.issuperset(beneath) and not any(t.sharded for t in tensors.values()):
+            for name, local in sorted(tensors.items()):
+                start, change = partial(base.read, name), self._changes.get(name)
+                self._changes[name] = rebased(change, local, start) if change else Difference(local, start)
+        elif moved.isdisjoint(own):
+            self.left_out.update(dict.fromkeys(moved, "it is frozen, and has changed since the run began"))
+        else:
+            raise WeightWatchError(
+                f"The frozen weights have changed since the run began ({min(moved)} and {len(moved) - 1} others), as "
+                "when an adapter is merged into them (ReLoRA). The update can be measured only from a local checkpoint "
+                "of the base that the model's config names, for LoRA on weights that are neither quantised nor sharded."
+            )
+
 
 def resized(name: str, old: tuple[int, ...], new: tuple[int, ...], where: str, advice: str, source: str = "θ₀") -> str:
     """Return why a tensor with two shapes is left out: the vocabulary of an embedding or a head was resized.
@@ -104,6 +147,6 @@ def resized(name: str, old: tuple[int, ...], new: tuple[int, ...], where: str, a
         WeightWatchError: The shapes differ in another way.
     """
     reason = f"{source} has shape {old} for {name} where {where} has {new}"
-    if indexed(name) or len(old) != len(new) or old[:1] == new[:1] or old[1:] != new[1:]:
+    if not is_resized(name, old, new):
         raise WeightWatchError(f"{reason}. {advice}")
     return f"{reason}: the vocabulary was resized"

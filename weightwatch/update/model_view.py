@@ -6,9 +6,11 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from weightwatch.update.peft.modules import Values, adapter_modules, changes_base, saved_copies
+from weightwatch.update.peft.modules import Values, adapter_modules, changes_base, inactive_copies, saved_copies
+from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.update.sharding.parameters import local_parameters, named
 from weightwatch.update.sharding.ranks import ALONE, Ranks
+from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.names import canonical
 
 
@@ -73,10 +75,46 @@ class ModelView:
     @cached_property
     def full(self) -> list[str]:
         """Names of the parameters that are trained directly, not by an adapter."""
-        of_adapters = {name for adapted in self.adapters for name in adapted.own}.union(self.copies.values())
+        others = {name for adapted in self.adapters for name in adapted.own}.union(self.copies.values())
+        others.update(inactive_copies(self.parameters, self.copies))
         if self.every and (self.adapters or self.copies):
             return list(self.copies)
-        return [n for n, p in self.parameters.items() if (self.every or p.trained) and n not in of_adapters]
+        return [n for n, p in self.parameters.items() if (self.every or p.trained) and n not in others]
+
+    @cached_property
+    def direct(self) -> dict[str, LocalTensor]:
+        """Local shards of the parameters that are trained directly, by their names in the plain model.
+
+        Raises:
+            WeightWatchError: Two of them have one name there.
+        """
+        found: dict[str, LocalTensor] = {}
+        for key in self.full:
+            if canonical(key) in found:
+                raise WeightWatchError(
+                    f"Two trained parameters are {canonical(key)} in the plain model, one of them {key}. Freeze one."
+                )
+            found[canonical(key)] = self.parameters[key]
+        return found
+
+    @cached_property
+    def frozen(self) -> dict[str, LocalTensor]:
+        """Local shards of what is not trained, by the names in the plain model.
+
+        Parameters of adapters that are active but frozen have the names that they have in this model. Weights that an
+        adapter is merged into at the moment are left out.
+        """
+        others = {name for adapted in self.adapters for name in adapted.own}
+        others.update(self.full, inactive_copies(self.parameters, self.copies))
+        merged = tuple(f"{a.path}.base_layer." for a in self.adapters if getattr(a.module, "merged_adapters", ()))
+        found: dict[str, LocalTensor] = {}
+        for name, local in self.parameters.items():
+            if name not in others and not local.trained and not name.startswith(merged):
+                plain = canonical(name)
+                found[name if plain in found else plain] = local
+        for adapted in self.adapters:
+            found.update((name, self.parameters[name]) for name in adapted.frozen(self.every))
+        return found
 
     @cached_property
     def values(self) -> Values:

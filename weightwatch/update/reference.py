@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -9,6 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightwatch.update.frozen import FrozenBase
+from weightwatch.update.peft.modules import Start
+from weightwatch.update.samples import Samples, of_source
+from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.names import by_canonical_name
@@ -87,10 +92,48 @@ class Reference:
     Attributes:
         weights: θ₀ of fully trained tensors; None if only adapters are trained.
         adapters: Parameters at the start of adapters that did not start at zero; see ``adapters.starts``.
+        frozen: The weights that were frozen when the run began; None before it begins.
+        sampled: Samples of ``weights`` when the run began; None before it begins.
+        taken: Whether the start of the adapters was taken, or restored.
     """
 
     weights: Weights | None = None
     adapters: Mapping[str, Tensor] = field(default_factory=dict)
+    frozen: FrozenBase | None = None
+    sampled: Samples | None = None
+    taken: bool = False
+
+    @cached_property
+    def start(self) -> Start:
+        """The adapters at the start of the run."""
+        return Start(self.adapters, self.frozen.adapters if self.frozen is not None else None, self.taken)
+
+    def sample(self, tensors: Mapping[str, LocalTensor]) -> Samples:
+        """Sample ``weights`` as they are now, where a model has its local shards.
+
+        Args:
+            tensors: The local shards of fully trained tensors. Those of which θ₀ is not here or has another shape are
+                skipped.
+        """
+        weights = self.weights
+        if weights is None:
+            return Samples({})
+        known = {n: t for n, t in tensors.items() if n in weights and weights.shape(n) == t.shape}
+        return of_source(known, weights.read)
+
+    def require_unchanged(self, tensors: Mapping[str, LocalTensor]) -> None:
+        """Make sure that ``weights`` still are what they were when the run began.
+
+        Raises:
+            WeightWatchError: They have been overwritten.
+        """
+        changed = self.sampled.changed(self.sample(tensors)) if self.sampled is not None else {}
+        if changed:
+            source = getattr(self.weights, "path", None)
+            raise WeightWatchError(
+                f"θ₀ has changed since the run began: {next(iter(changed))} of {source or 'the reference'} has other "
+                "values now, so the update can't be measured. Restore what was overwritten, or start a new run."
+            )
 
     @classmethod
     def of(cls, source: Source | None) -> "Reference":

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from weightwatch.update.sharding.local import LocalTensor
+from weightwatch.update.sharding.local import LocalTensor, common, within
 from weightwatch.update.sharding.ranks import Ranks
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.atomic import whole_file
@@ -28,12 +28,15 @@ class Snapshot:
         folder: The folder that was passed to ``write``.
         opener: Opens a safetensors file. Default: memory-mapped.
 
+    Attributes:
+        path: The folder.
+
     Raises:
         WeightWatchError: The folder has no snapshot, or a file is damaged.
     """
 
     def __init__(self, folder: Path, opener: Opener = Mapped) -> None:
-        self._folder = folder
+        self.path = folder
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._pieces: dict[str, list[tuple[Box, Any, str]]] = {}
         for path in _files(folder):
@@ -72,19 +75,19 @@ class Snapshot:
         found: Tensor | None = None
         missing = _size(box)
         for place, file, key in self._pieces[name]:
-            common = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, place, strict=True))
-            if any(part.stop <= part.start for part in common):
+            here = common(box, place)
+            if any(part.stop <= part.start for part in here):
                 continue
-            values: Tensor = file.get_slice(key)[_within(common, place)] if box else file.get_tensor(key)
-            if common == box:
+            values: Tensor = file.get_slice(key)[within(here, place)] if box else file.get_tensor(key)
+            if here == box:
                 return values
             if found is None:
                 found = torch.empty([part.stop - part.start for part in box], dtype=values.dtype)
-            found[_within(common, box)] = values
+            found[within(here, box)] = values
             missing -= values.numel()
         if found is None or missing:
             raise WeightWatchError(
-                f"A shard of θ₀ of {name} is missing in {self._folder}: the run was started on machines without a "
+                f"A shard of θ₀ of {name} is missing in {self.path}: the run was started on machines without a "
                 "shared disk. Copy the reference-*.safetensors of all machines here, or pass reference=."
             )
         return found
@@ -131,11 +134,6 @@ def remove(folder: Path) -> None:
 
 def _files(folder: Path) -> Iterable[Path]:
     return sorted(folder.glob("reference-*-of-*.safetensors"))
-
-
-def _within(inner: Box, outer: Box) -> Box:
-    """Return the coordinates of a box inside a larger one."""
-    return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(inner, outer, strict=True))
 
 
 def _size(box: Box) -> int:

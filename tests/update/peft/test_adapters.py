@@ -23,6 +23,7 @@ from weightwatch.monitor import Monitor
 from weightwatch.update.change import Merged, Rescaled
 from weightwatch.update.live import ModelView, Update
 from weightwatch.update.peft import adapters, merging
+from weightwatch.update.peft.modules import Start
 from weightwatch.update.reference import Reference
 from weightwatch.vectors import Direction, LowRank, WeightWatchError
 from weightwatch.vectors.weights.names import canonical
@@ -147,10 +148,10 @@ def test_of_sharded_weights_only_factors_can_be_measured(name: str) -> None:
     view = ModelView(model)
     adapted = replace(view.adapters[0], sharded=True)
     if name == "LoRA":
-        assert adapters.changes(adapted, view.values, {}, every=False)
+        assert adapters.changes(adapted, view.values, Start(), every=False)
     else:
         with pytest.raises(WeightWatchError, match=r"q_proj is a .* spread over processes.*Train with plain LoRA"):
-            adapters.changes(adapted, view.values, {}, every=False)
+            adapters.changes(adapted, view.values, Start(), every=False)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -226,7 +227,10 @@ def test_start_factors_are_those_of_trained_adapters_that_did_not_start_at_zero(
     assert starts(lora(tiny_llama())) == {}
     model = lora(tiny_llama(), init_lora_weights="pissa")
     kept = starts(model)
-    assert {canonical(name.partition(".lora_")[0] + ".") + "weight" for name in kept} == set(Update(ModelView(model)))
+    factors = [name for name in kept if ".lora_" in name]
+    assert {canonical(name.partition(".lora_")[0] + ".") + "weight" for name in factors} == set(
+        Update(ModelView(model))
+    )
     before = {name: tensor.clone() for name, tensor in kept.items()}
     move(model, seed=1)
     assert all(torch.equal(tensor, before[name]) for name, tensor in kept.items())  # copies, not views
@@ -242,3 +246,137 @@ def test_an_adapter_added_after_the_start_was_taken_counts_from_zero() -> None:
     after = slow.merged(model)
     for name, change in slow.multiplied_out(Update(ModelView(model), Reference(adapters=kept))).items():
         assert torch.allclose(change.double(), after[name] - start[name], atol=1e-5), name
+
+
+def begun(model: nn.Module) -> Reference:
+    """Return the reference of a run that begins now."""
+    monitor = Monitor(dense(tiny_llama(), 5))
+    monitor.start(model)
+    return monitor.reference
+
+
+def two(**second: object) -> nn.Module:
+    """Return a model with two LoRA adapters that do not start at zero; the first is active."""
+    model = lora(tiny_llama(), target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model.add_adapter("other", LoraConfig(**{"r": 2, "target_modules": ["q_proj", "down_proj"], **second}))
+    return model
+
+
+def assert_exact(model: nn.Module, start: dict[str, torch.Tensor], reference: Reference) -> None:
+    after = slow.merged(model)
+    update = slow.multiplied_out(Update(ModelView(model), reference))
+    for name in {*update, *(n for n in after if not torch.equal(after[n], start[n]))}:
+        assert torch.allclose(update[name].double(), after[name] - start[name], atol=2e-6), name
+
+
+@pytest.mark.parametrize("active", [["other"], ["default", "other"], ["other", "default"]], ids=",".join)
+@pytest.mark.parametrize("second", [{}, {"use_dora": True}, {"use_rslora": True, "init_lora_weights": False}], ids=str)
+def test_switching_adapters_in_mid_run_takes_off_what_the_first_began_with(
+    active: list[str], second: dict[str, object]
+) -> None:
+    model = two(**second)
+    start, reference = slow.merged(model), begun(model)
+    move(model, seed=1)
+    assert_exact(model, start, reference)
+    model.base_model.set_adapter(active)
+    move(model, seed=2)
+    assert_exact(model, start, reference)
+    model.set_adapter("default")
+    assert_exact(model, start, reference)
+
+
+def test_an_adapter_that_was_deleted_is_still_taken_off() -> None:
+    model = two()
+    start, reference = slow.merged(model), begun(model)
+    model.set_adapter("other")
+    model.delete_adapter("default")
+    move(model, seed=1)
+    assert_exact(model, start, reference)
+
+
+def test_a_deleted_adapter_without_factors_is_refused() -> None:
+    model = lora(tiny_llama(), target_modules=["q_proj"], use_dora=True, init_lora_weights=False)
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
+    reference = begun(model)
+    model.set_adapter("other")
+    model.delete_adapter("default")
+    with pytest.raises(WeightWatchError, match=r"adapter 'default' of .*q_proj, with which the run began, was deleted"):
+        Update(ModelView(model), reference)
+
+
+def test_adapters_that_are_gone_with_their_modules_are_refused() -> None:
+    model = two(target_modules=["q_proj"])
+    reference = begun(model)
+    model.set_adapter("other")
+    model.delete_adapter("default")
+    with pytest.raises(WeightWatchError, match=r"adapter 'default' of .*down_proj, with which the run began, is gone"):
+        Update(ModelView(model), reference)
+
+
+def test_a_frozen_adapter_that_is_switched_on_or_off_in_mid_run_counts() -> None:
+    model = two(init_lora_weights=False)
+    model.base_model.set_adapter(["default", "other"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".default." in name)
+    start, reference = slow.merged(model), begun(model)
+    move(model, seed=1)
+    assert_exact(model, start, reference)
+    model.base_model.set_adapter(["default"])
+    assert_exact(model, start, reference)
+    model.add_adapter("third", LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model.base_model.set_adapter(["default", "third"], inference_mode=True)
+    assert_exact(model, start, reference)
+
+
+def test_a_frozen_adapter_that_is_trained_in_mid_run_is_measured_from_its_start() -> None:
+    model = two(init_lora_weights=False)
+    model.base_model.set_adapter(["default", "other"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".default." in name)
+    start, reference = slow.merged(model), begun(model)
+    model.base_model.set_adapter(["default", "other"])
+    move(model, seed=1)
+    assert_exact(model, start, reference)
+
+
+def test_a_scaling_that_changes_in_mid_run_is_part_of_the_update() -> None:
+    model = two()
+    start, reference = slow.merged(model), begun(model)
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            module.scaling["default"] *= 3
+    assert_exact(model, start, reference)
+
+
+def test_an_adapter_that_is_swapped_for_another_in_place_is_measured(tmp_path: Path) -> None:
+    from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
+
+    config = {"target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
+    lora(tiny_llama(), seed=7, r=8, lora_alpha=24, **config).save_pretrained(tmp_path)
+    model = lora(tiny_llama(), **config)
+    prepare_model_for_compiled_hotswap(model, target_rank=8)
+    start, reference = slow.merged(model), begun(model)
+    move(model, seed=1)
+    assert_exact(model, start, reference)
+    hotswap_adapter(model, str(tmp_path), adapter_name="default")
+    assert_exact(model, start, reference)
+
+
+def test_an_adapter_that_someone_calls_ref_is_no_start_of_another() -> None:
+    model = lora(tiny_llama(), target_modules=["q_proj"])
+    model.add_adapter("ref", LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    start, reference = slow.merged(model), begun(model)
+    move(model, seed=1)
+    assert_exact(model, start, reference)
+
+
+@pytest.mark.parametrize("name", ["trainable tokens", "LoHa", "LoRA with the biases of B"])
+def test_other_adapters_that_are_switched_in_mid_run_are_measured_too(name: str) -> None:
+    model = EXACT[name].build()
+    move(model, seed=9, size=0.2)
+    (config,) = model.peft_config.values()
+    model.add_adapter("other", copy.deepcopy(config))
+    start, reference = slow.merged(model), begun(model)
+    model.set_adapter("other")
+    move(model, seed=1)
+    assert_exact(model, start, reference)

@@ -65,7 +65,7 @@ def test_conv1d_and_embeddings_are_transposed() -> None:
 def test_kinds_of_factors_are_told_apart() -> None:
     for name, expected in (("LoRA", (True, False)), ("DoRA", (True, True)), ("LoHa", (False, False))):
         (adapted, *_) = ModelView(EXACT[name].build()).adapters
-        assert (has_factors(adapted, "default"), is_rescaled(adapted)) == expected
+        assert (has_factors(adapted, "default"), is_rescaled(adapted, ["default"])) == expected
 
 
 def test_a_start_that_is_recorded_in_part_is_an_error() -> None:

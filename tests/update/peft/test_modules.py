@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
@@ -13,7 +13,7 @@ from tests.support.adapters import EXACT
 from tests.support.models import lora, move, tiny_gpt2, tiny_llama
 from weightwatch.update.live import Update
 from weightwatch.update.model_view import ModelView
-from weightwatch.update.peft.modules import changes_base
+from weightwatch.update.peft.modules import Start, changes_base
 from weightwatch.vectors import WeightWatchError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -47,11 +47,24 @@ def test_only_trained_adapters_count_unless_all_are_wanted() -> None:
     assert adapted.adapters(every=True) == ["default", "second"]
 
 
-def test_adapters_with_values_are_those_of_which_any_parameter_is_known() -> None:
+def test_started_adapters_are_those_of_which_any_parameter_is_recorded_also_if_they_are_gone() -> None:
     adapted = ModelView(lora(tiny_llama(), target_modules=["q_proj"])).adapters[0]
-    values = {adapted.own[0]: torch.ones(1)}
-    assert adapted.with_values(["default", "other"], values.get) == ["default"]
-    assert adapted.with_values(["default"], {}.get) == []
+    assert adapted.started(Start()) == []
+    assert adapted.started(Start({adapted.own[0]: torch.ones(1)})) == ["default"]
+    assert adapted.started(Start({f"{Q_PROJ}.scaling.gone": torch.tensor(2.0)})) == ["gone"]
+
+
+@pytest.mark.parametrize("name", ["mine", "weight", "lora_A", "ref"])
+def test_an_adapter_may_have_any_name(name: str) -> None:
+    model = get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules=["q_proj"]), adapter_name=name)
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted = ModelView(model).adapters[0]
+    assert (adapted.available, adapted.active, adapted.adapters(every=False)) == ({name, "other"}, [name], [name])
+    start = slow.merged(model)
+    move(model, seed=1)
+    after = slow.merged(model)
+    for key, change in slow.multiplied_out(Update(ModelView(model))).items():
+        assert torch.allclose(change.double(), after[key] - start[key], atol=1e-6), key
 
 
 def test_a_model_without_adapters_has_no_adapter_modules() -> None:

@@ -6,8 +6,9 @@
 * All others: what PEFT merges into a copy of the adapter module; see ``weightwatch.update.peft.merging``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,63 +27,89 @@ from weightwatch.update.peft.lora import (
     rescaled,
 )
 from weightwatch.update.peft.merging import NotMergeableError, changed, difference, quantised
-from weightwatch.update.peft.modules import OUT, AdapterModule, Values
+from weightwatch.update.peft.modules import OUT, SCALING, AdapterModule, Start, Values
+from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.precision import wide
+from weightwatch.vectors.weights.difference import moved
+from weightwatch.vectors.weights.reader import Box
 
 _ROWS = 1024  # rows of a product that are computed at a time
 
 
-def changes(adapted: AdapterModule, now: Values, start: Mapping[str, Tensor], every: bool) -> dict[str, Change]:
-    """Return the changes of a base layer's weights by the active adapters of its module.
+def changes(adapted: AdapterModule, now: Values, start: Start, every: bool) -> dict[str, Change]:
+    """Return the changes of a base layer's weights by the adapters of its module.
+
+    What counts is the active adapters now, less those at the start of the run. An adapter that was frozen at the start
+    and still is counts on neither side.
 
     Args:
         adapted: The adapter module.
         now: The adapters' parameters now.
-        start: The adapters' parameters at the start of the run, by name in the model. For an adapter module that has
-            none in it, the start is the frozen copy that TRL keeps as the adapter ``ref``; without a copy, zero.
+        start: The adapters at the start of the run. Those without values there started at zero.
         every: Whether frozen adapters count too.
 
     Returns:
-        The changes by the weights' names; empty if no adapter that counts is active.
+        The changes by the weights' names; empty if there are none.
 
     Raises:
         WeightWatchError: The adapters are disabled, or their change can't be computed exactly.
     """
-    adapters = adapted.adapters(every)
+    trained = adapted.adapters(every)
+    adapters = [a for a in adapted.active if a in trained or (start.frozen is not None and a not in start.frozen)]
     if adapted.module.disable_adapters and adapted.available.intersection(adapted.module.active_adapters):
         raise WeightWatchError(
             f"The adapters of {adapted.path} are disabled, so the model equals its base now. Enable them to measure."
         )
-    if not adapters:
-        return {}
-    before: Values = start.get
-    recorded = adapted.with_values(adapters, before)
-    if not recorded and REF in adapted.available and REF not in adapted.module.active_adapters:
+    before: Values = start.values.get
+    recorded = [a for a in adapted.started(start) if a in adapters or a not in adapted.active]
+    if adapters and not (recorded or start.taken) and REF in adapted.available and REF not in adapted.active:
         before, recorded = now, [REF]
+    if not adapters and not recorded:
+        return {}
+    _require_known(adapted, recorded, start)
 
     if _has_tokens(adapted):
         return {adapted.weight: _tokens(adapted, now, adapters, before, recorded)}
-    dora = is_rescaled(adapted)
-    if not all(has_factors(adapted, adapter) for adapter in (adapted.active if dora else adapters)):
-        return _merged(adapted, adapters, recorded, start)
+    left = [adapter for adapter in recorded if adapter not in adapters and adapter != REF]
+    dora = is_rescaled(adapted, [*adapted.active, *left])
+    factors = [*(adapted.active if dora else adapters), *left]
+    if (dora and left) or not all(has_factors(adapted, adapter) for adapter in factors):
+        return _merged(adapted, adapters, recorded, start.values)
     if dora:
         return {adapted.weight: rescaled(adapted, now, adapters, before, recorded)}
     of_experts = getattr(adapted.module, "num_experts", 1) > 1
     found: dict[str, Change] = {
         adapted.weight: (experts if of_experts else plain)(adapted, now, adapters, before, recorded)
     }
-    if any(adapted.module.lora_bias.get(adapter) for adapter in adapters):
+    if any(adapted.module.lora_bias.get(adapter) for adapter in [*adapters, *left]):
         found[adapted.base_parameter("bias")] = bias(adapted, now, adapters, before, recorded)
     return found
 
 
+def rebased(change: Change, base: LocalTensor, start: Callable[[Box], Tensor]) -> Merged:
+    """Return the change of a weight by adapters together with a change of the frozen weight beneath them.
+
+    Args:
+        change: The change by the adapters.
+        base: The frozen weight now; it is not sharded.
+        start: Reads a box of the frozen weight as it was when the run began.
+    """
+    (piece,) = base.pieces
+
+    def dense() -> Tensor:
+        before = start(piece.box).to(piece.values.device)
+        return wide(moved(piece.values, before, base.dtype)) + wide(_dense(change)).to(piece.values.device)
+
+    return Merged(base.shape, dense)
+
+
 def starts(found: Sequence[AdapterModule], now: Values) -> dict[str, Tensor]:
-    """Return copies of the adapters' parameters, by name, of the modules whose change is not zero now.
+    """Return the values of ``Start``: copies of the adapters' parameters where they change the weights now.
 
     Taken before the first step, they record the start of adapters that do not start at zero: PiSSA, or an adapter that
-    is trained further.
+    is trained further. Active adapters that are frozen are recorded too, since they may be switched off later.
 
     Args:
         found: The adapter modules of a model.
@@ -93,19 +120,55 @@ def starts(found: Sequence[AdapterModule], now: Values) -> dict[str, Tensor]:
     """
     copies = {}
     for adapted in found:
-        if any(_moves(change) for change in changes(adapted, now, {}, every=False).values()):
-            copies.update({name: value.clone() for name in adapted.own if (value := now(name)) is not None})
+        kept = set(adapted.active).difference(adapted.adapters(every=False))
+        if any(_moves(change) for change in changes(adapted, now, Start(taken=True), every=False).values()):
+            kept.update(adapted.active)
+        if kept:
+            mine = [name for local, name in adapted.names.items() if adapted.owners.get(local) in {None, *kept}]
+            copies.update({name: value.clone() for name in mine if (value := now(name)) is not None})
+            for adapter in kept:
+                scaling = torch.tensor(_scaling(adapted.module, adapter), dtype=torch.float64)
+                copies[f"{adapted.path}{SCALING}{adapter}"] = scaling
     return copies
 
 
-def start_factors(found: Sequence[AdapterModule], start: Mapping[str, Tensor]) -> dict[str, LowRank]:
+def is_additive(adapted: AdapterModule, start: Start) -> bool:
+    """Whether the change by a module's adapters may be added to a change of its base weight."""
+    if _has_tokens(adapted):
+        return False
+    return not adapted.started(start) or all(
+        has_factors(adapted, a) and not is_rescaled(adapted, [a]) for a in adapted.available
+    )
+
+
+def start_factors(found: Sequence[AdapterModule], start: Start) -> dict[str, LowRank]:
     """Return the change that LoRA starts with, by weight. Weights whose change starts at zero are left out."""
     added = {}
     for adapted in found:
-        recorded = adapted.with_values(sorted(adapted.available), start.get)
+        recorded = [adapter for adapter in adapted.started(start) if adapter not in (start.frozen or ())]
         if recorded and all(has_factors(adapted, adapter) for adapter in recorded):
-            added[adapted.weight] = plain(adapted, start.get, recorded, start.get, [])
+            before: Values = start.values.get
+            added[adapted.weight] = plain(adapted, before, recorded, before, [])
     return added
+
+
+def _scaling(module: Any, adapter: str) -> float:
+    """Return the scaling of an adapter; one if its kind has none."""
+    scalings = getattr(module, "scaling", None)
+    return float(scalings.get(adapter, 1.0)) if isinstance(scalings, dict) else 1.0
+
+
+def _require_known(adapted: AdapterModule, recorded: Names, start: Start) -> None:
+    """Refuse an adapter that the module has no longer, if its effect does not follow from two factors."""
+    for adapter in (adapter for adapter in recorded if adapter not in adapted.available):
+        factors = {f"{adapted.path}.lora_{half}.{adapter}.weight" for half in "AB"}
+        factors |= {f"{adapted.path}.lora_embedding_{half}.{adapter}" for half in "AB"}
+        own = {name for name in start.values if name.startswith(f"{adapted.path}.") and f".{adapter}" in name}
+        if own - factors - {f"{adapted.path}{SCALING}{adapter}"}:
+            raise WeightWatchError(
+                f"The adapter {adapter!r} of {adapted.path}, with which the run began, was deleted, and its effect "
+                "can't be computed without its module. Keep it (set_adapter switches it off), or start a new run."
+            )
 
 
 def _has_tokens(adapted: AdapterModule) -> bool:
@@ -118,21 +181,22 @@ def _has_tokens(adapted: AdapterModule) -> bool:
 def _tokens(adapted: AdapterModule, now: Values, adapters: Names, before: Values, recorded: Names) -> LowRank:
     """Return the change of the trained rows as factors: L selects the rows, R is their change."""
     module = adapted.module
-    places = {row: place for place, row in enumerate(sorted({r for a in adapters for r in module.token_indices[a]}))}
+    either = list(dict.fromkeys([*adapters, *recorded]))
+    places = {row: place for place, row in enumerate(sorted({r for a in either for r in module.token_indices[a]}))}
     base, originals = module.get_base_layer(), module.trainable_tokens_original
     size = base.num_embeddings if isinstance(base, nn.Embedding) else base.out_features
-    width = originals[adapters[0]].shape[1]
+    width, device = originals[either[0]].shape[1], originals[either[0]].device
     found = []
     for value, counted in ((now, adapters), (before, recorded)):
-        table = torch.zeros(len(places), width, device=originals[adapters[0]].device)
-        for adapter, rows in [(a, originals[a]) for a in adapters] + [
+        table = torch.zeros(len(places), width, dtype=torch.float32, device=device)
+        for adapter, rows in [(a, originals[a]) for a in either] + [
             (a, _token_rows(adapted, value, a)) for a in counted
         ]:
             mine = [(places[row], i) for i, row in enumerate(module.token_indices[adapter]) if row in places]
             into, out = torch.tensor(mine, device=table.device).reshape(-1, 2).T
             table[into] = rows.to(table)[out]
         found.append(table)
-    left = torch.zeros(size, len(places), device=found[0].device)
+    left = torch.zeros(size, len(places), dtype=torch.float32, device=device)
     left[list(places), list(places.values())] = 1.0
     return LowRank(left, found[0] - found[1], limited="left")
 
@@ -154,10 +218,17 @@ def _merged(
         )
     after = adapted.active
     first = [a for a in after if a not in adapters or a in recorded] + [a for a in recorded if a not in after]
+    for adapter in recorded:
+        scaling = start.get(f"{adapted.path}{SCALING}{adapter}")
+        if scaling is not None and float(scaling) != _scaling(module, adapter):
+            raise WeightWatchError(
+                f"The scaling of the adapter {adapter!r} of {adapted.path} has changed since the run began, which can "
+                "be measured only of plain LoRA. Set it back."
+            )
     values = {local: start[name] for local, name in adapted.names.items() if name in start}
     moved = [local for local, name in adapted.names.items() if not adapted.trained or name in adapted.trained]
     try:
-        names = changed(module, after, moved)
+        names = changed(module, after or first, moved)
     except NotMergeableError as reason:
         raise WeightWatchError(
             f"{adapted.path} is a {_tuner(adapted)} adapter, which is not supported, since its effect can't be "
@@ -170,6 +241,21 @@ def _merged(
         )
         for name in names
     }
+
+
+def _dense(change: Change) -> Tensor:
+    """Multiply out a change."""
+    match change:
+        case LowRank():
+            return change.dense()
+        case Rescaled():
+            parts = change.rescaling()
+            whole = wide(parts.rows)[:, None] * wide(parts.weight) + wide(parts.left) @ wide(change.factors.right)
+            return whole.T if change.transposed else whole
+        case Merged():
+            return change.dense()
+        case _:
+            raise TypeError(change)
 
 
 def _moves(change: Change) -> bool:

@@ -6,7 +6,7 @@
 * ``now``: the adapters' parameters now.
 * ``adapters``: the adapters whose change counts.
 * ``before``: the adapters' parameters at the start.
-* ``recorded``: the adapters whose start is recorded. The others started at zero.
+* ``recorded``: the adapters whose start is recorded. The others started at zero. Some of them may no longer be active.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,24 +41,24 @@ def has_factors(adapted: AdapterModule, adapter: str) -> bool:
     variant = type(module.lora_variant.get(adapter)).__name__
     if adapter in module.lora_embedding_A:
         return variant in ("NoneType", "MiCAEmbeddingVariant")
-    if is_rescaled(adapted) and module.lora_bias.get(adapter):
+    if is_rescaled(adapted, adapted.active) and module.lora_bias.get(adapter):
         return False
     return not isinstance(module, _ConvNd) and variant in ("NoneType", "MiCALinearVariant", "DoraLinearVariant")
 
 
-def is_rescaled(adapted: AdapterModule) -> bool:
-    """Whether one of the active adapters is DoRA on a linear layer. It also rescales adapters applied before it."""
-    return hasattr(adapted.module, "lora_variant") and any(_is_dora(adapted, adapter) for adapter in adapted.active)
+def is_rescaled(adapted: AdapterModule, adapters: Names) -> bool:
+    """Whether one of the adapters is DoRA on a linear layer. It also rescales adapters applied before it."""
+    return hasattr(adapted.module, "lora_variant") and any(_is_dora(adapted, adapter) for adapter in adapters)
 
 
 def plain(adapted: AdapterModule, now: Values, adapters: Names, before: Values, recorded: Names) -> LowRank:
     """Return the change of a weight by LoRA."""
-    scale = adapted.module.scaling[adapters[0]] or 1.0
+    scale = (adapted.scaling(adapters[0], now) if adapters else 0.0) or 1.0
     pairs = {adapter: _pair(adapted, now, adapter, scale) for adapter in adapters}
     first = {adapter: _pair(adapted, before, was, scale) for adapter, was in _origins(adapters, recorded).items()}
     left, right = _joined(pairs, first, adapters)
-    embedding = adapters[0] in adapted.module.lora_embedding_A
-    by_left = embedding or all(_keeps_left(adapted, adapter) for adapter in adapters)
+    embedding = bool(adapted.module.lora_embedding_A)
+    by_left = embedding or (bool(adapters) and all(_keeps_left(adapted, adapter) for adapter in adapters))
     transposed = embedding or bool(getattr(adapted.module, "fan_in_fan_out", False))
     return LowRank(left, right, transposed, "left" if by_left else "right", scale)
 
@@ -102,7 +102,8 @@ def experts(adapted: AdapterModule, now: Values, adapters: Names, before: Values
         for adapter in counted:
             a, b = (known(value, name) for name in _halves(adapted, adapter))
             a, b = (wide(a), wide(b)) if recorded else (a.float(), b.float())  # fp64 for a small difference
-            left = b.reshape(len(b), -1, module.num_experts).permute(2, 0, 1) * (sign * module.scaling[adapter])
+            left = b.reshape(len(b), -1, module.num_experts).permute(2, 0, 1)
+            left = left * (sign * adapted.scaling(adapter, value))
             yield left, a.reshape(module.num_experts, -1, a.shape[-1])
 
     def dense() -> Tensor:
@@ -118,11 +119,12 @@ def bias(adapted: AdapterModule, now: Values, adapters: Names, before: Values, r
 
     def total(value: Values, counted: Sequence[str]) -> Tensor:
         own = [(a, adapted.names[f"lora_B.{a}.bias"]) for a in counted if adapted.module.lora_bias.get(a)]
-        parts = [wide(known(value, name)) * adapted.module.scaling[adapter] for adapter, name in own]
-        return torch.stack(parts).sum(0) if parts else torch.zeros(())
+        parts = [wide(known(value, name)) * adapted.scaling(adapter, value) for adapter, name in own]
+        return torch.stack(parts).sum(0) if parts else torch.zeros((), dtype=torch.float64, device="cpu")
 
+    every = (*adapters, *recorded)
     (size,) = next(
-        known(now, adapted.names[f"lora_B.{a}.bias"]).shape for a in adapters if adapted.module.lora_bias.get(a)
+        known(now, adapted.names[f"lora_B.{a}.bias"]).shape for a in every if adapted.module.lora_bias.get(a)
     )
     return Merged((size,), lambda: total(now, adapters) - total(before, recorded))
 
@@ -177,7 +179,7 @@ def _joined(now: Pairs, start: Pairs, moving: Sequence[str]) -> tuple[Tensor, Te
     """Concatenate the factors of the adapters' change since the start.
 
     The change of one adapter is L R − L₀ R₀ = [L − L₀, L₀] [R; R − R₀], which is exact for small changes. For an
-    adapter that is not in ``moving``, R = R₀.
+    adapter that is not in ``moving``, R = R₀. Of an adapter that is no longer active, −L₀ R₀ is left.
     """
     lefts: list[Tensor] = []
     rights: list[Tensor] = []
@@ -192,21 +194,24 @@ def _joined(now: Pairs, start: Pairs, moving: Sequence[str]) -> tuple[Tensor, Te
             lefts, rights = [*lefts, left - first[0], first[0]], [*rights, right, right - first[1]]
         else:  # the rank was changed
             lefts, rights = [*lefts, left, -first[0]], [*rights, right, first[1]]
+    for left, right in (pair for adapter, pair in start.items() if adapter not in now):
+        like = lefts[0] if lefts else left
+        lefts, rights = [*lefts, -left.to(like)], [*rights, right.to(like)]
     return (lefts[0], rights[0]) if len(lefts) == 1 else (torch.cat(lefts, 1), torch.cat(rights))
 
 
 def _pair(adapted: AdapterModule, value: Values, adapter: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return the factors of an adapter's product divided by ``scale``; with its own scaling, they are not copied."""
     a, b = (known(value, name).float() for name in _halves(adapted, adapter))
-    scaling = adapted.module.scaling[adapter] / scale
+    scaling = adapted.scaling(adapter, value) / scale
     return (b, a) if scaling == 1 else (b * scaling, a)
 
 
 def _halves(adapted: AdapterModule, adapter: str) -> tuple[str, str]:
     """Return the names of an adapter's A and B."""
-    if adapter in adapted.module.lora_embedding_A:
-        return adapted.names[f"lora_embedding_A.{adapter}"], adapted.names[f"lora_embedding_B.{adapter}"]
-    return adapted.names[f"lora_A.{adapter}.weight"], adapted.names[f"lora_B.{adapter}.weight"]
+    if adapted.module.lora_embedding_A:
+        return adapted.name(f"lora_embedding_A.{adapter}"), adapted.name(f"lora_embedding_B.{adapter}")
+    return adapted.name(f"lora_A.{adapter}.weight"), adapted.name(f"lora_B.{adapter}.weight")
 
 
 def _gains(
@@ -220,7 +225,7 @@ def _gains(
         value: The adapters' parameters.
         adapters: Name of each adapter in the result and in the module, in the order in which PEFT applies them.
     """
-    rows = wide(torch.ones(len(weight), device=weight.device))
+    rows = wide(torch.ones(len(weight), dtype=torch.float32, device=weight.device))
     lefts: dict[str, Tensor] = {}
     for key, adapter in adapters.items():
         lefts[key] = wide(_pair(adapted, value, adapter)[0]).to(rows.device)
@@ -245,5 +250,5 @@ def _gain(adapted: AdapterModule, weight: Tensor, value: Values, adapter: str) -
     magnitude = known(value, adapted.names[f"lora_magnitude_vector.{adapter}.weight"])
     a, b = a.to(weight.device), b.to(weight.device)
     rounded = weight.to(a.dtype)
-    norm = dora.get_weight_norm(rounded.T if dora.fan_in_fan_out else rounded, b @ a, adapted.module.scaling[adapter])
+    norm = dora.get_weight_norm(rounded.T if dora.fan_in_fan_out else rounded, b @ a, adapted.scaling(adapter, value))
     return wide(magnitude.to(norm.device) / norm)

@@ -104,7 +104,7 @@ def _trial(module: Any, adapters: Sequence[str], moved: Collection[str]) -> tupl
     for name, parameter in trial.named_parameters():
         if name in moved and parameter.is_floating_point():
             parameter.nan_to_num_()  # the trial is about the kind of module, not about a run that has diverged
-            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+            noise = _noise(parameter.shape, torch.Generator().manual_seed(len(name)))
             scale = float(parameter.std(correction=0)) or 1.0
             parameter.add_(_MOVE * scale * noise.to(parameter))
     inputs = _inputs(trial.get_base_layer())
@@ -180,13 +180,13 @@ def _inputs(base: Any) -> tuple[Tensor, ...]:
     like = next(base.parameters())
 
     def noise(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(like)
+        return _noise(shape, generator).to(like)
 
     if isinstance(base, nn.MultiheadAttention):
         return (noise(3, 3, base.embed_dim),) * 3
     weight = base.weight
     if isinstance(base, nn.Embedding):
-        return (torch.randint(len(weight), (4, 8), generator=generator).to(weight.device),)
+        return (torch.randint(len(weight), (4, 8), generator=generator, device="cpu").to(weight.device),)
     if isinstance(base, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         sizes = [d * (k - 1) + 3 for k, d in zip(base.kernel_size, base.dilation, strict=True)]
         return (noise(2, base.in_channels, *sizes),)
@@ -195,6 +195,11 @@ def _inputs(base: Any) -> tuple[Tensor, ...]:
     if weight.ndim == 2:
         return (noise(8, weight.shape[1 if isinstance(base, nn.Linear) else 0]),)
     raise NotMergeableError(f"the outputs of {type(base).__name__} can't be compared")
+
+
+def _noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return random numbers that do not depend on the default precision and device of torch."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _kind(module: Any, adapters: Sequence[str], moved: Collection[str]) -> Hashable:

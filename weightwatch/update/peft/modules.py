@@ -5,8 +5,9 @@ PEFT is imported only where a model can have been made with it. Parameters have 
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,10 +20,39 @@ from weightwatch.vectors.weights.names import canonical, unwrapped
 Values = Callable[[str], Tensor | None]
 """Returns the whole value of an adapter's parameter by its name; None if there is no such parameter."""
 
+SCALING = ".scaling."
+"""What stands between the path of an adapter module and an adapter's name in the name of its recorded scaling."""
+
 OUT = "Train with LoRA, DoRA or another adapter that PEFT can merge, or train the weights themselves."
 """What to do instead of training an adapter that can't be measured."""
 
 _BESIDE_WEIGHTS = ("XLORA", "SHADOW")  # a router over adapters, a model beside the model
+
+
+@dataclass(frozen=True)
+class Start:
+    """The adapters of a model at the start of a run.
+
+    Attributes:
+        values: Their parameters, by name in the model, in modules whose change was not zero; and their scalings, as
+            ``{path of the module}.scaling.{adapter}``.
+        frozen: The adapters that were active but frozen, and so are part of θ₀. None: it is not known which were.
+        taken: Whether the start was taken. If not, the frozen copy that TRL keeps as the adapter ``ref`` is the start.
+    """
+
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    frozen: frozenset[str] | None = None
+    taken: bool = False
+
+    @cached_property
+    def adapters(self) -> dict[str, list[str]]:
+        """The adapters that have values, by the path of their module."""
+        found: dict[str, list[str]] = {}
+        for name in self.values:
+            path, between, adapter = name.rpartition(SCALING)
+            if between:
+                found.setdefault(path, []).append(adapter)
+        return found
 
 
 @dataclass(frozen=True)
@@ -56,6 +86,11 @@ class AdapterModule:
         """Name of the base layer's weight in the plain model."""
         return self.base_parameter(getattr(self.module, "parameter_name", "weight"))
 
+    @property
+    def base(self) -> list[str]:
+        """Names of the base layer's parameters in the plain model."""
+        return [self.base_parameter(name) for name, _ in self.module.get_base_layer().named_parameters()]
+
     def base_parameter(self, name: str) -> str:
         """Return the name in the plain model of a parameter of the base layer."""
         return canonical(f"{self.path}.base_layer.{name}")
@@ -65,10 +100,26 @@ class AdapterModule:
         trained = {owner for local, owner in self.owners.items() if every or self.names[local] in self.trained}
         return [adapter for adapter in self.module.active_adapters if adapter in trained]
 
-    def with_values(self, adapters: Sequence[str], value: Values) -> list[str]:
-        """Return the adapters, out of the given ones, for which ``value`` returns any parameter."""
-        have = {owner for local, owner in self.owners.items() if value(self.names[local]) is not None}
-        return [adapter for adapter in adapters if adapter in have]
+    def frozen(self, every: bool) -> list[str]:
+        """Return the names in the model of the parameters of active adapters that are not trained at all."""
+        still = set(self.active).difference(self.adapters(every))
+        return [self.names[local] for local, owner in self.owners.items() if owner in still]
+
+    def started(self, start: Start) -> list[str]:
+        """Return the adapters whose start is recorded, those included that the module has no longer."""
+        have = {owner: None for local, owner in self.owners.items() if self.names[local] in start.values}
+        have.update(dict.fromkeys(start.adapters.get(self.path, ())))
+        order = {adapter: place for place, adapter in enumerate(self.module.active_adapters)}
+        return sorted(have, key=lambda adapter: (order.get(adapter, len(order)), adapter))
+
+    def name(self, local: str) -> str:
+        """Return the name in the model of an adapter's parameter, which may have been deleted."""
+        return self.names.get(local, f"{self.path}.{local}")
+
+    def scaling(self, adapter: str, value: Values) -> float:
+        """Return the scaling of an adapter: as recorded among some values, or else as it is now."""
+        recorded = value(f"{self.path}{SCALING}{adapter}")
+        return float(self.module.scaling[adapter] if recorded is None else recorded)
 
     @property
     def active(self) -> list[str]:
@@ -125,7 +176,7 @@ def adapter_modules(
             continue
         seen.add(shared)
         available = module._get_available_adapters()
-        owners = {local: part for local in own for part in local.split(".")[1:] if part in available}
+        owners = {local: owner for local in own if (owner := _owner(local, available)) is not None}
         yield AdapterModule(
             unwrapped(f"{path}.").removesuffix("."),
             module,
@@ -162,12 +213,22 @@ def saved_copies(
     return found
 
 
+def inactive_copies(parameters: Iterable[str], copies: Collection[str]) -> set[str]:
+    """Return the parameters of ``modules_to_save`` copies that are not active, such as those of another adapter."""
+    return {name for name in parameters if ".modules_to_save." in name and name not in copies}
+
+
 def changes_base(modules: Mapping[str, nn.Module]) -> str | None:
     """Return the ``init_lora_weights`` of an adapter that changed the base when it was created; None if none did."""
     configs = (getattr(module, "peft_config", None) for module in modules.values())
     each = (config for several in configs if isinstance(several, dict) for config in several.values())
     kinds = [getattr(config, "init_lora_weights", True) for config in each]
     return next((str(kind) for kind in kinds if kind not in KEEPS_BASE), None)
+
+
+def _owner(local: str, available: Collection[str]) -> str | None:
+    """Return the adapter that a parameter belongs to, by its name in the module: the adapter may be called "weight"."""
+    return next((part for part in local.split(".")[1:] if part in available), None)
 
 
 def _inside(module: Any) -> dict[str, nn.Module]:

@@ -114,6 +114,16 @@ def flat_boxes(shape: Sequence[int], start: int, stop: int) -> list[tuple[Box, s
     return found
 
 
+def common(one: Box, other: Box) -> Box:
+    """Return the intersection of two boxes of a tensor. It is empty if a slice of it does not start before it stops."""
+    return tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
+
+
+def within(inner: Box, outer: Box) -> Box:
+    """Return the coordinates of a box inside a larger one."""
+    return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(inner, outer, strict=True))
+
+
 def require_all_processes(name: str, engine: str, covered: int) -> None:
     """Refuse a parameter that is sharded over some processes only: the others may have replicas or other weights.
 
