@@ -124,7 +124,7 @@ class History:
         self._set_unfinished_aside(READINGS)
         at, before = next(self._backwards(READINGS), (0, b""))
         if _step(before) != reading.step:
-            self.add_reading(reading)
+            self._write(READINGS, _line(reading.to_json()))
             return
         after = _line(reading.to_json())
         # Only the part that differs is written, in one go: a crash leaves the old line or the new one.
