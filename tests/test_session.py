@@ -397,11 +397,10 @@ def raises(error: BaseException) -> Callable[[], None]:
     return act
 
 
-@pytest.mark.parametrize(
-    "error",
-    [TextlessError(), SystemExit(3), asyncio.CancelledError(), GeneratorExit(), Panic(), MemoryError()],
-    ids=repr_of,
-)
+FAULTS = [TextlessError(), SystemExit(3), asyncio.CancelledError(), GeneratorExit(), Panic(), MemoryError()]
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=repr_of)
 @pytest.mark.parametrize("where", ["reporter", "measurement", "record"])
 def test_no_kind_of_fault_ends_the_training(
     error: BaseException, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
