@@ -559,6 +559,13 @@ if case == "fault on one" and rank == 1:
         def on_optimizer_step(self, args, state, control, **kwargs):
             callback.session.monitor.directions = None
     beside = [Blind(1, None)]
+if case == "panic on the main one" and rank == 0:
+    def panic(*given):
+        raise SystemExit(3)
+    class Breaks(type(At(1, None))):
+        def on_optimizer_step(self, args, state, control, **kwargs):
+            callback.session.history.append = panic
+    beside = [Breaks(1, None)]
 if case == "unwritable" and rank == 0:
     (folder / "weightwatch").parent.mkdir(parents=True, exist_ok=True)
     (folder / "weightwatch").write_text("in the way")
@@ -582,7 +589,7 @@ def on_two_processes(folder: Path, case: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["plain", "fault on one", "unwritable"])
+@pytest.mark.parametrize("case", ["plain", "fault on one", "panic on the main one", "unwritable"])
 def test_two_processes_act_as_one_and_only_the_first_writes(case: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     on_two_processes(folder, case)
