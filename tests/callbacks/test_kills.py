@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def record(folder: Path, name: str) -> list[dict[str, Any]]:
 def campaign(folder: Path) -> None:
     """Kill a run at each point, and go on until it ends. It runs in a process that has no threads, so it can fork."""
     torch.set_num_threads(1)
-    import torch.utils.tensorboard  # loaded once, for all processes
+    import_module("torch.utils.tensorboard")  # loaded once, for all processes
 
     status, whole = forked(folder / "whole")
     assert status == 0

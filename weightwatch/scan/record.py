@@ -123,7 +123,7 @@ class _Scanned(BaseModel, strict=True):
 
 
 def _scanned(file: Path) -> dict[str, str]:
-    """Return what tells the files of each checkpoint. A damaged line is passed over: its checkpoint is measured again."""
+    """Return what tells the files of each checkpoint, but for damaged lines: those are measured again."""
     found: dict[str, str] = {}
     for line in file.read_bytes().splitlines() if file.is_file() else ():
         with suppress(ValidationError):
