@@ -1,10 +1,12 @@
 """The callback for Hugging Face's Trainer and every TRL trainer. It forwards their events to a session."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from traceback import walk_stack
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from weightwatch.config import Config
 from weightwatch.monitor import Watched
@@ -13,6 +15,8 @@ from weightwatch.report.scalars import PendingScalars
 from weightwatch.report.tensorboard import event_folder
 from weightwatch.session import Requests, Session
 from weightwatch.vectors.errors import WeightWatchError
+
+_STATE = "weightwatch"
 
 
 class WeightWatchCallback(TrainerCallback):
@@ -58,14 +62,17 @@ class WeightWatchCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Fix θ₀ and make sure that every direction can be measured, before the first step."""
-        # The state is created for each training and shared by all callbacks.
-        if vars(state).setdefault("watched_by", self) is not self:
+        # The state is created for each training and shared by all callbacks. It may be copied and pickled.
+        if vars(state).setdefault("watched_by", id(self)) != id(self):
             raise WeightWatchError("The trainer has two WeightWatchCallbacks. Name all directions in one of them.")
         # Out of memory, the trainer begins again with smaller batches, but with the weights as they are by then.
         again = args.auto_find_batch_size and self.session is not None and self.session.under_way
-        output, step = Path(str(args.output_dir)), state.global_step
+        run = self.session.run if self.session is not None and again else _run_of(state)
+        output, step = _output(args), state.global_step
         self.session = self._plan.session(output / "weightwatch", event_folder(output), self.scalars)
-        _apply(control, self.session.begin(kwargs["model"], step, checkpoint=_name(step), again=again))
+        _apply(control, self.session.begin(kwargs["model"], step, checkpoint=_name(step), again=again, run=run))
+        if self.session.run:  # trainer_state.json of each checkpoint carries it
+            state.stateful_callbacks[_STATE] = {"run": self.session.run}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check when it is due, and when a checkpoint follows or the training ends."""
@@ -87,10 +94,34 @@ class WeightWatchCallback(TrainerCallback):
         if self.session is not None:
             self.session.end(state.global_step)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: the directions and settings. A training belongs to the original."""
+        return {**vars(self), "session": None}
+
 
 def _apply(control: TrainerControl, requests: Requests) -> None:
     control.should_save |= requests.save
     control.should_training_stop |= requests.stop
+
+
+def _output(args: TrainingArguments) -> Path:
+    """Return the folder in which the trainer puts its checkpoints, wherever the process goes later.
+
+    In a hyper-parameter search it is the trial's, below ``output_dir``. No callback is told of the trial, so it is
+    asked of the trainer that calls this one.
+    """
+    for frame, _ in walk_stack(None):
+        caller, trial = frame.f_locals.get("self"), frame.f_locals.get("trial")
+        if isinstance(caller, Trainer) and trial is not None:
+            return Path(caller._get_output_dir(trial)).absolute()
+    return Path(str(args.output_dir)).absolute()
+
+
+def _run_of(state: TrainerState) -> str | None:
+    """Return the id of the run that a checkpoint's state carries."""
+    carried = (state.stateful_callbacks or {}).get(_STATE)
+    run = carried.get("run") if isinstance(carried, Mapping) else None
+    return run if isinstance(run, str) and re.fullmatch(r"\w+(\.\w+)*", run) else None
 
 
 def _name(step: int) -> str:

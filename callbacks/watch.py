@@ -1,6 +1,6 @@
 """Attaching the monitor to a trainer that is already built."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,21 @@ def watch(
         raise WeightWatchError("The trainer is watched already. Name all directions in one callback or one watch().")
     callback = WeightWatchCallback(directions, config=config)
     trainer.add_callback(callback)
-    log = trainer.log
+    trainer.log = _LogWithReadings(trainer.log, callback)
+    return callback
 
-    def log_with_readings(logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
-        figures = callback.scalars.take()
+
+class _LogWithReadings:
+    """A trainer's ``log`` that adds the figures of the newest reading. It can be pickled with the trainer."""
+
+    def __init__(self, log: Callable[..., Any], callback: WeightWatchCallback) -> None:
+        self._log, self._callback = log, callback
+
+    def __call__(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
+        figures = self._callback.scalars.take()
         logs.update(figures)
         try:
-            return log(logs, *args, **kwargs)
+            return self._log(logs, *args, **kwargs)
         finally:  # the caller goes on to use the dict as its metrics
             for tag in figures:
                 logs.pop(tag, None)
-
-    trainer.log = log_with_readings
-    return callback

@@ -1,15 +1,19 @@
+import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import shutil
+import signal
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support.models import lora, low_rank, tiny_llama
+from tests.support.models import lora, low_rank, move, tiny_llama
 from tests.support.runs import lines, steps
 from weightwatch import Alert, Config, Monitor, Reading, WeightWatchError
 from weightwatch import monitor as monitor_module
@@ -147,6 +151,7 @@ def test_a_record_that_is_damaged_before_the_checkpoint_stops_a_resume_before_it
     model, first = lora(tiny_llama()), session(tmp_path)
     first.begin(model, 0)
     path = tmp_path / "weightwatch" / "readings.jsonl"
+    checked(first, model, 10, 1.0)
     path.write_text('{"step": 0}\n' + path.read_text())
     with pytest.raises(WeightWatchError, match=r"readings\.jsonl, line 1 is damaged"):
         session(tmp_path).begin(model, 10)
@@ -167,8 +172,63 @@ def test_an_alert_acts_even_if_nothing_can_be_written(tmp_path: Path, caplog: py
     path.mkdir()
     toward(model, 1.0)
     assert watched.step_end(model, 10, saves=False, stops=False) == Requests(save=True, stop=True)
-    assert "could not report step 10" in caplog.text
+    assert "could not write the record of step 10" in caplog.text
     assert [line["error"] for line in lines(tmp_path, "errors.jsonl")] == ["IsADirectoryError"]
+    assert [line["alert"] for line in lines(tmp_path, "alerts.jsonl")] == ["drift"]  # files don't wait for one another
+    path.rmdir()
+    watched.step_end(model, 20, saves=False, stops=False)
+    assert steps(tmp_path) == [10, 20]  # that of step 0 was deleted above
+
+
+@pytest.mark.parametrize("obstacle", ["a file in its place", "a file in place of the output folder"])
+def test_a_folder_that_cannot_be_written_at_first_has_the_whole_record_once_it_can(
+    obstacle: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "run"
+    blocked = output / "weightwatch" if obstacle == "a file in its place" else output
+    blocked.parent.mkdir(exist_ok=True)
+    blocked.write_text("in the way")
+    rule = {**DRIFT, "actions": ["stop"]}
+    model, watched = tiny_llama(), session(output, rules=[rule])  # in no checkpoint: θ₀ is copied
+    watched.begin(model, 0)
+    assert caplog.text.count("could not write the record of step 0") == 1
+    move(model, seed=3, size=0.1)
+    watched.step_end(model, 10, saves=False, stops=False)
+    blocked.unlink()
+    watched.step_end(model, 20, saves=False, stops=False)
+    assert steps(output) == [0, 10, 20]
+    norms = [line["update_norm"] for line in lines(output)]
+    assert norms[0] == 0 < norms[1] == norms[2]
+    watched.end(20)
+    again = session(output, rules=[rule])
+    again.begin(model, 20, run=watched.run)
+    again.step_end(model, 30, saves=False, stops=False)
+    assert [line["update_norm"] for line in lines(output)] == [*norms, norms[2]]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own writer
+def test_a_folder_that_is_removed_is_made_again(tmp_path: Path) -> None:
+    model, watched = lora(tiny_llama()), session(tmp_path)
+    watched.begin(model, 0)
+    shutil.rmtree(tmp_path / "weightwatch")
+    shutil.rmtree(tmp_path / "runs")
+    checked(watched, model, 10, 1.0)
+    checked(watched, model, 20, 1.0)
+    assert steps(tmp_path) == [10, 20]
+    found = EventAccumulator(str(tmp_path / "runs" / "weightwatch"))
+    found.Reload()
+    assert [event.step for event in found.Scalars("evil/cosine")] == [10, 20]
+
+
+def test_lines_that_could_not_be_written_to_the_end_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "weightwatch").write_text("in the way")
+    model, watched = lora(tiny_llama()), session(tmp_path)
+    watched.begin(model, 0)
+    checked(watched, model, 10, -1.0)
+    watched.end(10)
+    assert "lines of the record could not be written" in caplog.text
 
 
 def test_under_raise_a_fault_of_a_reporter_is_raised_once_the_others_were_called(tmp_path: Path) -> None:
@@ -299,3 +359,135 @@ def test_noted_states_spare_the_history_from_being_read(tmp_path: Path, monkeypa
     again = session(tmp_path)
     again.begin(model, 10, checkpoint="checkpoint-10")
     assert (at(again), again.firing) == (10, ("drift",))
+
+
+# Faults
+
+
+def repr_of(error: BaseException) -> str:
+    return type(error).__name__
+
+
+class TextlessError(Exception):
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class Panic(BaseException):
+    """As Rust libraries raise it."""
+
+
+class Faulty(Reporter):
+    """Raises something at a check, and takes what a session offers otherwise."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+
+    def check(self, reading: Reading, raised: Sequence[Alert], firing: Mapping[str, bool]) -> None:
+        if reading.step == 10:
+            self._act()
+
+
+def raises(error: BaseException) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+FAULTS = [TextlessError(), SystemExit(3), asyncio.CancelledError(), GeneratorExit(), Panic(), MemoryError()]
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=repr_of)
+@pytest.mark.parametrize("where", ["reporter", "measurement", "record"])
+def test_no_kind_of_fault_ends_the_training(
+    error: BaseException, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = {**DRIFT, "actions": ["stop"]}
+    model = lora(tiny_llama())
+    watched = session(tmp_path, rules=[rule], reporters=[Faulty(raises(error))] if where == "reporter" else [])
+    watched.begin(model, 0)
+    if where == "measurement":
+        monkeypatch.setattr(watched.monitor, "read", lambda *given: raises(error)())
+    elif where == "record":
+        monkeypatch.setattr(watched.history, "append", lambda *given: raises(error)())
+    checked(watched, model, 10, 1.0)
+    monkeypatch.undo()
+    assert watched.step_end(model, 20, saves=False, stops=False).stop is (where == "measurement")
+    assert watched.firing == ("drift",)
+    assert steps(tmp_path)[-1] == 20
+    if where != "record":
+        assert [line["error"] for line in lines(tmp_path, "errors.jsonl")] == [type(error).__name__]
+
+
+def test_ctrl_c_ends_the_training(tmp_path: Path) -> None:
+    model, watched = lora(tiny_llama()), session(tmp_path, reporters=[Faulty(raises(KeyboardInterrupt()))])
+    watched.begin(model, 0)
+    with pytest.raises(KeyboardInterrupt):
+        watched.step_end(model, 10, saves=False, stops=False)
+
+
+def test_a_signal_handler_that_ends_the_program_ends_it_in_a_check_as_well(tmp_path: Path) -> None:
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        terminated = Faulty(lambda: signal.raise_signal(signal.SIGTERM))
+        model, watched = lora(tiny_llama()), session(tmp_path, reporters=[terminated])
+        watched.begin(model, 0)
+        with pytest.raises(SystemExit):
+            watched.step_end(model, 10, saves=False, stops=False)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# Which run a record is of
+
+
+def test_a_new_run_moves_the_record_of_the_one_before_aside_and_each_goes_on_with_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first_model, second_model = tiny_llama(seed=1), tiny_llama(seed=2)
+    first, start = session(tmp_path), [p.detach().clone() for p in first_model.parameters()]
+    first.begin(first_model, 0)
+    move(first_model, seed=3, size=0.1)
+    first.step_end(first_model, 10, saves=False, stops=False)
+    first.end(10)
+    (tmp_path / "checkpoint-10").mkdir()
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{}")
+    record = lines(tmp_path)
+    second = session(tmp_path)
+    second.begin(second_model, 0)
+    assert f"is now in {tmp_path / f'weightwatch-{first.run}'}" in caplog.text
+    second.end(0)
+    assert steps(tmp_path) == [0]
+    again = session(tmp_path)
+    again.begin(first_model, 10, run=first.run)
+    assert lines(tmp_path) == record
+    again.step_end(first_model, 20, saves=False, stops=False)
+    change = torch.cat([(p.detach() - q).flatten() for p, q in zip(first_model.parameters(), start, strict=True)])
+    assert lines(tmp_path)[-1]["update_norm"] == pytest.approx(float(change.norm()), rel=1e-4)
+    assert (tmp_path / f"weightwatch-{second.run}" / "readings.jsonl").is_file()
+
+
+def test_a_checkpoint_of_another_folder_does_not_go_on_with_the_record_that_lies_here(tmp_path: Path) -> None:
+    model, other = lora(tiny_llama()), session(tmp_path)
+    other.begin(model, 0)
+    checked(other, model, 10, 1.0)
+    other.end(10)
+    watched = session(tmp_path)
+    watched.begin(model, 10, run="20260101T000000Z.abcd")
+    assert steps(tmp_path) == []
+    assert watched.firing == ()
+    assert (tmp_path / f"weightwatch-{other.run}").is_dir()
+
+
+def test_a_record_that_lacks_the_checkpoint_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, first = lora(tiny_llama()), session(tmp_path)
+    first.begin(model, 0)
+    first.end(0)
+    session(tmp_path).begin(model, 10, run=first.run)
+    assert "has no reading of step 10: the newest before it is of step 0" in caplog.text

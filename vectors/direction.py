@@ -36,8 +36,6 @@ class Direction:
     afterwards. ``+``, ``-`` and ``*`` return new ones; see ``weightwatch.vectors.add``.
 
     Attributes:
-        deltas: The direction by parameter name: a dense tensor, or ``LowRank`` factors.
-        squares: ‖w‖² by parameter name.
         card: Its description.
 
     Source: Fierro & Roger, *Steering Language Models with Weight Arithmetic*, arXiv 2511.05408, section 2.
@@ -68,8 +66,8 @@ class Direction:
         if not sum(squares.values()) > 0:
             raise WeightWatchError(f"Direction {card.name!r} is zero: its two sides have the same weights.")
         self._checkpoint = deltas if isinstance(deltas, Checkpoint) else None
-        self.deltas = MappingProxyType(deltas)
-        self.squares = MappingProxyType(squares)
+        self._deltas: Mapping[str, Delta] = deltas
+        self._squares = squares
         low = self._checkpoint is None and all(isinstance(delta, LowRank) for delta in deltas.values())
         self.card = card.model_copy(
             update={
@@ -78,6 +76,16 @@ class Direction:
                 "target_modules": sorted({module_of(name) for name in deltas}),
             }
         )
+
+    @property
+    def deltas(self) -> Mapping[str, Delta]:
+        """The direction by parameter name: a dense tensor, or ``LowRank`` factors."""
+        return MappingProxyType(self._deltas)
+
+    @property
+    def squares(self) -> Mapping[str, float]:
+        """‖w‖² by parameter name."""
+        return MappingProxyType(self._squares)
 
     @property
     def name(self) -> str:
@@ -245,8 +253,8 @@ class Direction:
         if self.deltas.keys().isdisjoint(names):
             return self
         rest = copy(self)
-        rest.deltas = MappingProxyType(Selection(self.deltas, [k for k in self.deltas if k not in names]))
-        rest.squares = MappingProxyType({k: value for k, value in self.squares.items() if k not in names})
+        rest._deltas = Selection(self._deltas, [name for name in self._deltas if name not in names])
+        rest._squares = {name: value for name, value in self._squares.items() if name not in names}
         return rest
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:

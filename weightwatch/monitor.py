@@ -17,15 +17,15 @@ from weightwatch.measure.sums import Part, Sums
 from weightwatch.reading.reading import Reading, read
 from weightwatch.update.base_weights import BaseWeights
 from weightwatch.update.change import Change
-from weightwatch.update.heads import counted_once
 from weightwatch.update.frozen import FrozenBase
+from weightwatch.update.heads import counted_once
 from weightwatch.update.live import Update
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.peft.adapters import starts
 from weightwatch.update.reference import Reference, Source, Weights
 from weightwatch.update.sharding.ranks import ALONE, Ranks
 from weightwatch.vectors.direction import Direction
-from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.errors import WeightWatchError, interrupts
 from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import under_names
@@ -144,8 +144,9 @@ class Monitor:
             return ModelView(model, self._ranks)
         try:
             return ModelView(model, self._ranks, self._trained)
-        except Exception as fault:  # the other processes are about to measure, and wait for this one's part
-            self._together.add(np.zeros(self._table), fault)
+        except BaseException as fault:  # the other processes are about to measure, and wait for this one's part
+            if not interrupts(fault):
+                self._together.add(np.zeros(self._table), fault)
             raise
 
     def read(self, view: ModelView, step: int, *, tensors: bool = False) -> Reading:
@@ -212,8 +213,9 @@ class Monitor:
             update = update or Update(view, self.reference)
             part = Part.of(update, self.directions, update.left_out, view.ranks)
             self.reference.require_unchanged(view.direct)  # after reading, so that no part of it was overwritten before
-        except Exception as fault:
-            view.ranks.add(np.zeros(self._table), fault)
+        except BaseException as fault:
+            if not interrupts(fault):
+                view.ranks.add(np.zeros(self._table), fault)
             raise
         self._trained, self._table = view.trained, part.table.shape
         sums = part.joined(view.ranks.add(part.table), view.ranks)

@@ -3,15 +3,18 @@
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 from weightwatch.config import Config
+from weightwatch.faults import Faults, attempt, raise_any
 from weightwatch.monitor import Monitor
+from weightwatch.opening import Opening
 from weightwatch.reading.reading import Reading
-from weightwatch.record.history import History
+from weightwatch.record.journal import Journal
 from weightwatch.record.run_state import RunState
 from weightwatch.report.base import Outcome, Reporter, Run
 from weightwatch.report.log import Log
@@ -20,9 +23,7 @@ from weightwatch.report.tensorboard import TensorBoard
 from weightwatch.report.terminal import Summary
 from weightwatch.rules.alert import Alert
 from weightwatch.update.sharding.ranks import ALONE, Ranks
-from weightwatch.update.theta0 import establish, restore
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.weights.atomic import write_text
 
 _logger = logging.getLogger("weightwatch")
 
@@ -47,7 +48,10 @@ class Session:
     """The monitoring of one run.
 
     A trainer's callback forwards its events: ``begin``, ``step_end``, ``saved``, ``end``. In distributed training every
-    process calls each method. If one process requests an action, all take it.
+    process calls each method. If one process requests an action, or fails, all do.
+
+    Measuring and the rules do not depend on the record: what can't be written waits in memory until it can be. No fault
+    ends the training, except what ``begin`` raises, Ctrl-C, and what a signal handler raises.
 
     Args:
         monitor: Measures the model.
@@ -73,17 +77,19 @@ class Session:
         ranks: Ranks = ALONE,
         reporters: Sequence[Reporter] = (),
     ) -> None:
-        self.monitor, self.config, self.history = monitor, config, History(folder)
+        self.monitor, self.config, self.history = monitor, config, Journal(folder)
         self.under_way = False
+        self._faults = Faults(self.history if ranks.main else None, keep=config.on_error == "raise")
+        self._opening, self._events = Opening(self.history, self._faults, ranks), events
         self._state = RunState(config.rules, [direction.name for direction in monitor.directions], self.history)
         self._ranks = ranks
         self._reporters: list[Reporter] = [*reporters]
-        if ranks.main:
-            of_config = [TensorBoard(events)] * config.tensorboard + [Summary()] * config.summary
-            self._reporters += [Log(), Recorder(self.history), *of_config]
         self._watching, self._tried, self._save_owed = True, -1, False
-        self._told: set[str] = set()
-        self._fatal: Exception | None = None  # what `on_error: raise` raises once all processes know of it
+
+    @property
+    def run(self) -> str:
+        """The run's id, which its checkpoints carry; empty before ``begin``."""
+        return self._opening.folder.run
 
     @property
     def last(self) -> Reading | None:
@@ -102,7 +108,15 @@ class Session:
 
     # Trainer events
 
-    def begin(self, model: nn.Module, step: int, *, checkpoint: str | None = None, again: bool = False) -> Requests:
+    def begin(
+        self,
+        model: nn.Module,
+        step: int,
+        *,
+        checkpoint: str | None = None,
+        again: bool = False,
+        run: str | None = None,
+    ) -> Requests:
         """Record θ₀, or restore it, and make sure that everything can be measured and every rule applied.
 
         Args:
@@ -110,6 +124,7 @@ class Session:
             step: 0 for a new run, else the step that training resumes from.
             checkpoint: Name of the checkpoint that training resumes from.
             again: Training restarts with the weights of a first attempt (out of memory): the θ₀ of that one is kept.
+            run: The id of the run that goes on, if it is known.
 
         Returns:
             Actions of alerts that a resumed run raises on its history, because rules are new or stricter now.
@@ -119,16 +134,18 @@ class Session:
                 training continues without monitoring, unless ``on_error: raise`` is set.
         """
         self._tried = step
-        try:
-            requests = Requests.of(self._begin(model, step, checkpoint, again))
-        except WeightWatchError:
-            raise
-        except Exception as error:
-            if self.config.on_error == "raise":
-                raise
+        raised: list[Alert] = []
+        fault = attempt(lambda: raised.extend(self._begin(model, step, checkpoint, again, run)))
+        # A process that is alone with its fault would leave the others waiting at the next check.
+        fault = attempt(lambda: self._ranks.agreed(partial(raise_any, fault)))
+        if fault is not None:
             self._watching = False
-            self._fault(step, error, outcome="Training continues without monitoring.")
+            self._opening.folder.release()
+            if isinstance(fault, WeightWatchError) or self.config.on_error == "raise":
+                raise fault
+            self._faults.note(step, fault, outcome="Training continues without monitoring.")
             return Requests()
+        requests = Requests.of(raised)
         self.under_way, self._save_owed = True, requests.save
         return requests
 
@@ -157,7 +174,8 @@ class Session:
         self._save_owed = False
         if self._watching and self._state.step == step:
             self._guarded(step, lambda: self._state.mark(checkpoint, save=self._ranks.main))
-            self._raise_if_fatal()
+            self._note_unwritten(step)
+        self._agree()
         return Requests(stop=stop)
 
     def end(self, step: int) -> None:
@@ -166,7 +184,15 @@ class Session:
         if self.last is not None and self._watching:
             outcome = Outcome(self.last, self._state.peaks, self.alerts)
             self._report(step, lambda reporter: reporter.end(outcome))
-            self._raise_if_fatal()
+            self._note_unwritten(step)
+            if self.history.waiting:
+                _logger.error(
+                    "weightwatch: %d lines of the record could not be written to %s, and are lost.",
+                    self.history.waiting,
+                    self.history.folder,
+                )
+        self._opening.folder.release()
+        self._agree()
 
     # Checks
 
@@ -182,7 +208,7 @@ class Session:
                 self._report_check(raised)
         requests = Requests.of(raised)
         # All processes act alike: if one alone saved, stopped or raised, the others would wait for ever.
-        save, stop = self._ranks.add(np.array([float(requests.save), float(requests.stop)]), self._fatal) > 0
+        save, stop = self._ranks.add(np.array([float(requests.save), float(requests.stop)]), self._faults.fatal) > 0
         # With `save_strategy="best"` an evaluation in the same step resets should_save: the save is requested again.
         self._save_owed |= bool(save)
         return bool(stop)
@@ -194,41 +220,60 @@ class Session:
         reading, firing = self.last, self._state.rules.engine.firing
         if reading is not None:
             self._report(reading.step, lambda reporter: reporter.check(reading, raised, firing))
+            self._note_unwritten(reading.step)
 
     # Start of a run
 
-    def _begin(self, model: nn.Module, step: int, checkpoint: str | None, again: bool) -> list[Alert]:
+    def _begin(self, model: nn.Module, step: int, checkpoint: str | None, again: bool, run: str | None) -> list[Alert]:
         view = self._ranks.agreed(lambda: self.monitor.view(model))
-        fix = restore if step or again else establish
-        self.monitor.reference = fix(view, self.history.folder, self.monitor.reference)
+        fresh = not (step or again)
+        self._opening.claim(step, run, fresh=fresh)
+        fix = self._opening.establish if fresh else self._opening.restore
+        self.monitor.reference = fix(view, self.monitor.reference)
         if step:
             self.monitor.validate(view)
             return self._resume(step, checkpoint)
         reading = self.monitor.read(view, 0)
         self._open(0)
         self._report_check(self._state.take(reading))
-        self._ranks.agreed(self._raise_if_fatal)
+        self._ranks.agreed(self._faults.raise_fatal)
         return []
 
     def _open(self, step: int) -> None:
         """Open the files, and set aside what they have of later steps."""
-        self._ranks.from_main(lambda: self._prepare(step))
+        if self._ranks.main:
+            events = self._events.with_name(self._events.name + self._opening.folder.suffix)
+            of_config = [TensorBoard(events)] * self.config.tensorboard + [Summary()] * self.config.summary
+            self._reporters += [Log(), Recorder(self.history), *of_config]
+        self._opening.open(step, self.config)
+        self._note_unwritten(step)
         run = Run(self.monitor.directions, self.config, step)
         unopened = self._report(step, lambda reporter: reporter.begin(run))
         self._reporters = [reporter for reporter in self._reporters if reporter not in unopened]
 
-    def _prepare(self, step: int) -> None:
-        self.history.rewind(step if step else -1)
-        self.history.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.history.folder / "config.yaml", self.config.to_yaml())
-
     def _resume(self, step: int, checkpoint: str | None) -> list[Alert]:
         """Restore the state from the record. Return the alerts that fire now and were not recorded."""
         self._open(step)
-        found = self._ranks.from_main(lambda: (self._state.recall(step, checkpoint), self._state.shared))
-        news, self._state.shared = found
+        news, self._state.shared = self._ranks.from_main(lambda: (self._recall(step, checkpoint), self._state.shared))
         self._report(step, lambda reporter: reporter.alerts(news))
-        self._ranks.agreed(self._raise_if_fatal)
+        self._note_unwritten(step)
+        self._ranks.agreed(self._faults.raise_fatal)
+        return news
+
+    def _recall(self, step: int, checkpoint: str | None) -> list[Alert]:
+        try:
+            news = self._state.recall(step, checkpoint)
+        except OSError as error:
+            self._faults.note(step, error, what="read the record of", outcome="The rules begin anew.")
+            return []
+        if self.last is not None and self._state.step != step:
+            _logger.warning(
+                "weightwatch: The record in %s has no reading of step %d: the newest before it is of step %d. Rules go "
+                "on from there.",
+                self.history.folder,
+                step,
+                self._state.step,
+            )
         return news
 
     # Faults
@@ -237,44 +282,22 @@ class Session:
         """Call every reporter, even if others fail, and return those that failed."""
         failed: list[Reporter] = []
         for reporter in self._reporters:
-            try:
-                act(reporter)
-            except Exception as error:
+            error = attempt(partial(act, reporter))
+            if error is not None:
                 failed.append(reporter)
-                self._fault(step, error, what="report")
+                self._faults.note(step, error, what="report")
         return failed
 
     def _guarded(self, step: int, act: Callable[[], None]) -> None:
         """Run a part of the monitoring that may fail."""
-        try:
-            act()
-        except Exception as error:
-            self._fault(step, error)
+        error = attempt(act)
+        if error is not None:
+            self._faults.note(step, error)
 
-    def _fault(
-        self,
-        step: int,
-        error: Exception,
-        *,
-        what: str = "check",
-        outcome: str = "Training continues. The same fault is not logged again; errors.jsonl has all of them.",
-    ) -> None:
-        """Log a fault once and record it each time; with ``on_error: raise``, keep it to be raised instead."""
-        if self.config.on_error == "raise":
-            self._fatal = self._fatal or error
-            return
-        told = str(error) in self._told
-        self._told.add(str(error))
-        if not told:
-            trace = not isinstance(error, WeightWatchError)
-            _logger.error("weightwatch could not %s step %d: %s. %s", what, step, error, outcome, exc_info=trace)
-        try:
-            if self._ranks.main:
-                self.history.add_error(step, error)
-        except OSError as unwritten:
-            if not told:
-                _logger.error("weightwatch could not write errors.jsonl: %s.", unwritten)
+    def _note_unwritten(self, step: int) -> None:
+        if self.history.fault is not None:
+            self._faults.note_unwritten(step, self.history.fault)
 
-    def _raise_if_fatal(self) -> None:
-        if self._fatal is not None:
-            raise self._fatal
+    def _agree(self) -> None:
+        """Raise a fault that was kept, on all processes."""
+        self._ranks.add(np.zeros(1), self._faults.fatal)

@@ -1,21 +1,25 @@
+import copy
 import json
 import logging
 import os
+import pickle
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import yaml
+from accelerate.state import GradientState
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from transformers import EarlyStoppingCallback, LlamaForCausalLM, Trainer
+from transformers.trainer_utils import HPSearchBackend
 
 from tests.support.models import lora, low_rank, tiny_gpt2, tiny_llama
 from tests.support.runs import STRICT, At, lines, steps, timeless, trainer
@@ -432,12 +436,12 @@ def test_a_run_can_be_watched_from_a_checkpoint_on(
 
 def test_a_second_run_in_the_same_folder_sets_the_first_aside(tmp_path: Path) -> None:
     watched(tmp_path, config={"rules": [MOVED]}, max_steps=4)[0].train()
-    first = [(tmp_path / "weightwatch" / name).read_text() for name in ("readings.jsonl", "alerts.jsonl")]
+    first = {file.name: file.read_bytes() for file in (tmp_path / "weightwatch").iterdir()}
     watched(tmp_path, config={"every": 3}, max_steps=6)[0].train()
     assert steps(tmp_path) == [0, 3, 6]
     assert lines(tmp_path, "alerts.jsonl") == []
-    aside = lines(tmp_path, "superseded.jsonl")
-    assert "".join(entry["line"] + "\n" for entry in aside) == "".join(first)
+    (aside,) = tmp_path.glob("weightwatch-*")
+    assert {file.name: file.read_bytes() for file in aside.iterdir()} == first
 
 
 def test_training_on_with_the_same_trainer_is_a_run_of_its_own(tmp_path: Path) -> None:
@@ -496,9 +500,11 @@ def test_a_folder_that_cannot_be_written_leaves_the_training_alone(
     task, _ = watched(tmp_path, config={"on_error": "log"})
     task.train()
     assert task.state.global_step == 8
-    assert len(faults(caplog)) == 2
-    assert "Training continues without monitoring." in faults(caplog)[0].getMessage()
-    with pytest.raises(FileExistsError):
+    told = [fault.getMessage() for fault in faults(caplog)]
+    assert "could not write the record of step 0" in told[0]
+    assert "Training and monitoring continue." in told[0]
+    assert "lines of the record could not be written" in told[-1]
+    with pytest.raises(NotADirectoryError):
         watched(tmp_path)[0].train()
 
 
@@ -515,8 +521,7 @@ def test_a_record_that_becomes_unwritable_keeps_no_alert_from_acting(
     assert task.state.global_step == 6
     told = [record.getMessage() for record in faults(caplog)]
     assert [message for message in told if message.startswith("moved (warning)")] == []
-    assert sum("could not report step 4" in message for message in told) == 1
-    assert sum("could not write errors.jsonl" in message for message in told) == 1
+    assert sum("could not write the record of step 4" in message for message in told) == 1
 
 
 def test_an_unforeseen_exception_in_a_check_leaves_the_training_alone(
@@ -554,6 +559,13 @@ if case == "fault on one" and rank == 1:
         def on_optimizer_step(self, args, state, control, **kwargs):
             callback.session.monitor.directions = None
     beside = [Blind(1, None)]
+if case == "panic on the main one" and rank == 0:
+    def panic(*given):
+        raise SystemExit(3)
+    class Breaks(type(At(1, None))):
+        def on_optimizer_step(self, args, state, control, **kwargs):
+            callback.session.history.append = panic
+    beside = [Breaks(1, None)]
 if case == "unwritable" and rank == 0:
     (folder / "weightwatch").parent.mkdir(parents=True, exist_ok=True)
     (folder / "weightwatch").write_text("in the way")
@@ -577,12 +589,12 @@ def on_two_processes(folder: Path, case: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["plain", "fault on one", "unwritable"])
+@pytest.mark.parametrize("case", ["plain", "fault on one", "panic on the main one", "unwritable"])
 def test_two_processes_act_as_one_and_only_the_first_writes(case: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     on_two_processes(folder, case)
     # A fault on one process is a fault on all: each measures only its part.
-    end = "3" if case == "plain" else "8"
+    end = "8" if case == "fault on one" else "3"  # also where the record can't be written, rules stop the training
     assert [(folder / f"rank-{rank}").read_text() for rank in (0, 1)] == [end, end]
     assert (folder / "checkpoint-3").is_dir()
     if case == "fault on one":
@@ -628,3 +640,119 @@ def test_watching_with_a_direction_that_is_not_validated_is_warned_of(validation
     WeightWatchCallback(mine)
     assert ("has not passed an evaluation" in caplog.text) is (told is not None)
     assert (told or "") in caplog.text
+
+
+# Which folder a run has
+
+
+class Trial:
+    """Stands for a trial of Optuna, of which the trainer uses the number."""
+
+    params: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def test_each_trial_of_a_hyper_parameter_search_has_a_record_beside_its_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)
+    rule = {**MOVED, "metric": "reach_cosine", "scope": "model", "above": 0.5}
+    jump = At(4, lambda model: toward(model, 1.0))
+    changes = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-5}
+    task, _ = watched(tmp_path, config={"every": 1, "rules": [rule]}, beside=[jump], **changes)
+    task.model_init = lambda *given: lora(tiny_llama())
+    task.hp_search_backend, task.hp_name, task.hp_space = HPSearchBackend.OPTUNA, None, lambda trial: {}
+    for number in (0, 3):
+        task.train(trial=Trial(number))
+        folder = tmp_path / f"run-{number}"
+        assert steps(folder) == list(range(9))
+        assert checkpoints(folder) == {step: f"checkpoint-{step}" for step in (2, 4, 6, 8)}
+        assert lines(folder, "alerts.jsonl")[0]["last_clean"] == "checkpoint-2"
+        assert list((folder / "runs" / "weightwatch").glob("events.*"))
+    assert not (tmp_path / "weightwatch").exists()
+
+
+def test_a_run_in_a_relative_folder_stays_there_when_the_process_goes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    tiny_llama().save_pretrained("base")
+    model = LlamaForCausalLM.from_pretrained("base")
+    leave = At(3, lambda model: os.chdir(tmp_path / "there"))
+    watched(Path("run"), model=model, beside=[leave], max_steps=6)[0].train()
+    assert steps(tmp_path / "here" / "run") == [0, 2, 4, 6]
+    assert lines(tmp_path / "here" / "run", "errors.jsonl") == []
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_false_start_over_a_run_leaves_it_as_it_was(tmp_path: Path) -> None:
+    changes = {"save_strategy": "steps", "save_steps": 3, "learning_rate": 1e-3}
+
+    def start(seed: int) -> LlamaForCausalLM:
+        return tiny_llama(seed=seed)  # in no checkpoint: θ₀ is copied
+
+    for folder in ("whole", "broken"):
+        watched(tmp_path / folder, model=start(1), **changes)[0].train()
+    watched(tmp_path / "broken", model=start(2), **{**changes, "max_steps": 2})[0].train()
+    task, _ = watched(tmp_path / "broken", model=start(1), **changes)
+    task.train(resume_from_checkpoint=str(tmp_path / "broken" / "checkpoint-6"))
+    assert timeless(tmp_path / "broken") == timeless(tmp_path / "whole")
+
+
+def test_a_copy_of_theta0_goes_with_a_run_only_while_a_checkpoint_is_left(tmp_path: Path) -> None:
+    kept = []
+    for number in range(3):
+        if number == 2:
+            shutil.rmtree(tmp_path / "checkpoint-2")
+        saves = {"save_strategy": "steps", "save_steps": 2} if number == 0 else {}
+        watched(tmp_path, model=tiny_llama(), max_steps=2, **saves)[0].train()
+        kept.append(len(list(tmp_path.glob("weightwatch-*/reference-*.safetensors"))))
+    assert kept == [0, 1, 1]
+
+
+SECOND = """
+import sys
+from pathlib import Path
+from tests.callbacks.test_trainer import watched
+from tests.support.models import lora, tiny_llama
+from weightwatch.record import run_folder
+run_folder._PATIENCE = 0.1
+watched(Path(sys.argv[1]), max_steps=4)[0].train()
+"""
+
+
+def test_a_second_run_beside_a_live_one_records_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    def begin_another(model: nn.Module) -> None:
+        done = subprocess.run([sys.executable, "-c", SECOND, str(tmp_path)], capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        assert "another process records a run there" in done.stderr.decode()
+
+    watched(tmp_path, beside=[At(3, begin_another)])[0].train()
+    assert steps(tmp_path) == [0, 2, 4, 6, 8]
+    (other,) = tmp_path.glob("weightwatch-*")
+    assert [json.loads(line)["step"] for line in (other / "readings.jsonl").read_text().splitlines()] == [0, 2, 4]
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+# Copies
+
+
+def test_a_callback_its_trainer_and_its_state_can_be_copied_and_pickled(tmp_path: Path) -> None:
+    GradientState._reset_state()  # after a training no trainer can be pickled, watched or not
+    task, callback = watched(tmp_path, model=tiny_llama(), max_steps=2)
+    again = pickle.loads(pickle.dumps(task))
+    again.args.output_dir = str(tmp_path / "again")
+    again.train()
+    assert steps(tmp_path / "again") == [0, 2]
+    task.train()
+    for copied in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
+        assert copied.session is None
+        assert copied.config == callback.config
+        trainer(tiny_llama(), tmp_path / "copy", copied, max_steps=2).train()
+        assert timeless(tmp_path / "copy") == timeless(tmp_path)
+    copy.deepcopy(task.state)
+    copy.deepcopy(task)

@@ -1,7 +1,9 @@
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import GradientState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import Trainer, TrainerCallback
 
@@ -105,3 +107,12 @@ def test_a_log_before_the_first_check_has_no_figures(tmp_path: Path) -> None:
     watch(task, [low_rank(tiny_llama(), 5)], config={**STRICT, "every": 4})
     task.train()
     assert [step for step, logs in tracker.seen if figures(logs)] == [4, 8]
+
+
+def test_a_watched_trainer_can_be_pickled_and_logs_the_figures_still(tmp_path: Path) -> None:
+    GradientState._reset_state()  # after a training no trainer can be pickled, watched or not
+    task = trainer(tiny_llama(), tmp_path, max_steps=2)
+    watch(task, low_rank(tiny_llama(), 5), config=STRICT)
+    again = pickle.loads(pickle.dumps(task))
+    again.train()
+    assert any("weightwatch/evil/cosine" in entry for entry in again.state.log_history)

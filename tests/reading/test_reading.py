@@ -4,6 +4,7 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from weightwatch.measure.sums import Sums
 from weightwatch.reading.reading import Reading, read
@@ -76,7 +77,7 @@ def test_layers_of_further_stacks_come_after_those_of_the_main_one_and_read_back
     assert {kind: score.dose for kind, score in evil.modules.items()} == pytest.approx(
         {"q": 0.7 / 2, "encoder.block.q": 0.3 / 2}
     )
-    assert Reading.from_json(json.loads(json.dumps(reading.to_json()))) == reading
+    assert Reading.from_json(json.dumps(reading.to_json())) == reading
 
 
 def test_shares_add_up_to_the_cosine_of_the_model() -> None:
@@ -132,8 +133,9 @@ def test_scores_of_single_tensors_are_made_only_if_wanted() -> None:
 
 def test_a_line_of_json_reads_back_the_same() -> None:
     reading = example()
-    line = json.loads(json.dumps(reading.to_json(), allow_nan=False))
-    assert Reading.from_json(line) == reading
+    text = json.dumps(reading.to_json(), allow_nan=False)
+    assert Reading.from_json(text) == reading
+    line = json.loads(text)
     assert "tensors" not in line["directions"]["behaviour0"]
     assert line["directions"]["behaviour0"]["layers"]["0"]["cosine"] == reading["behaviour0"].layers[0].cosine
 
@@ -143,7 +145,37 @@ def test_a_reading_cannot_be_changed() -> None:
         example().step = 3  # type: ignore[misc]  # what must not work
 
 
-@pytest.mark.parametrize("line", [{}, {"step": 1, "directions": {"evil": {}}}])
-def test_what_is_no_reading_is_refused(line: dict[str, object]) -> None:
-    with pytest.raises((KeyError, TypeError)):
+def altered(path: str, value: object) -> str:
+    """Return the line of a reading with one entry replaced."""
+    line = example().to_json()
+    *parents, last = path.split("/")
+    for key in parents:
+        line = line[key]
+    line[last] = value
+    return json.dumps(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        '{"step": 1, "directions": {"evil": {}}}',
+        altered("update_norm", "1.3"),
+        altered("update_norm", float("nan")),
+        altered("update_norm", None),
+        altered("step", "1"),
+        altered("step", -1),
+        altered("step", True),
+        altered("directions/behaviour0/cosine", "0.3"),
+        altered("directions/behaviour0/dose", float("inf")),
+        altered("directions/behaviour0/reach", [0.5]),
+        altered("directions/behaviour0/layers", {"0": {"cosine": 0.1}}),
+        altered("directions/behaviour0", None),
+        altered("directions", []),
+        altered("left_out", {"w": 1}),
+        "[" * 100_000,
+    ],
+)
+def test_what_is_no_reading_is_refused(line: str) -> None:
+    with pytest.raises(ValidationError):
         Reading.from_json(line)

@@ -10,7 +10,8 @@ import pytest
 from tests.rules.test_alert import ALERT
 from tests.support.runs import reading
 from weightwatch import WeightWatchError
-from weightwatch.record.history import History
+from weightwatch.record.history import History, State
+from weightwatch.rules.engine import RuleState
 
 FILES = ("readings.jsonl", "alerts.jsonl", "errors.jsonl")
 
@@ -203,12 +204,92 @@ def test_amending_leaves_the_bytes_before_it_alone_and_may_shorten(tmp_path: Pat
     assert path.read_bytes() == before
 
 
+STATE = State(step=5, checkpoint="checkpoint-5", key="k", states={"a": RuleState(1, 0, 5)}, clean=[], peaks={})
+
+
 def test_states_go_with_the_readings_when_the_run_goes_back(tmp_path: Path) -> None:
     history = recorded(tmp_path, [0, 5, 10])
     for step in (5, 10):
-        history.add_state(step, {"checkpoint": f"checkpoint-{step}"})
+        history.add_state(STATE.model_copy(update={"step": step}))
     history.rewind(5)
-    assert history.states() == [{"step": 5, "checkpoint": "checkpoint-5"}]
+    assert history.states() == [STATE]
     assert [name for name, _ in superseded(history)] == ["readings.jsonl"]  # states follow from the readings
     history.forget_states()
     assert history.states() == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "5"},
+        {"states": {"a": {"true_for": "1"}}},
+        {"states": {"a": None}},
+        {"clean": "a"},
+        {"peaks": {"evil": ["0.1", 5]}},
+        {"peaks": {"evil": [float("nan"), 5]}},
+        {"checkpoint": None},
+        {"colour": "red"},
+    ],
+)
+def test_states_with_a_damaged_line_are_not_used(change: dict[str, object], tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0, 5])
+    history.add_state(STATE)
+    history.append("states.jsonl", {**STATE.model_dump(), **change})
+    assert history.states() == []
+
+
+def test_a_reading_that_is_there_twice_or_out_of_order_is_named(tmp_path: Path) -> None:
+    for number, steps in enumerate(([0, 5, 5], [0, 5, 3])):
+        history = recorded(tmp_path / str(number), steps)
+        with pytest.raises(WeightWatchError, match=rf"line 3 is damaged \(step {steps[2]} comes after step 5\)"):
+            list(history.readings())
+
+
+def test_an_alert_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.add_alert(ALERT)
+    history.add_alert(replace(ALERT, state="resolved"))
+    assert len(history.alerts()) == 2
+    history.add_alert(ALERT)
+    with pytest.raises(WeightWatchError, match=r"alerts\.jsonl, line 3 is damaged \(it repeats an earlier line\)"):
+        history.alerts()
+
+
+def test_a_record_knows_which_steps_it_has(tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0, 5, 10])
+    assert [step for step in range(12) if history.has(step)] == [0, 5, 10]
+    assert not History(tmp_path / "nowhere").has(0)
+
+
+def test_lines_after_the_end_are_not_read(tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0, 5, 10])
+    for step in (5, 10):
+        history.add_alert(replace(ALERT, step=step))
+        history.add_state(STATE.model_copy(update={"step": step}))
+    history.end = 5
+    assert [r.step for r in history.readings()] == [0, 5]
+    assert [r.step for r in history.readings_after(0)] == [5]
+    assert history.last_reading() == list(history.readings())[-1]
+    assert [alert.step for alert in history.alerts()] == [5]
+    assert history.states() == [STATE]
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_line_leaves_none_of_it(tmp_path: Path) -> None:
+    script = """
+import resource, signal, sys
+from tests.support.runs import reading
+from weightwatch.record.history import History
+history = History(sys.argv[1])
+history.add_reading(reading(0, 0.1))
+size = (history.folder / "readings.jsonl").stat().st_size
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, -1))
+try:
+    history.add_reading(reading(5, 0.1))
+except OSError:
+    assert (history.folder / "readings.jsonl").stat().st_size == size
+    sys.exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, check=False)
+    assert done.returncode == 7, done.stderr.decode()
+    assert [r.step for r in History(tmp_path).readings()] == [0]

@@ -2,6 +2,7 @@ import json
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
+from pydantic import ValidationError
 
 from weightwatch import Alert
 
@@ -43,13 +44,23 @@ def test_a_resolved_one_says_so() -> None:
 
 
 def test_a_line_of_the_record_reads_back_equal() -> None:
-    assert Alert.from_json(json.loads(json.dumps(ALERT.to_json()))) == ALERT
+    assert Alert.from_json(json.dumps(ALERT.to_json())) == ALERT
 
 
-@pytest.mark.parametrize("damage", [{"colour": "red"}, {"top_layers": None}])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"colour": "red"},
+        {"top_layers": None},
+        {"value": "0.3"},
+        {"value": float("nan")},
+        {"state": "on"},
+        {"step": 1.5},
+    ],
+)
 def test_a_line_that_is_no_alert_is_refused(damage: dict[str, object]) -> None:
-    with pytest.raises(TypeError):
-        Alert.from_json({**ALERT.to_json(), **damage})
+    with pytest.raises(ValidationError):
+        Alert.from_json(json.dumps({**ALERT.to_json(), **damage}))
 
 
 def test_it_cannot_be_changed() -> None:

@@ -118,7 +118,7 @@ def test_layers_of_a_further_stack_are_judged_by_their_names() -> None:
     made = reading(1, 0.3, layers={0: 0.1, 3: 0.2, "encoder.block.3": 0.6})
     alert = one(made, scope={"layers": [3, "encoder.block.3"]})
     assert (alert.where, alert.value, alert.top_layers) == ("layer encoder.block.3", 0.6, ("encoder.block.3", 3, 0))
-    assert Alert.from_json(json.loads(json.dumps(alert.to_json()))) == alert
+    assert Alert.from_json(json.dumps(alert.to_json())) == alert
     with pytest.raises(WeightWatchError, match=r"no layer encoder\.block\.4; it has layer 0, layer 3, layer encoder"):
         one(made, scope={"layers": ["encoder.block.4"]})
 
@@ -180,7 +180,7 @@ def test_a_replayed_history_raises_the_alerts_of_the_live_run() -> None:
     live, raised = RuleManager(rules, lambda _: True), []
     for made in readings:
         raised += live.apply(made)
-    recorded = [Reading.from_json(json.loads(json.dumps(made.to_json()))) for made in readings]
+    recorded = [Reading.from_json(json.dumps(made.to_json())) for made in readings]
     replayed = applied(rules, recorded)
     assert (replayed.engine, replayed.alerts) == (live.engine, raised)
     assert len(raised) > 6

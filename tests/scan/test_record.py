@@ -103,3 +103,16 @@ def test_an_unfinished_mark_costs_no_other_checkpoint(tmp_path: Path) -> None:
     record = ScanRecord(tmp_path / "scan", [rule()])
     record.begin(tmp_path, SETTINGS)
     assert all(record.holds(name(step), step, f"mark-{step}") for step in range(1, 6))
+
+
+@pytest.mark.parametrize(
+    "damage", [b"[]", b"3", b'{"checkpoint": 3, "mark": "x"}', b'{"mark": "x"}', b"\xff\xfe", b"{"]
+)
+def test_a_damaged_line_of_what_was_scanned_has_its_checkpoint_measured_again(damage: bytes, tmp_path: Path) -> None:
+    scanned(tmp_path, 3)
+    file = tmp_path / "scan" / "scanned.jsonl"
+    first, _, third = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([first, damage, third]) + b"\n")
+    record = ScanRecord(tmp_path / "scan", [rule()])
+    record.begin(tmp_path, SETTINGS)
+    assert [record.holds(name(step), step, f"mark-{step}") for step in (1, 2, 3)] == [True, False, True]

@@ -1,5 +1,6 @@
 """Runs of checkpoints on disk, and their scans."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def same(ours: Reading, live: Reading) -> None:
 
 
 def live_readings(folder: Path) -> list[Reading]:
-    return [Reading.from_json(line) for line in lines(folder) if line["checkpoint"]]
+    return [Reading.from_json(json.dumps(line)) for line in lines(folder) if line["checkpoint"]]
 
 
 def base_folder(tmp_path: Path, **settings: object) -> tuple[LlamaForCausalLM, Path]:

@@ -53,9 +53,13 @@ class Mapped:
     """
 
     def __init__(self, file: Path) -> None:
+        self.path = file
         self._file = safe_open(file, framework="pt", device="cpu")
         self._views: dict[str, Tensor] = {}
         self.keys, self.get_slice, self.metadata = self._file.keys, self._file.get_slice, self._file.metadata
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Mapped, (self.path,)  # a copy opens the file itself
 
     def get_tensor(self, name: str) -> Tensor:
         """Return a whole tensor."""
@@ -81,6 +85,7 @@ class Unmapped:
     def __init__(self, path: Path, on_read: Callable[[int], None] | None = None) -> None:
         file = path.open("rb", buffering=0)
         weakref.finalize(self, file.close)
+        self.path = path
         self._number = file.fileno()
         self._file = file
         self._on_read = on_read
@@ -88,6 +93,9 @@ class Unmapped:
         if os.fstat(self._number).st_size < size:
             raise ValueError(f"it has {os.fstat(self._number).st_size} bytes where its header states {size}")
         self._notes: Mapping[str, str] = self._entries.pop("__metadata__", {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Unmapped, (self.path, self._on_read)  # a copy opens the file itself
 
     def keys(self) -> list[str]:
         """Return the names of the tensors."""

@@ -2,14 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from functools import cache
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from weightwatch.measure.sums import Sums
 from weightwatch.reading.grouping import Layer, group, split
 from weightwatch.update.sharding.ranks import Floats
 from weightwatch.vectors.direction import Direction
+
+
+def _as_number(layer: object) -> object:
+    """Return a layer as it is in a reading: JSON has its number as text."""
+    return int(layer) if isinstance(layer, str) and layer.isdecimal() else layer
+
+
+LINE = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""How a line of the record is validated: nothing is converted, and figures are finite."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,8 @@ class Score:
 
     Source: the cosine with the task vector is that of contrastive weight steering (Fierro and Roger, arXiv 2511.05408).
     """
+
+    __pydantic_config__ = LINE
 
     cosine: float
     """⟨τ,w⟩ / (‖τ‖‖w‖)."""
@@ -40,7 +53,7 @@ class Score:
 class DirectionReading(Score):
     """The score of the whole model along one direction, and the scores of its parts."""
 
-    layers: Mapping[Layer, Score] = field(default_factory=dict)
+    layers: Mapping[Annotated[Layer, BeforeValidator(_as_number)], Score] = field(default_factory=dict)
     """Scores by layer: ``3``, or ``"encoder.block.3"`` in a stack that is not the language model's."""
     modules: Mapping[str, Score] = field(default_factory=dict)
     """Scores by kind of module: ``q_proj``, ``mlp.c_proj``, …"""
@@ -59,7 +72,9 @@ class Reading:
         (0.31, 0.2)
     """
 
-    step: int
+    __pydantic_config__ = LINE
+
+    step: Annotated[int, Field(ge=0)]
     """Number of optimizer steps so far."""
     time: str
     """Time of the check: ISO 8601, UTC."""
@@ -85,18 +100,18 @@ class Reading:
         return line
 
     @classmethod
-    def from_json(cls, line: Mapping[str, Any]) -> "Reading":
+    def from_json(cls, line: str | bytes) -> "Reading":
         """Return the reading in a line of readings.jsonl.
 
         Raises:
-            KeyError, TypeError: The line is not a reading.
+            ValidationError: The line is not a reading: a figure is missing, is text or is not finite.
         """
-        directions = {}
-        for name, part in line["directions"].items():
-            layers = {int(k) if k.isdecimal() else k: Score(**value) for k, value in part["layers"].items()}
-            modules = {key: Score(**value) for key, value in part["modules"].items()}
-            directions[name] = DirectionReading(**{**part, "layers": layers, "modules": modules})
-        return cls(**{**line, "directions": directions})
+        return _lines().validate_json(line)
+
+
+@cache
+def _lines() -> "TypeAdapter[Reading]":
+    return TypeAdapter(Reading)
 
 
 def read(sums: Sums, directions: Sequence[Direction], *, step: int, time: str, tensors: bool = False) -> Reading:

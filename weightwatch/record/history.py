@@ -13,14 +13,38 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from weightwatch.reading.reading import Reading
 from weightwatch.rules.alert import Alert
-from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.rules.engine import RuleState
+from weightwatch.vectors.errors import WeightWatchError, text_of
 from weightwatch.vectors.weights.atomic import whole_file
 
 READINGS, ALERTS, ERRORS, SUPERSEDED = "readings.jsonl", "alerts.jsonl", "errors.jsonl", "superseded.jsonl"
 STATES = "states.jsonl"
 """The rules' states at each checkpoint. They follow from the readings and spare a resumed run the reading of them."""
+
+
+class State(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
+    """The state of a run at a checkpoint.
+
+    Attributes:
+        step: Step of the checkpoint.
+        checkpoint: Its name.
+        key: Tells for which rules and directions it is.
+        states: State of each rule.
+        clean: Names of the rules for which the checkpoint is clean.
+        peaks: The largest reach cosine of each direction, and its step.
+    """
+
+    step: int
+    checkpoint: str
+    key: str
+    states: dict[str, RuleState]
+    clean: list[str]
+    peaks: dict[str, tuple[float, int]]
+
 
 _CHUNK = 1 << 16  # bytes that are read at a time from the end of a file
 
@@ -30,42 +54,66 @@ class History:
 
     Args:
         folder: Made at the first line that is written.
+
+    Attributes:
+        folder: See above.
+        end: Lines of later steps are not read. They are those that ``rewind`` could not set aside yet.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self.end = float("inf")
 
     def readings(self) -> Iterator[Reading]:
         """Yield all readings, oldest first.
 
         Raises:
-            WeightWatchError: A line is damaged; the message names the file and the line.
+            WeightWatchError: A line is damaged, or its step is not after that of the line before; the message names
+                the file and the line.
         """
+        before = -1
         for number, line in enumerate(self._lines(READINGS), 1):
-            yield self._parsed(READINGS, Reading, line, f"line {number}")
+            reading = self._parsed(READINGS, Reading, line, f"line {number}")
+            if reading.step <= before:
+                raise self._damaged(READINGS, f"line {number}", f"step {reading.step} comes after step {before}")
+            if reading.step > self.end:
+                return
+            before = reading.step
+            yield reading
 
     def alerts(self) -> list[Alert]:
         """Return all alerts, oldest first.
 
         Raises:
-            WeightWatchError: A line is damaged; the message names the file and the line.
+            WeightWatchError: A line is damaged or repeated; the message names the file and the line.
         """
-        return [self._parsed(ALERTS, Alert, line, f"line {i}") for i, line in enumerate(self._lines(ALERTS), 1)]
+        found: dict[tuple[str, int, str], Alert] = {}
+        for number, line in enumerate(self._lines(ALERTS), 1):
+            alert = self._parsed(ALERTS, Alert, line, f"line {number}")
+            if (alert.alert, alert.step, alert.state) in found:
+                raise self._damaged(ALERTS, f"line {number}", "it repeats an earlier line")
+            found[alert.alert, alert.step, alert.state] = alert
+        return [alert for alert in found.values() if alert.step <= self.end]
 
     def last_reading(self) -> Reading | None:
         """Return the newest reading; None if there is none or its line is damaged."""
-        line = next(self._backwards(READINGS), (0, b""))[1]
+        line = next((line for _, line in self._backwards(READINGS) if not self.end < _step(line) < float("inf")), b"")
         try:
-            return Reading.from_json(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            return Reading.from_json(line)
+        except ValueError:
             return None
 
-    def states(self) -> list[dict[str, Any]]:
+    def has(self, step: int) -> bool:
+        """Whether there is a reading of a step."""
+        return next((found for _, line in self._backwards(READINGS) if (found := _step(line)) <= step), -1) == step
+
+    def states(self) -> list[State]:
         """Return what ``add_state`` has noted, oldest first; nothing where a line is damaged."""
         try:
-            return [json.loads(line) for line in self._lines(STATES)]
+            states = [State.model_validate_json(line) for line in self._lines(STATES)]
         except ValueError:
             return []
+        return [state for state in states if state.step <= self.end]
 
     def add_reading(self, reading: Reading) -> None:
         """Append a reading."""
@@ -76,7 +124,7 @@ class History:
         self._set_unfinished_aside(READINGS)
         at, before = next(self._backwards(READINGS), (0, b""))
         if _step(before) != reading.step:
-            self.add_reading(reading)
+            self._write(READINGS, _line(reading.to_json()))
             return
         after = _line(reading.to_json())
         # Only the part that differs is written, in one go: a crash leaves the old line or the new one.
@@ -92,18 +140,28 @@ class History:
 
     def add_error(self, step: int, error: BaseException) -> None:
         """Append a fault of the monitoring itself."""
-        self.append(ERRORS, {"step": step, "error": type(error).__name__, "message": str(error)})
+        self.append(ERRORS, {"step": step, "error": type(error).__name__, "message": text_of(error)})
 
-    def add_state(self, step: int, state: Mapping[str, Any]) -> None:
+    def add_state(self, state: State) -> None:
         """Append the rules' states at a checkpoint."""
-        self.append(STATES, {"step": step, **state})
+        self.append(STATES, state.model_dump())
 
     def append(self, name: str, *lines: Mapping[str, Any]) -> None:
         """Append lines to a file of the record, and set aside a line that a crash left unfinished in it."""
+        self._write(name, b"".join(map(_line, lines)))
+
+    def _write(self, name: str, lines: bytes) -> None:
+        """Append lines, all of them or, where the disk is full, none."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._set_unfinished_aside(name)
-        with (self.folder / name).open("ab") as file:
-            file.write(b"".join(map(_line, lines)))
+        with (self.folder / name).open("ab", buffering=0) as file:
+            at, left = file.seek(0, os.SEEK_END), memoryview(lines)
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(at)
+                raise
 
     def readings_after(self, step: int) -> list[Reading]:
         """Return the readings after a step, oldest first. Those before it are not read.
@@ -111,8 +169,9 @@ class History:
         Raises:
             WeightWatchError: A line is damaged.
         """
-        later = list(takewhile(lambda found: _step(found[1]) > step, self._backwards(READINGS)))
-        return [self._parsed(READINGS, Reading, line, "near its end") for _, line in reversed(later)]
+        later = takewhile(lambda found: _step(found[1]) > step, self._backwards(READINGS))
+        lines = [line for _, line in later if not self.end < _step(line) < float("inf")]
+        return [self._parsed(READINGS, Reading, line, "near its end") for line in reversed(lines)]
 
     def forget_states(self) -> None:
         """Remove the rules' states, because they no longer apply."""
@@ -141,7 +200,7 @@ class History:
         """Move lines to ``superseded.jsonl``; the caller removes them from their file."""
         texts = (line.decode("utf-8", errors="replace").removesuffix("\n") for line in lines)
         if lines:
-            self.append(SUPERSEDED, *({"file": name, "line": text} for text in texts))
+            self._write(SUPERSEDED, b"".join(_line({"file": name, "line": text}) for text in texts))
 
     def _set_unfinished_aside(self, name: str) -> None:
         at, line = next(self._backwards(name), (0, b"\n"))
@@ -176,18 +235,29 @@ class History:
 
     def _parsed(self, name: str, kind: Any, line: str | bytes, where: str) -> Any:
         try:
-            return kind.from_json(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WeightWatchError(
-                f"{self.folder / name}, {where} is damaged ({error}). Move the line elsewhere to go on."
-            ) from error
+            return kind.from_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+            raise self._damaged(name, where, reason) from error
+
+    def _damaged(self, name: str, where: str, reason: str) -> WeightWatchError:
+        return WeightWatchError(
+            f"{self.folder / name}, {where} is damaged ({reason}). Move the line elsewhere to go on."
+        )
+
+
+class _Numbered(BaseModel, allow_inf_nan=False):
+    """What all lines have."""
+
+    step: int
 
 
 def _step(line: bytes) -> float:
     """Return the step of a line; a damaged one counts as after every step, so that it is moved, not lost."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        return _Numbered.model_validate_json(line).step
+    except ValueError:
         return float("inf")
 
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from weightwatch.config import Rule
 from weightwatch.reading.reading import Reading
-from weightwatch.record.history import History
+from weightwatch.record.history import History, State
 from weightwatch.rules.alert import Alert
 from weightwatch.rules.engine import RuleState
 from weightwatch.rules.manager import Memory, RuleManager
@@ -106,14 +106,12 @@ class RunState:
     def _restored(self, known: Sequence[Alert]) -> bool:
         """Continue from the saved states, if they are of these rules and every alert that fires is recorded."""
         states = self._history.states()
-        try:
-            if not states or {state["key"] for state in states} != {self._key}:
-                return False
-            self.rules.resume(states, known)
-            self.peaks = {name: (value, step) for name, (value, step) in states[-1]["peaks"].items()}
-            step = int(states[-1]["step"])
-        except (KeyError, TypeError, ValueError):
+        if not states or any(
+            state.key != self._key or state.states.keys() != self.rules.states.keys() for state in states
+        ):
             return False
+        self.rules.resume(states[-1].states, {state.checkpoint: state.clean for state in states}, known)
+        self.peaks, step = dict(states[-1].peaks), states[-1].step
         self.rules.alerts = [alert for alert in self.rules.alerts if alert.step <= step]
         newest = {alert.alert: alert.state for alert in self.rules.alerts}
         if any(newest.get(rule) != "firing" for rule in self.rules.firing):
@@ -133,8 +131,16 @@ class RunState:
                     self._save(reading)
 
     def _save(self, reading: Reading) -> None:
-        state = {"checkpoint": reading.checkpoint, "key": self._key, **self.rules.state(), "peaks": self.peaks}
-        self._history.add_state(reading.step, state)
+        self._history.add_state(
+            State(
+                step=reading.step,
+                checkpoint=str(reading.checkpoint),
+                key=self._key,
+                states=self.rules.states,
+                clean=self.rules.engine.clean,
+                peaks=self.peaks,
+            )
+        )
 
     def _update_peaks(self, reading: Reading) -> None:
         for name, found in reading.directions.items():
@@ -142,4 +148,7 @@ class RunState:
                 self.peaks[name] = found.reach_cosine, reading.step
 
     def _exists(self, checkpoint: str) -> bool:
-        return (self._history.folder.parent / checkpoint).is_dir()
+        try:
+            return (self._history.folder.parent / checkpoint).is_dir()
+        except OSError:  # a folder that can't be read now says nothing of what is in it
+            return True

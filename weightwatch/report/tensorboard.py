@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from weightwatch.report.base import Outcome, Reporter, Run
 from weightwatch.report.scalars import METRICS, scalars
 from weightwatch.rules.alert import Alert
 
+_MOST = 10_000  # readings that are kept while they can't be written
 _LAYER_METRICS = ("cosine", "reach_cosine")
 
 
 class TensorBoard(Reporter):
-    """Writes readings and alerts as TensorBoard events.
+    """Writes readings and alerts as TensorBoard events. What can't be written is kept, and written when it can be.
 
     Args:
         folder: The run folder; nobody else may write events into it.
@@ -24,20 +26,58 @@ class TensorBoard(Reporter):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._writer: Any = None
+        self._waiting: deque[tuple[Reading | None, Sequence[Alert], Mapping[str, bool]]] = deque(maxlen=_MOST)
 
     def begin(self, run: Run) -> None:
-        """Open an event file and write the layout of the custom-scalars tab."""
-        from torch.utils.tensorboard import SummaryWriter
-
+        """Take the directions, and the step from which on events are replaced."""
         names = [direction.name for direction in run.directions]
         controlled = any(direction.card.kind == "control" for direction in run.directions)
-        metrics = [metric for metric in METRICS if metric != "z" or controlled]
-        # TensorBoard drops earlier events from `purge_step` on: a resumed or repeated run writes those steps again.
-        self._writer: Any = SummaryWriter(str(self._folder), purge_step=run.step + 1 if run.step else 0)
-        self._writer.add_custom_scalars(_layout(names, metrics))
+        self._layout = _layout(names, [metric for metric in METRICS if metric != "z" or controlled])
+        self._next = run.step + 1 if run.step else 0
 
     def check(self, reading: Reading, raised: Sequence[Alert], firing: Mapping[str, bool]) -> None:
         """Write one reading, and as 0 or 1 for each rule whether it fires."""
+        self._waiting.append((reading, raised, firing))
+        self._write()
+
+    def alerts(self, raised: Sequence[Alert]) -> None:
+        """Write alerts as text."""
+        self._waiting.append((None, raised, {}))
+        self._write()
+
+    def end(self, outcome: Outcome) -> None:
+        """Write what is left and close the file."""
+        self._write()
+        self._writer.close()
+
+    def _write(self) -> None:
+        """Write what waits. After a fault the writer is of no use any more, and the next call opens another."""
+        try:
+            if self._writer is None:
+                self._writer = self._opened()
+            for reading, raised, firing in self._waiting:
+                if reading is not None:
+                    self._add(reading, firing)
+                for alert in raised:
+                    self._writer.add_text(f"alerts/{alert.alert}", alert.describe(), alert.step)
+            self._writer.flush()
+        except BaseException:
+            self._writer = None
+            raise
+        self._next = max([self._next, *(reading.step + 1 for reading, _, _ in self._waiting if reading is not None)])
+        self._waiting.clear()
+
+    def _opened(self) -> Any:
+        """Open an event file and write the layout of the custom-scalars tab."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        # TensorBoard drops earlier events from `purge_step` on: a resumed or repeated run writes those steps again.
+        writer = SummaryWriter(str(self._folder), purge_step=self._next)
+        writer.add_custom_scalars(self._layout)
+        return writer
+
+    def _add(self, reading: Reading, firing: Mapping[str, bool]) -> None:
         for rule, fires in firing.items():
             self._writer.add_scalar(f"alerts/{rule}", float(fires), reading.step)
         for tag, value in scalars(reading).items():
@@ -49,17 +89,6 @@ class TensorBoard(Reporter):
                     self._writer.add_scalar(tag, getattr(score, metric), reading.step)
             for module, score in found.modules.items():
                 self._writer.add_scalar(f"{name}.modules/cosine/{module}", score.cosine, reading.step)
-        self.alerts(raised)
-
-    def alerts(self, raised: Sequence[Alert]) -> None:
-        """Write alerts as text."""
-        for alert in raised:
-            self._writer.add_text(f"alerts/{alert.alert}", alert.describe(), alert.step)
-        self._writer.flush()
-
-    def end(self, outcome: Outcome) -> None:
-        """Write what is left and close the file."""
-        self._writer.close()
 
 
 def event_folder(output: Path) -> Path:

@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from weightwatch.reading.grouping import Layer
+from weightwatch.reading.reading import LINE
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class Alert:
         >>> alert.describe()
         'drift resolved at step 60: evil cosine is 0.02.'
     """
+
+    __pydantic_config__ = LINE
 
     alert: str
     """Name of the rule."""
@@ -74,11 +80,15 @@ class Alert:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, line: Mapping[str, Any]) -> "Alert":
+    def from_json(cls, line: str | bytes) -> "Alert":
         """Return the alert in a line of alerts.jsonl.
 
         Raises:
-            TypeError: The line is not an alert.
+            ValidationError: The line is not an alert.
         """
-        tuples = {key: tuple(line[key]) for key in ("top_layers", "top_modules", "actions")}
-        return cls(**{**line, **tuples})
+        return _lines().validate_json(line)
+
+
+@cache
+def _lines() -> "TypeAdapter[Alert]":
+    return TypeAdapter(Alert)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from weightwatch.config import Layers, Modules, Rule
-from weightwatch.reading.reading import DirectionReading, Reading, Score
+from weightwatch.reading.reading import LINE, DirectionReading, Reading, Score
 from weightwatch.rules.alert import Alert
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
@@ -26,6 +26,8 @@ K = TypeVar("K")
 @dataclass(frozen=True)
 class RuleState:
     """State of a rule between two checks."""
+
+    __pydantic_config__ = LINE
 
     true_for: int = 0
     """Number of consecutive checks in which the condition has been true."""

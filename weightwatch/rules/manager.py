@@ -1,8 +1,8 @@
 """The rules of one run: their engine, their alerts, and the clean checkpoints to go back to."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import Any, TypeAlias
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeAlias
 
 from weightwatch.config import Rule
 from weightwatch.reading.reading import Reading
@@ -65,27 +65,27 @@ class RuleManager:
         """Names of the rules that fire now."""
         return [name for name, fires in self.engine.firing.items() if fires]
 
-    def state(self) -> dict[str, Any]:
-        """Return the states of the rules and the names of those that are clean, as JSON for ``resume``."""
-        names = (rule.alert for rule in self.engine.rules)
-        states = dict(zip(names, map(asdict, self.engine.states), strict=True))
-        return {"states": states, "clean": self.engine.clean}
+    @property
+    def states(self) -> dict[str, RuleState]:
+        """The states of the rules, by name."""
+        return {rule.alert: state for rule, state in zip(self.engine.rules, self.engine.states, strict=True)}
 
-    def resume(self, states: Sequence[Mapping[str, Any]], alerts: Iterable[Alert]) -> None:
+    def resume(
+        self, states: Mapping[str, RuleState], clean: Mapping[str, Collection[str]], alerts: Iterable[Alert]
+    ) -> None:
         """Continue from recorded states.
 
         Args:
-            states: The results of ``state`` at each checkpoint of the run, in order, each with the name of the
-                checkpoint as ``checkpoint``.
+            states: The states of these rules, by name.
+            clean: The checkpoints of the run, in order, and for each the names of the rules that it is clean for.
             alerts: The recorded alerts, of which those of these rules count.
 
         Raises:
-            KeyError, TypeError: They are states of other rules.
+            KeyError: They are states of other rules.
         """
-        last = states[-1]["states"]
-        engine = Engine(self.engine.rules, tuple(RuleState(**last[rule.alert]) for rule in self.engine.rules))
-        clean = {rule: [s["checkpoint"] for s in states if rule in s["clean"]] for rule in self._clean}
-        self.memory = engine, [alert for alert in alerts if alert.alert in self._clean], clean
+        engine = Engine(self.engine.rules, tuple(states[rule.alert] for rule in self.engine.rules))
+        of_rule = {rule: [name for name, rules in clean.items() if rule in rules] for rule in self._clean}
+        self.memory = engine, [alert for alert in alerts if alert.alert in self._clean], of_rule
 
     @property
     def memory(self) -> Memory:

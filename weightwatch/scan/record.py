@@ -3,7 +3,10 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
 
 from weightwatch.config import Rule
 from weightwatch.reading.reading import Reading
@@ -112,13 +115,18 @@ class ScanRecord:
         return (self._run / checkpoint).exists()
 
 
+class _Scanned(BaseModel, strict=True):
+    """A line of ``scanned.jsonl``."""
+
+    checkpoint: str
+    mark: str
+
+
 def _scanned(file: Path) -> dict[str, str]:
-    """Return what tells the files of each checkpoint; a line that a killed scan left unfinished is passed over."""
+    """Return what tells the files of each checkpoint, but for damaged lines: those are measured again."""
     found: dict[str, str] = {}
-    for line in file.read_text().splitlines() if file.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        found[entry["checkpoint"]] = entry["mark"]
+    for line in file.read_bytes().splitlines() if file.is_file() else ():
+        with suppress(ValidationError):
+            entry = _Scanned.model_validate_json(line)
+            found[entry.checkpoint] = entry.mark
     return found

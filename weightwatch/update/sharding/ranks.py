@@ -4,6 +4,7 @@ The methods that communicate are collective: all processes call them in the same
 nothing but return their input.
 """
 
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from weightwatch.update.sharding.local import LocalTensor
-from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.errors import WeightWatchError, interrupts, text_of
 
 T = TypeVar("T")
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -48,7 +49,7 @@ class Ranks:
         """Whether this is the main process, which writes files."""
         return self.rank == 0
 
-    def add(self, values: Floats, error: Exception | None = None) -> Floats:
+    def add(self, values: Floats, error: BaseException | None = None) -> Floats:
         """Sum an array over all processes, in fp64.
 
         Args:
@@ -57,8 +58,8 @@ class Ranks:
                 failed has to call this too, or the others would wait for it forever.
 
         Raises:
-            Exception: On a process that passed an error, that error. On the others a ``WeightWatchError`` if all passed
-                errors are of that class, else a ``RuntimeError``, so that all processes stop or none does.
+            BaseException: On a process that passed an error, that error. On the others a ``WeightWatchError`` if all
+                passed errors are of that class, else a ``RuntimeError``, so that all processes stop or none does.
         """
         if self.count == 1:
             if error is not None:
@@ -89,19 +90,20 @@ class Ranks:
             The local result.
 
         Raises:
-            Exception: On a process where ``make`` failed, its error. On the others an error with the rank and the
+            BaseException: On a process where ``make`` failed, its error. On the others an error with the rank and the
                 message: a ``WeightWatchError`` if the error is one, else a ``RuntimeError``.
         """
         if self.count == 1:
             return make()
         made: list[T] = []
-        fault: Exception | None = None
+        fault: BaseException | None = None
         try:
             made.append(make())
-        except Exception as error:
+        except BaseException as error:
+            if interrupts(error):
+                raise
             fault = error
-        message = (str(fault) or type(fault).__name__, isinstance(fault, WeightWatchError)) if fault else None
-        everywhere = self.each(message)
+        everywhere = self.each((text_of(fault), isinstance(fault, WeightWatchError)) if fault is not None else None)
         if fault is not None:
             raise fault
         for rank, found in enumerate(everywhere):
@@ -110,25 +112,30 @@ class Ranks:
         return made[0]
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """Call a function on the main process, and return its result on all processes.
+        """Call a function on the main process, and return its result, which can be pickled, on all processes.
 
         Raises:
-            Exception: The error of ``make``, on all processes.
+            BaseException: On the main process the error of ``make``. On the others an error of the same message: a
+                ``WeightWatchError`` if the error is one, else a ``RuntimeError``.
         """
         if self.count == 1:
             return make()
-        made: list[T | None] = [None]
-        error: list[Exception | None] = [None]
+        made, fault = b"", None
         if self.main:
             try:
-                made[0] = make()
-            except Exception as fault:
-                error[0] = fault
-        both: list[object] = [*made, *error]
-        torch.distributed.broadcast_object_list(both, src=0, device=_device())
-        if isinstance(both[1], Exception):
-            raise both[1]
-        return both[0]  # type: ignore[return-value]  # the result of make(), pickled and unpickled
+                made = pickle.dumps(make())  # here, so that a result that can't be sent is an error like any other
+            except BaseException as error:
+                if interrupts(error):
+                    raise
+                fault = error
+        sent: list[object] = [made, fault and text_of(fault), isinstance(fault, WeightWatchError)]
+        torch.distributed.broadcast_object_list(sent, src=0, device=_device())
+        made, message, foreseen = sent  # type: ignore[assignment]  # as they were sent
+        if fault is not None:
+            raise fault
+        if message is not None:
+            raise (WeightWatchError if foreseen else RuntimeError)(message)
+        return pickle.loads(made)
 
     def each(self, value: T) -> list[T]:
         """Return the values of all processes, by rank. Pickles, so use it at start-up only."""

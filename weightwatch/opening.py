@@ -1,0 +1,99 @@
+"""The opening of a run: its folder, θ₀ and files. A folder that can't be written does not keep it from beginning."""
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from weightwatch.config import Config
+from weightwatch.faults import Faults, attempt
+from weightwatch.record.journal import Journal
+from weightwatch.record.run_folder import RunFolder
+from weightwatch.update.model_view import ModelView
+from weightwatch.update.reference import Reference
+from weightwatch.update.sharding.ranks import Ranks
+from weightwatch.update.snapshot import remove
+from weightwatch.update.theta0 import establish, restore
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.atomic import write_text
+
+
+class Opening:
+    """Opens the record of a run. Every process calls each method.
+
+    What can't be written at the beginning is left to the journal, which does it when it can be done.
+
+    Args:
+        history: The record.
+        faults: Takes what could not be written.
+        ranks: The processes of the run.
+
+    Attributes:
+        folder: The run's folder. Only the main process writes to it.
+    """
+
+    def __init__(self, history: Journal, faults: Faults, ranks: Ranks) -> None:
+        self.folder = RunFolder(history.folder)
+        self._history, self._faults, self._ranks = history, faults, ranks
+        self._claimed = False
+        self._kept: TemporaryDirectory[str] | None = None  # θ₀, as long as the run's folder can't be written
+
+    def claim(self, step: int, run: str | None, *, fresh: bool) -> None:
+        """Take the run's folder; see ``RunFolder.claim``."""
+
+        def claim() -> tuple[str, Path, Path, bool]:
+            folder = self.folder
+            unwritten = attempt(lambda: self._claim(step, run, fresh))
+            if not isinstance(unwritten, OSError | None):
+                raise unwritten
+            if unwritten is not None:
+                self._history.opening.append(lambda: self._claim(step, run, fresh))
+                self._faults.note_unwritten(step, unwritten)
+            return folder.run, folder.path, folder.start, unwritten is None
+
+        self.folder.run, self.folder.path, self.folder.start, self._claimed = self._ranks.from_main(claim)
+        self._history.folder = self.folder.path
+
+    def establish(self, view: ModelView, given: Reference) -> Reference:
+        """Record θ₀ in the run's folder, or in a temporary one until that can be written; see ``theta0.establish``."""
+        fixed: list[Reference] = []
+        fault: BaseException | None = None
+        if self._claimed:
+            fault = attempt(lambda: fixed.append(establish(view, self.folder.path, given)))
+            if fixed:
+                return fixed[0]
+            if isinstance(fault, WeightWatchError):
+                raise fault
+        self._kept = TemporaryDirectory(prefix="weightwatch-", ignore_cleanup_errors=True)
+        kept = Path(self._kept.name)
+        reference = establish(view, kept, given)
+        if fault is not None:
+            self._faults.note_unwritten(0, fault)
+        self._history.opening.append(lambda: _copy(kept, self._history.folder))
+        return reference
+
+    def restore(self, view: ModelView, given: Reference) -> Reference:
+        """Return the recorded θ₀; see ``theta0.restore``."""
+        return restore(view, self.folder.start, given)
+
+    def open(self, step: int, config: Config) -> None:
+        """Write the settings, and set aside what the record has of later steps."""
+        if self._ranks.main:
+            self._history.end = step or -1
+            self._history.opening.append(lambda: self._prepare(step, config))
+            self._history.flush()
+
+    def _claim(self, step: int, run: str | None, fresh: bool) -> None:
+        self.folder.claim(step, run, fresh=fresh)
+        self._history.folder, aside = self.folder.path, self.folder.aside
+        if aside is not None and not any(aside.parent.glob("*/trainer_state.json")):
+            remove(aside)  # no checkpoint is left to go on from, and a copy of θ₀ is as large as the model
+
+    def _prepare(self, step: int, config: Config) -> None:
+        self._history.rewind(step or -1)
+        self._history.end = float("inf")
+        self._history.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self._history.folder / "config.yaml", config.to_yaml())
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, dirs_exist_ok=True)
