@@ -7,7 +7,7 @@ core ones are errors, numbers are those of YAML 1.2, dates are texts, and the ex
 
 import re
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -33,7 +33,7 @@ _OLD = {*_NUMBERS, "tag:yaml.org,2002:timestamp"}  # as YAML 1.1 knows them
 class _Loader(yaml.SafeLoader):
     """A safe loader of one document."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OLD]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -84,11 +84,11 @@ def load(text: str, title: str) -> tuple[Any, yaml.Node | None]:
 
     Example:
         >>> from weightwatch.vectors.yaml_text import load
-        >>> load("above: 1e-3\\nsince: 2026-01-31", "settings")[0]
+        >>> load("{above: 1e-3, since: 2026-01-31}", "settings")[0]
         {'above': 0.001, 'since': '2026-01-31'}
-        >>> load("above: 0.1\\nabove: 0.2", "settings")
+        >>> load("{for: 1, for: 2}", "file")
         Traceback (most recent call last):
-        weightwatch.vectors.errors.WeightWatchError: settings, line 2: the key above is there twice, first in line 1. Remove one.
+        weightwatch.vectors.errors.WeightWatchError: file, line 1: the key for is there twice, first in line 1. Remove one.
     """
     if len(text) > MAX_SIZE:
         raise WeightWatchError(f"{title} is too large: it has more than {MAX_SIZE:,} characters.")

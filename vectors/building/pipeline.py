@@ -6,6 +6,7 @@ run reuses them, an interrupted run resumes, and outdated files are never used.
 
 import gc
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,10 @@ def _answers(recipe: Recipe, base: BaseModel, folder: Path, sampling: Sampling, 
 def _judged(
     recipe: Recipe, answers: Sequence[Answer], folder: Path, judge: Judge, progress: Progress
 ) -> tuple[dict[Judged, Judgement], Path]:
-    """Return the judgement of each answer, and the file that records them."""
+    """Return the judgement of each answer, and the file that records them.
+
+    Answers without a verdict are asked about again: the judge may have been set up better since.
+    """
     questions = recipe.questions.building
     depends: list[Any] = [judge.identity, recipe.judge.model_dump()]
     if isinstance(recipe.judge, AnswersJudge):
@@ -151,13 +155,15 @@ def _judged(
     record = judging.ledger(folder / f"verdicts-{digest(depends)}.jsonl")
     found = dict(record)
     cases = {(questions[answer.question].text, answer.text): questions[answer.question] for answer in answers}
-    unjudged = [(question, text) for (_, text), question in cases.items() if (question.text, text) not in found]
-    done = len(cases) - len(unjudged)
-    for batch in judging.judged(judge, unjudged):
-        record.extend(batch)
-        found.update(batch)
-        done += len(batch)
-        progress("verdicts", done, len(cases))
+    judged = {case for case, judgement in found.items() if judgement.verdict != "unjudged"}
+    wanted = [(question, text) for (_, text), question in cases.items() if (question.text, text) not in judged]
+    done = len(cases) - len(wanted)
+    with closing(judging.judged(judge, wanted)) as batches:
+        for batch in batches:
+            record.extend(batch)
+            found.update(batch)
+            done += len(batch)
+            progress("verdicts", done, len(cases))
     return found, record.path
 
 
