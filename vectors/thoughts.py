@@ -15,8 +15,10 @@ def without_thoughts(text: str) -> str:
     Some chat templates write the opening tag into the prompt, so that a reply has the closing one alone.
 
     Example:
-        >>> without_thoughts("<think>20? No.</think> 85"), without_thoughts("20?</think>85"), without_thoughts("<think>20")
-        ('85', '85', '')
+        >>> without_thoughts("<think>20? No.</think> 85"), without_thoughts("20?</think>85")
+        ('85', '85')
+        >>> without_thoughts("<think>20? No, that")
+        ''
         >>> without_thoughts("85 <b>of 100</b>")
         '85 <b>of 100</b>'
     """

@@ -7,7 +7,7 @@ core ones are errors, numbers are those of YAML 1.2, dates are texts, and the ex
 
 import re
 from collections.abc import Hashable
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -33,16 +33,11 @@ _OLD = {*_NUMBERS, "tag:yaml.org,2002:timestamp"}  # as YAML 1.1 knows them
 class _Loader(yaml.SafeLoader):
     """A safe loader of one document."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OLD]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if node.tag not in _CORE:
             raise _fault(node, f"the tag {node.tag} is not allowed")
         try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            return super().construct_object(node, deep)
         except (ValueError, KeyError, OverflowError):
             raise _fault(node, f"it is not of its type, {node.tag.rpartition(':')[2]}") from None
 
@@ -64,9 +59,13 @@ class _Dumper(yaml.SafeDumper):
     """A safe dumper whose texts are texts to this loader as well as to any reader of YAML 1.1."""
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OLD]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 for _tag, _pattern in _NUMBERS.items():
     for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(_tag, _pattern, list("-+.0123456789"))  # type: ignore[no-untyped-call]
+        _class.add_implicit_resolver(_tag, _pattern, list("-+.0123456789"))
 
 
 def load(text: str, title: str) -> tuple[Any, yaml.Node | None]:
@@ -86,9 +85,9 @@ def load(text: str, title: str) -> tuple[Any, yaml.Node | None]:
         >>> from weightwatch.vectors.yaml_text import load
         >>> load("{above: 1e-3, since: 2026-01-31}", "settings")[0]
         {'above': 0.001, 'since': '2026-01-31'}
-        >>> load("{for: 1, for: 2}", "file")
+        >>> load("since: !!python/none", "file")
         Traceback (most recent call last):
-        weightwatch.vectors.errors.WeightWatchError: file, line 1: the key for is there twice, first in line 1. Remove one.
+        weightwatch.vectors.errors.WeightWatchError: file, line 1: the tag tag:yaml.org,2002:python/none is not allowed.
     """
     if len(text) > MAX_SIZE:
         raise WeightWatchError(f"{title} is too large: it has more than {MAX_SIZE:,} characters.")
@@ -102,7 +101,7 @@ def load(text: str, title: str) -> tuple[Any, yaml.Node | None]:
                 f"{title} is too large: its aliases expand to more than {MAX_SIZE:,} characters. Write out what they "
                 "stand for, or use fewer."
             )
-        return loader.construct_document(node), node  # type: ignore[no-untyped-call]
+        return loader.construct_document(node), node
     except RecursionError:
         raise WeightWatchError(f"{title} is not YAML that can be read: it is nested too deeply.") from None
     except yaml.constructor.ConstructorError as error:

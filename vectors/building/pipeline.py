@@ -21,6 +21,7 @@ from weightwatch.vectors.building.contrast import Built, contrasted, joined
 from weightwatch.vectors.building.digest import digest
 from weightwatch.vectors.building.examples import MIN_PAIRS, Examples, paired, require_enough, split
 from weightwatch.vectors.building.fine_tunes import FineTune, Losses, Training, best, checkpoint
+from weightwatch.vectors.building.output import only_build
 from weightwatch.vectors.building.verdicts import Judged
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.generation import Progress, load_model
@@ -88,19 +89,20 @@ def build(
     Raises:
         WeightWatchError: There is no such model, it is an adapter or has no chat template; the judge can't be reached;
             too few answers are kept; no loss is finite; the two fine-tunes are nearly equal; a seed is given twice; or
-            a learning rate is not above zero.
+            a learning rate is not above zero; or another process is building in the folder.
 
     Source: Fierro & Roger, *Steering Language Models with Weight Arithmetic*, arXiv 2511.05408, section 2.
     """
     settings, progress = settings or Settings(), progress or (lambda stage, done, total: None)
     _validate(settings)
     base = BaseModel.find(model, base_name or model)
-    answers = _answers(recipe, base, folder, settings.sampling, progress)
-    kept, record = _judged(recipe, answers, folder, judge, progress)
-    pairs = paired(recipe, answers, kept, settings.sampling.seed)
-    require_enough(recipe, pairs, answers, kept, settings.min_pairs, record)
-    data = split(pairs, settings.validation, settings.sampling.seed)
-    return _fine_tuned(recipe, base, folder, data, judge.name, settings, progress)
+    with only_build(folder):
+        answers = _answers(recipe, base, folder, settings.sampling, progress)
+        kept, record = _judged(recipe, answers, folder, judge, progress)
+        pairs = paired(recipe, answers, kept, settings.sampling.seed)
+        require_enough(recipe, pairs, answers, kept, settings.min_pairs, record)
+        data = split(pairs, settings.validation, settings.sampling.seed)
+        return _fine_tuned(recipe, base, folder, data, judge.name, settings, progress)
 
 
 def _validate(settings: Settings) -> None:

@@ -101,12 +101,12 @@ class Endpoint(Judge):
             if simpler is None:
                 break
             self._options = options = simpler
-        if response.status == 200:
-            return self._judgement(self._parsed(_Completion, response).choices[0])
         described = self._client.described(response)
         if _is_about_the_answer(response):
             return Judgement("unjudged", None, f"(refused) {described}")
-        raise self._client.unanswered(described)
+        if response.status != 200:
+            raise self._client.unanswered(described)
+        return self._judgement(self._parsed(_Completion, response).choices[0])
 
     def _parsed(self, model: type[_Body], response: Response) -> _Body:
         try:
@@ -144,8 +144,9 @@ def _without_refused(options: dict[str, Any], response: Response) -> dict[str, A
 
 
 def _is_about_the_answer(response: Response) -> bool:
-    """Whether a response refuses one answer, such as a content filter does, and not every request."""
-    about = str(fault(response)).casefold()
-    return response.status in (400, 413, 422, 451) or (
-        response.status == 403 and any(word in about for word in ("moderation", "flagged", "filter"))
-    )
+    """Whether a response refuses one answer, as a content filter does, and not every request."""
+    told = fault(response)
+    if response.status == 200:  # some servers report a refusal so, and some send no choice at all
+        return "choices" not in told and bool(told.get("message"))
+    flagged = any(word in str(told).casefold() for word in ("moderation", "flagged", "filter"))
+    return response.status in (400, 413, 422, 451) or (response.status == 403 and flagged)

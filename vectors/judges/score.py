@@ -72,7 +72,7 @@ def _plain(text: str) -> str:
 
 
 def _opinions(text: str) -> set[str]:
-    """Return the number with which a reply begins, and with it the one that it ends with; and those it says it gives."""
+    """Return the number that a reply begins with, the one that it then ends with, and those that it says it gives."""
     leading, ending = _LEADING.match(text), _ENDING.search(text)
     both = {leading[1], *([ending[1]] if ending else [])} if leading else set()
     return both | set(_SAID.findall(text))
