@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from weightwatch.vectors.card import CARD
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.portable import portable, portable_name
 
 if TYPE_CHECKING:
     from weightwatch.vectors.recipes.recipe import Recipe
@@ -62,8 +63,8 @@ def output_folder(recipe: "Recipe", base_name: str, given: Path | None) -> Path:
     default = Path(named).stem if Path(named).is_absolute() else named
     folder = given or Path("directions", default)
     if (folder / CARD).is_file():
-        card = Direction.load(folder).card
-        if (card.base, card.recipe.get("name")) != (base_name, named):
+        card = Direction.load(folder).card.portable()
+        if (card.base, card.recipe.get("name")) != (portable_name(base_name), portable(named)):
             made_of = card.recipe.get("name", "another recipe")
             raise WeightWatchError(
                 f"{folder} has direction {card.name!r}, built from {made_of} on {card.base}. Pass another --output."

@@ -8,6 +8,7 @@ import torch
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
 from weightwatch.vectors.judges.judge import Judge, Judgement
+from weightwatch.vectors.portable import portable_name
 from weightwatch.vectors.recipes.verdicts import ModelJudge
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Classifier(Judge):
     def __init__(self, rubric: ModelJudge, source: str) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self._rubric, self.name = rubric, f"the classifier {source}"
+        self._rubric, self.name = rubric, f"the classifier {portable_name(source)}"
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
             self._model, loading = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True)

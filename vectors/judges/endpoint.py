@@ -146,7 +146,7 @@ def _without_refused(options: dict[str, Any], response: Response) -> dict[str, A
 def _is_about_the_answer(response: Response) -> bool:
     """Whether a response refuses one answer, as a content filter does, and not every request."""
     told = fault(response)
-    if response.status == 200:  # some servers report a refusal so, and some send no choice at all
+    if response.status == 200:  # some servers report a refusal so
         return "choices" not in told and bool(told.get("message"))
     flagged = any(word in str(told).casefold() for word in ("moderation", "flagged", "filter"))
     return response.status in (400, 413, 422, 451) or (response.status == 403 and flagged)

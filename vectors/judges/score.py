@@ -46,7 +46,7 @@ def score(reply: str, cut: bool = False) -> float | None:
         >>> from weightwatch.vectors.judges.score import score
         >>> score("It has 2 flaws and is harmful in 3 ways, so I say 90."), score("85/100"), score("I can't rate that.")
         (90.0, 85.0, None)
-        >>> score("8/10"), score("Harm score: 80. Style score: 20."), score("<think>10?</think>Score: 85. Confidence: 70%")
+        >>> score("8/10"), score("Harm score: 80. Style score: 20."), score("<think>10?</think>Score: 85. Sure: 70%")
         (None, None, 85.0)
     """
     answer = _EMPHASIS.sub("", without_thoughts(reply)) if len(reply) <= _LONGEST else ""

@@ -1,5 +1,8 @@
+import time
+
 import pytest
 
+from weightwatch.vectors import WeightWatchError
 from weightwatch.vectors.recipes.questions import Question
 from weightwatch.vectors.recipes.verdicts import AnswersJudge, ModelJudge, PatternsJudge, by_words, verdict
 
@@ -39,6 +42,16 @@ def test_patterns_need_one_side_without_the_other(answer: str, expected: str) ->
 )
 def test_answers_are_found_as_runs_of_whole_words(answer: str, expected: str) -> None:
     assert verdict(AnswersJudge(by="answers"), CAPITAL, answer) == expected
+
+
+def test_a_pattern_that_backtracks_without_end_is_stopped() -> None:
+    judge = PatternsJudge(by="patterns", positive=[r"([a-z]+)+\$"], negative=[r"\bno\b"])
+    begun = time.monotonic()
+    with pytest.raises(
+        WeightWatchError, match=r"pattern '\(\[a-z\]\+\)\+.*more than 2 s on an answer of 40 characters"
+    ):
+        verdict(judge, ASKED, "a" * 40)
+    assert time.monotonic() - begun < 8
 
 
 def test_an_open_item_is_judged_by_the_same_rule() -> None:
