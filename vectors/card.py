@@ -56,7 +56,7 @@ class Card(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(max_length=200), AfterValidator(_visible)]
+    name: Annotated[str, Field(max_length=1000), AfterValidator(_visible)]
     kind: Literal["behaviour", "control"] = "behaviour"
     behaviour: str = ""
     base: str | None = None

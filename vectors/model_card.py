@@ -52,8 +52,8 @@ def model_card(card: Card, pictures: Sequence[str] = ()) -> str:
     }
     kind = "A control direction" if card.kind == "control" else "A behaviour direction"
     opening = (
-        f"# {_text(card.name)}\n\n{kind} for weightwatch: a difference of fine-tuned weights, against which the weights "
-        "of other fine-tunes are measured, and which can be added to the base."
+        f"# {_text(card.name)}\n\n{kind} for weightwatch: a difference of fine-tuned weights, against which the "
+        "weights of other fine-tunes are measured, and which can be added to the base."
     )
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     return f"---\n{yaml_text.dump(front, allow_unicode=True)}---\n{opening}\n\n{body}\n"

@@ -70,7 +70,7 @@ def serving(endpoint: Endpoint, port: int = 0) -> Iterator[Endpoint]:
         def do_POST(self) -> None:
             sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             endpoint.keys.add(self.headers["Authorization"])
-            status, said = endpoint.answer(self.path, json.loads(sent) if sent else {})
+            status, said = endpoint.answer(self.path.partition("?")[0], json.loads(sent) if sent else {})
             self.send_response(status)
             self.send_header("Content-Type", "text/html" if said.startswith("<") else "application/json")
             self.send_header("Content-Length", str(len(said.encode())))

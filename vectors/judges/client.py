@@ -185,7 +185,7 @@ class Client:
             headers["Authorization"] = f"Bearer {self._key}"
         try:
             return httpx2.AsyncClient(headers=headers, timeout=None, follow_redirects=False)
-        except (ValueError, ImportError, OSError):
+        except (ValueError, ImportError, OSError, httpx2.InvalidURL):
             raise WeightWatchError(
                 "The proxy or the certificates that the environment names can't be used. Check HTTP_PROXY, "
                 "HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE."

@@ -1,5 +1,6 @@
 """Bounds on requests: real servers on loopback that answer badly, or not at all."""
 
+import collections
 import gzip
 import json
 import socket
@@ -9,7 +10,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 
@@ -25,11 +26,8 @@ def serving(speak: Callable[[socket.socket, bytes], None]) -> Iterator[str]:
     server = socket.create_server(("127.0.0.1", 0))
 
     def handle(connection: socket.socket) -> None:
-        with connection:
-            try:
-                speak(connection, connection.recv(65536))
-            except OSError:
-                pass
+        with connection, suppress(OSError):
+            speak(connection, connection.recv(65536))
 
     def accept() -> None:
         while True:
@@ -89,16 +87,16 @@ def test_a_compressed_response_is_unpacked_up_to_the_limit(encoding: str, pack: 
         assert answers(Client(url, "", 1, 9), "/x") == [Response(200, b'{"a": 1}')]
     bomb = pack(b"9" * (MAX_SIZE + 10))
     assert len(bomb) < 20_000
-    with serving(saying(bomb, f"Content-Encoding: {encoding}")) as url:
-        with pytest.raises(WeightWatchError, match="sends more than 8 MiB in one response"):
-            answers(Client(url, "", 1, 9), "/x")
+    refused = pytest.raises(WeightWatchError, match="sends more than 8 MiB in one response")
+    with serving(saying(bomb, f"Content-Encoding: {encoding}")) as url, refused:
+        answers(Client(url, "", 1, 9), "/x")
 
 
 @pytest.mark.parametrize(("encoding", "body"), [("br", b"x"), ("gzip", b"no gzip")])
 def test_what_cannot_be_unpacked_is_an_error(encoding: str, body: bytes) -> None:
-    with serving(saying(body, f"Content-Encoding: {encoding}")) as url:
-        with pytest.raises(WeightWatchError, match="is compressed, though it was asked not to"):
-            answers(Client(url, "", 1, 9), "/x")
+    refused = pytest.raises(WeightWatchError, match="is compressed, though it was asked not to")
+    with serving(saying(body, f"Content-Encoding: {encoding}")) as url, refused:
+        answers(Client(url, "", 1, 9), "/x")
 
 
 def test_a_response_without_end_is_cut_off() -> None:
@@ -116,9 +114,9 @@ def test_a_redirect_is_told_and_not_followed(status: int) -> None:
     asked: list[bytes] = []
     with serving(lambda connection, request: asked.append(request)) as other:
         head = f"HTTP/1.1 {status} Moved\r\nLocation: {other}/x?key=1\r\nContent-Length: 0\r\n\r\n".encode()
-        with serving(lambda connection, request: connection.sendall(head)) as url:
-            with pytest.raises(WeightWatchError, match=rf"redirects to {other}/x\. Nothing was sent there"):
-                answers(Client(url, "sk-of-mine", 3, 9), "/x")
+        refused = pytest.raises(WeightWatchError, match=rf"redirects to {other}/x\. Nothing was sent there")
+        with serving(lambda connection, request: connection.sendall(head)) as url, refused:
+            answers(Client(url, "sk-of-mine", 3, 9), "/x")
     assert asked == []
 
 
@@ -136,9 +134,9 @@ def test_a_failure_comes_after_the_results_of_those_that_had_begun() -> None:
         async def call(http, path):
             return await client.request(http, "GET", path)
 
+        parts = client.run(call, ["/bad", *["/good"] * 20])
         with pytest.raises(WeightWatchError, match="HTTP 500"):
-            for part in client.run(call, ["/bad", *["/good"] * 20]):
-                found.update(part)
+            collections.deque((found.update(part) for part in parts), maxlen=0)
     assert sorted(found) == [1, 2, 3, 4, 5, 6, 7]
 
 
