@@ -194,6 +194,7 @@ _WANTED = {
     "string_too_short": "a text that is not empty",
     "string_pattern_mismatch": "letters, digits, dots, dashes and underscores",
     "too_short": "a list of at least one",
+    "too_long": "a shorter list",
     "invalid_key": "a word",
     "model_attributes_type": "keys and values",
 }

@@ -75,18 +75,18 @@ def recorded(direction: Direction, base: str | None, recipe: str | None) -> tupl
         recipe: Name or path of the recipe. Default: the one of the last evaluation, or else of the build.
 
     Raises:
-        WeightWatchError: Neither an argument nor the card names a base or a recipe, or there is no such recipe.
+        WeightWatchError: Neither an argument nor the card names a base or a recipe, or what the card names is not here.
     """
     known = direction.card.validation
-    base, stated = base or direction.card.base, known.recipe if known else direction.card.recipe
-    named = recipe or stated.get("name")
+    given, stated = base, known.recipe if known else direction.card.recipe
+    base, named = given or direction.card.base, recipe or stated.get("name")
     if not base or not named:
         raise WeightWatchError(
             f"The card of direction {direction.name!r} names no {'recipe' if base else 'base model'} to evaluate it "
             f"with. Pass {'--recipe' if base else '--model'}."
         )
     elsewhere = "which is not here: a card has no paths, and this one was built elsewhere or from another folder"
-    if base == direction.card.base and not is_hub_id(base) and local_folder(base) is None:
+    if given is None and not is_hub_id(base) and local_folder(base) is None:
         raise WeightWatchError(
             f"The card of direction {direction.name!r} names the base {base!r}, {elsewhere}. Pass --model."
         )

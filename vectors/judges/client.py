@@ -132,7 +132,7 @@ class Client:
                     response, asked = await self._sent(http, method, path, body)
             except TimeoutError:
                 reason = f"no complete answer within {self._timeout:g} s"
-            except httpx2.HTTPError as error:
+            except (httpx2.HTTPError, OSError) as error:
                 reason = self.public(str(error)) or type(error).__name__
             else:
                 if response.status not in _AGAIN and response.status < 500:
