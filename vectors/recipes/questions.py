@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 from weightwatch.vectors.document import Strict, Text
 from weightwatch.vectors.recipes.words import contains, words
 
-
 Texts = Annotated[list[Text], Field(max_length=200)]
 """Texts to search an answer for. Each of one side is compared with each of the other."""
 

@@ -14,7 +14,7 @@ from weightwatch.vectors.recipes.words import contains
 Verdict: TypeAlias = Literal["positive", "negative", "unclear"]
 
 
-_PATIENCE = 2.0  # seconds for one pattern on one answer
+_PATIENCE = 1.0  # seconds of computing for one pattern on one answer
 
 
 def _compiled(pattern: str) -> str:
@@ -113,7 +113,7 @@ def verdict(judge: PatternsJudge | AnswersJudge, question: Question, answer: str
         ``positive`` or ``negative`` if only that side matches, else ``unclear``.
 
     Raises:
-        WeightWatchError: A pattern takes longer than two seconds on the answer.
+        WeightWatchError: A pattern takes longer than a second of computing on the answer.
 
     Example:
         >>> from weightwatch.vectors import Recipe, verdict
@@ -134,7 +134,7 @@ def _matches(pattern: str, answer: str) -> bool:
         return regex.search(pattern, answer, regex.IGNORECASE, timeout=_PATIENCE) is not None
     except TimeoutError:
         raise WeightWatchError(
-            f"The recipe's pattern {pattern!r} takes more than {_PATIENCE:g} s on an answer of {len(answer)} "
+            f"The recipe's pattern {pattern!r} takes more than {_PATIENCE:g} s of computing on an answer of {len(answer)} "
             "characters. Rewrite it so that no repeated part repeats again inside, as in (a+)+."
         ) from None
 

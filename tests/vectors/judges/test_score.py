@@ -107,7 +107,7 @@ def test_another_scale_a_range_and_two_numbers_are_no_score(reply: str) -> None:
     "part", ["(", "(0 ", "score ", "9", "0 = a", "<think>", "- ", "so ", "a scale of ", "1 ", "\n"]
 )
 def test_a_long_reply_is_read_quickly(part: str) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     for length in (20_000, 2_000_000):
         score(part * (length // len(part)))
-    assert time.monotonic() - begun < 3
+    assert time.process_time() - begun < 3

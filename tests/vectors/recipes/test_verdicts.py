@@ -46,12 +46,13 @@ def test_answers_are_found_as_runs_of_whole_words(answer: str, expected: str) ->
 
 def test_a_pattern_that_backtracks_without_end_is_stopped() -> None:
     judge = PatternsJudge(by="patterns", positive=[r"^(a|aa)+$"], negative=[r"\bno\b"])
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(
-        WeightWatchError, match=r"pattern '\^\(a\|aa\)\+\$' takes more than 2 s on an answer of 61 characters"
+        WeightWatchError,
+        match=r"pattern '\^\(a\|aa\)\+\$' takes more than 1 s of computing on an answer of 61 characters",
     ):
         verdict(judge, ASKED, "a" * 60 + "!")
-    assert time.monotonic() - begun < 8
+    assert time.process_time() - begun < 4
 
 
 def test_an_open_item_is_judged_by_the_same_rule() -> None:
