@@ -146,7 +146,7 @@ class Client:
         """Return the error of a server that does not answer."""
         return WeightWatchError(
             f"The judge at {self.place} does not answer ({reason}). Start it, or check the address, --judge-model and "
-            f"{KEY}. The verdicts so far are saved, and the same command resumes from them."
+            f"{KEY}. The verdicts of a build are saved as they come, and the same command resumes from them."
         )
 
     def described(self, response: Response) -> str:

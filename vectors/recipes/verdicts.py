@@ -134,8 +134,8 @@ def _matches(pattern: str, answer: str) -> bool:
         return regex.search(pattern, answer, regex.IGNORECASE, timeout=_PATIENCE) is not None
     except TimeoutError:
         raise WeightWatchError(
-            f"The recipe's pattern {pattern!r} takes more than {_PATIENCE:g} s of computing on an answer of {len(answer)} "
-            "characters. Rewrite it so that no repeated part repeats again inside, as in (a+)+."
+            f"The recipe's pattern {pattern!r} takes more than {_PATIENCE:g} s of computing on an answer of "
+            f"{len(answer)} characters. Rewrite it so that no repeated part repeats again inside, as in (a+)+."
         ) from None
 
 

@@ -49,7 +49,7 @@ def test_a_pattern_that_backtracks_without_end_is_stopped() -> None:
     begun = time.process_time()
     with pytest.raises(
         WeightWatchError,
-        match=r"pattern '\^\(a\|aa\)\+\$' takes more than 1 s of computing on an answer of 61 characters",
+        match=r"pattern '\^\(a\|aa\)\+\$' takes more than 1 s of computing on an answer of 61",
     ):
         verdict(judge, ASKED, "a" * 60 + "!")
     assert time.process_time() - begun < 4
