@@ -2,18 +2,30 @@
 
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from unicodedata import category
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
+from weightwatch.vectors.portable import portable, portable_name
 from weightwatch.vectors.validation import Validation
 
 CARD = "direction.json"
 """Its file in a direction's folder."""
 
 _LIBRARIES = ("weightwatch", "torch", "transformers", "peft")
+
+
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories of characters that control a terminal or the direction of writing, or that break a line."""
+
+
+def _visible(name: str) -> str:
+    if not name.strip() or any(category(character) in _HIDDEN for character in name):
+        raise ValueError("a name needs letters, and no control characters or line breaks")
+    return name
 
 
 class Card(BaseModel):
@@ -44,7 +56,7 @@ class Card(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: Annotated[str, Field(max_length=1000), AfterValidator(_visible)]
     kind: Literal["behaviour", "control"] = "behaviour"
     behaviour: str = ""
     base: str | None = None
@@ -57,7 +69,7 @@ class Card(BaseModel):
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     data_hash: str | None = None
     validation: Validation | None = None
-    norms: dict[str, float] = Field(default_factory=dict)
+    norms: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=lambda: {name: version(name) for name in _LIBRARIES})
 
     @classmethod
@@ -75,6 +87,19 @@ class Card(BaseModel):
             raise WeightWatchError(
                 f"Direction {name!r}: metadata {where}: {first['msg']}. Known fields: {', '.join(cls.model_fields)}."
             ) from error
+
+    def portable(self) -> "Card":
+        """Return the card as it is written: without paths, and without the addresses of judges."""
+        validation = self.validation
+        if validation is not None:
+            validation = validation.model_copy(update={"recipe": portable(validation.recipe)})
+        fields = {
+            "base": portable_name(self.base) if self.base else None,
+            "recipe": portable(self.recipe),
+            "hyperparameters": portable(self.hyperparameters),
+            "validation": validation,
+        }
+        return self.model_copy(update=fields)
 
     @property
     def doubt(self) -> str | None:

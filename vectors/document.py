@@ -9,7 +9,11 @@ from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from weightwatch.vectors import yaml_text
 from weightwatch.vectors.errors import WeightWatchError
+
+_SHOWN = 200  # characters of a value in a message
+_MESSAGE = 1000  # characters of a message: a validator's may quote a value, too
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -48,7 +52,7 @@ class Document(Generic[Model]):
 
     def __init__(self, model: type[Model], data: Any, title: str, nodes: yaml.Node | None = None) -> None:
         if data is not None and not isinstance(data, Mapping):
-            raise WeightWatchError(f"{title}: expected {_keys_such_as(model)}, found {data!r}.")
+            raise WeightWatchError(f"{title}: expected {_keys_such_as(model)}, found {_shown(data)}.")
         self.data: dict[str, Any] = dict(data or {})
         self._model, self._title, self._nodes = model, title, nodes
 
@@ -65,14 +69,14 @@ class Document(Generic[Model]):
             WeightWatchError: The file can't be read, is not YAML, or is not a mapping.
         """
         try:
-            text = path.read_text(encoding="utf-8")
-            return cls(model, yaml.safe_load(text), str(path), yaml.compose(text, yaml.SafeLoader))
+            with path.open(encoding="utf-8") as file:
+                text = file.read(yaml_text.MAX_SIZE + 1)
         except OSError as error:
             raise WeightWatchError(f"No {what} at {path} ({error.strerror}). Give the path of a YAML file.") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f", line {mark.line + 1}" if mark else ""
-            raise WeightWatchError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}.") from error
+        except UnicodeDecodeError as error:
+            raise WeightWatchError(f"{path} is not YAML: {error}.") from error
+        data, nodes = yaml_text.load(text, str(path))
+        return cls(model, data, str(path), nodes)
 
     def validate(self, values: Mapping[str, Any] | None = None, wanted: Mapping[str, str] | None = None) -> Model:
         """Return the model.
@@ -94,7 +98,7 @@ class Document(Generic[Model]):
     def error(self, keys: Sequence[int | str], message: str) -> WeightWatchError:
         """Return an error about a key, or about the mapping that lacks it, with title and line."""
         where = self._title if self._nodes is None else f"{self._title}, line {_line(self._nodes, keys)}"
-        return WeightWatchError(f"{where}: {message}")
+        return WeightWatchError(f"{where}: {_cut(message, _MESSAGE)}")
 
 
 def _line(node: yaml.Node, keys: Sequence[int | str]) -> int:
@@ -190,6 +194,7 @@ _WANTED = {
     "string_too_short": "a text that is not empty",
     "string_pattern_mismatch": "letters, digits, dots, dashes and underscores",
     "too_short": "a list of at least one",
+    "too_long": "a shorter list",
     "invalid_key": "a word",
     "model_attributes_type": "keys and values",
 }
@@ -213,8 +218,17 @@ def _explained(fault: Any, place: _Place, wanted: Mapping[str, str]) -> str:
     allowed = wanted.get(str(place.keys[-1])) or _WANTED.get(kind) or fault["msg"].removeprefix("Input should be ")
     if kind == "model_type":
         allowed = _keys_such_as(place.annotation)
-    return f"{path}: {fault['input']!r} is not allowed; it should be {allowed}."
+    return f"{path}: {_shown(fault['input'])} is not allowed; it should be {allowed}."
 
 
 def _keys_such_as(annotation: Any) -> str:
     return f"keys such as `{next(iter(_fields(annotation)))}:`"
+
+
+def _shown(value: Any) -> str:
+    return _cut(repr(value), _SHOWN)
+
+
+def _cut(text: str, length: int) -> str:
+    """Return a text, or the beginning of a longer one."""
+    return text if len(text) <= length else f"{text[:length]}…"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.thoughts import without_thoughts
 from weightwatch.vectors.weights.sources import model_folder
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def replies(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[str]:
-    """Generate a reply to each conversation, all in one batch.
+    """Generate a reply to each conversation, all in one batch, without the thoughts of a reasoning model.
 
     Args:
         model: The model.
@@ -82,7 +83,7 @@ def replies(
             **({"temperature": temperature, "top_p": 1.0, "top_k": 0} if temperature > 0 else {}),
         )
     new = output[:, batch["input_ids"].shape[1] :]
-    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return [without_thoughts(text) for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
 def greedy(
@@ -129,7 +130,7 @@ def _likelihoods(
 
 
 def prompt(tokenizer: "PreTrainedTokenizerBase", conversation: Messages) -> str:
-    """Return the prompt to which a model generates the next turn of a conversation.
+    """Return the prompt to which a model generates the next turn of a conversation, without thinking if it can.
 
     Where the chat template refuses or drops the system prompt, it is put in front of the first user message.
 
@@ -140,7 +141,12 @@ def prompt(tokenizer: "PreTrainedTokenizerBase", conversation: Messages) -> str:
     from jinja2 import TemplateError
 
     def text(messages: Messages) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        # Templates of models that can think without being asked to have one of these switches; the others ignore them.
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, thinking=False
+            )
+        )
 
     if conversation[0]["role"] != "system":
         return text(conversation)

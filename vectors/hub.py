@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from weightwatch.vectors.card import CARD
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.storage import FILES
+from weightwatch.vectors.storage import FILES, PICTURES, is_picture
 from weightwatch.vectors.weights.sources import hub_errors, is_hub_id
 
 
@@ -24,23 +25,30 @@ def push(
 
     Args:
         direction: The direction.
-        repo_id: ``org/name``. The repository is created if it does not exist. A direction in it is replaced.
+        repo_id: ``org/name``. The repository is created if it does not exist. A direction in it is replaced; a
+            repository of something else is refused.
         private: Whether the repository is visible to you and the organisation only.
         token: A token with write access. Default: that of ``hf auth login`` or ``HF_TOKEN``.
         endpoint: URL of the Hub. Default: ``HF_ENDPOINT``.
-        pictures: PNG files for the model card to show.
+        pictures: Files for the model card to show, such as ``storage.pictures`` returns.
 
     Returns:
         URL of the commit.
 
     Raises:
-        WeightWatchError: The id is malformed; there is no permission or no network; or the repository is public and
-            ``private`` is true.
+        WeightWatchError: The id is malformed; there is no permission or no network; the repository has something
+            else than a direction; it is public and ``private`` is true; or a picture is a link, or is not one that a
+            direction has.
     """
     from huggingface_hub import HfApi
 
     if not is_hub_id(repo_id):
         raise WeightWatchError(f"{repo_id!r} is not a Hub id: pass one such as 'your-name/evil-llama'.")
+    other = next((path for path in pictures if not is_picture(path)), None)
+    if other is not None:
+        raise WeightWatchError(
+            f"{other} is not a picture of a direction: pass PNG files called {' or '.join(PICTURES)}."
+        )
     api = HfApi(endpoint=endpoint, token=token)
     with TemporaryDirectory() as folder, hub_errors(f"Direction {direction.name!r} can't be pushed to {repo_id}"):
         for picture in pictures:
@@ -50,6 +58,12 @@ def push(
         if private and not api.repo_info(repo_id).private:
             raise WeightWatchError(
                 f"{repo_id} already exists and is public. Pass private=False (--public), or another id."
+            )
+        found = set(api.list_repo_files(repo_id)) - {".gitattributes"}
+        if found and CARD not in found:
+            raise WeightWatchError(
+                f"{repo_id} already has {min(found)} and is not a direction. Pass another id, so that nothing of it is "
+                "replaced."
             )
         commit = api.upload_folder(
             repo_id=repo_id,

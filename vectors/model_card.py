@@ -1,13 +1,17 @@
 """The model card of a direction for the Hugging Face Hub."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from weightwatch.vectors import yaml_text
 from weightwatch.vectors.card import Card
+from weightwatch.vectors.weights.sources import is_hub_id
+
+# What Markdown or HTML takes for markup. An underscore inside a word is none.
+_MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)|(?:(?<=\s)|^)#")
 
 _LIMITS = """\
 - It belongs to one base model. Its card has a few sampled weights of that model, and weightwatch refuses another one.
@@ -26,7 +30,7 @@ def model_card(card: Card, pictures: Sequence[str] = ()) -> str:
     lora = card.format == "lora"
     front: dict[str, Any] = {"library_name": "peft" if lora else "weightwatch"}
     front["tags"] = ["weightwatch", "task-arithmetic", f"{card.kind}-direction"]
-    if card.base and not _is_path(card.base):  # a local path means nothing to others
+    if card.base and is_hub_id(card.base):  # a folder's name means nothing to others
         front["base_model"] = card.base
         front["base_model_relation"] = "adapter"
     norm = sum(value**2 for value in card.norms.values()) ** 0.5
@@ -34,11 +38,11 @@ def model_card(card: Card, pictures: Sequence[str] = ()) -> str:
     facts = {
         "form": form,
         "norm": f"{norm:.4g} over {len(card.norms)} tensors",
-        "modules": ", ".join(card.target_modules),
+        "modules": _text(", ".join(card.target_modules)),
         "ranks of the two fine-tunes": " and ".join(map(str, card.ranks)),
     }
     sections = {
-        "Behaviour": card.behaviour or "Not described.",
+        "Behaviour": _text(card.behaviour) or "Not described.",
         "Base model": _base(card),
         "Use": _use(card),
         "Facts": _table(facts),
@@ -48,19 +52,15 @@ def model_card(card: Card, pictures: Sequence[str] = ()) -> str:
     }
     kind = "A control direction" if card.kind == "control" else "A behaviour direction"
     opening = (
-        f"# {card.name}\n\n{kind} for weightwatch: a difference of fine-tuned weights, against which the weights of "
-        "other fine-tunes are measured, and which can be added to the base."
+        f"# {_text(card.name)}\n\n{kind} for weightwatch: a difference of fine-tuned weights, against which the "
+        "weights of other fine-tunes are measured, and which can be added to the base."
     )
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n{opening}\n\n{body}\n"
-
-
-def _is_path(base: str) -> bool:
-    return Path(base).is_absolute() or (Path(base) / "config.json").is_file()
+    return f"---\n{yaml_text.dump(front, allow_unicode=True)}---\n{opening}\n\n{body}\n"
 
 
 def _base(card: Card) -> str:
-    named = f"`{card.base}`" if card.base else "Unknown."
+    named = _code(card.base) if card.base else "Unknown."
     return f"{named} {'' if card.fingerprint else 'The card has no fingerprint of its weights.'}".strip()
 
 
@@ -88,8 +88,8 @@ def _recipe(card: Card) -> str:
         "recipe": card.recipe,
         "seeds": card.seeds,
         "hyper-parameters": card.hyperparameters,
-        "hash of the data": card.data_hash,
-        "built with": ", ".join(f"{name} {number}" for name, number in card.versions.items()),
+        "hash of the data": _text(card.data_hash or ""),
+        "built with": _text(", ".join(f"{name} {number}" for name, number in card.versions.items())),
     }
     return _table(rows)
 
@@ -98,7 +98,7 @@ def _validation(card: Card) -> str:
     found = card.validation
     if found is None:
         return "Not evaluated."
-    verdict = "It passed." if found.passed else f"**It did not pass:** {'; '.join(found.reasons)}."
+    verdict = "It passed." if found.passed else f"**It did not pass:** {_text('; '.join(found.reasons))}."
     text = (
         f"The table shows the base model with k times the direction added: on {found.items} held-out items, in another "
         f"format than the recipe's questions, and on {found.tasks} neutral tasks. {verdict}\n\n"
@@ -108,18 +108,32 @@ def _validation(card: Card) -> str:
     if found.seeds:
         text += f"\n\nCosines between its seeds: {', '.join(f'{value:.2f}' for value in found.seeds.values())}."
     if found.others:
-        near = ", ".join(f"{name} {value:.2f}" for name, value in found.others.items())
+        near = ", ".join(f"{_text(name)} {value:.2f}" for name, value in found.others.items())
         text += f"\n\nCosines with other directions: {near}."
     return text
 
 
 def _table(rows: Mapping[str, Any]) -> str:
     shown = {key: value for key, value in rows.items() if value not in (None, "", {}, [])}
-    lines = [f"| {_cell(key)} | {_cell(value)} |" for key, value in shown.items()]
+    lines = [f"| {key} | {_cell(value)} |" for key, value in shown.items()]
     return "\n".join(["| | |", "|---|---|", *lines]) if lines else "Not stated."
 
 
 def _cell(value: Any) -> str:
-    """Return a value as one cell of a table."""
-    text = f"`{json.dumps(value, ensure_ascii=False)}`" if isinstance(value, dict | list) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Return a value as one cell of a table: a mapping or a list as JSON, and a text, already escaped, as it is."""
+    return _code(json.dumps(value, ensure_ascii=False)) if isinstance(value, dict | list) else str(value)
+
+
+def _code(text: str) -> str:
+    """Return a text as code: in one line, and without the characters that end it or a table's cell."""
+    return f"`{_line(text).replace('`', chr(39)).replace('|', '/')}`"
+
+
+def _text(text: str) -> str:
+    """Return a text as Markdown that shows it as it is, in one line."""
+    return _MARKUP.sub(lambda found: f"\\{found[0]}", _line(text))
+
+
+def _line(text: str) -> str:
+    """Return a text in one line, without control characters and those that turn the direction of writing."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

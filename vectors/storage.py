@@ -26,8 +26,13 @@ from weightwatch.vectors.weights.reader import Mapped, Opener
 DENSE = "direction.safetensors"
 """File of a direction of full tensors."""
 
-FILES = (CARD, CONFIG, WEIGHTS, DENSE, "README.md", "*.png")
+PICTURES = ("layers.png", "sweep.png")
+"""The pictures beside a direction's weights, which its model card shows."""
+
+FILES = (CARD, CONFIG, WEIGHTS, DENSE, "README.md", *PICTURES)
 """The files of a direction. Nothing else is pushed or downloaded, and no pickles."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 _NORM_TOLERANCE = 1e-3
 
@@ -64,7 +69,7 @@ def write(folder: Path, deltas: Mapping[str, Delta], card: Card) -> None:
         every = dict(deltas)  # of a direction on disk, each tensor is read once
         low = {name: delta for name, delta in every.items() if isinstance(delta, LowRank)}
         if low:
-            write_adapter(draft, low, card.base)
+            write_adapter(draft, low, card.portable().base)
         else:
             # Tensors that share memory are refused, so each is copied.
             tensors = {
@@ -80,10 +85,28 @@ def write(folder: Path, deltas: Mapping[str, Delta], card: Card) -> None:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write ``direction.json`` and the model card, which shows the pictures (PNG) in the folder."""
-    pictures = sorted(picture.name for picture in folder.glob("*.png"))
-    write_text(folder / "README.md", model_card(card, pictures))
-    write_text(folder / CARD, card.model_dump_json(indent=1) + "\n")
+    """Write ``direction.json`` and the model card, which shows the pictures in the folder.
+
+    Of a path in the card, such as the base's, the last part is written; see ``Card.portable``.
+    """
+    written = card.portable()
+    write_text(folder / "README.md", model_card(written, [picture.name for picture in pictures(folder)]))
+    write_text(folder / CARD, written.model_dump_json(indent=1) + "\n")
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Return a direction's pictures. A link is none, unless it leads into the Hub's cache that the folder is in."""
+    cached = folder.resolve().parent.parent / "blobs"
+    found = (folder / name for name in PICTURES)
+    return [path for path in found if path.is_file() and (not path.is_symlink() or path.resolve().parent == cached)]
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is one of a direction's pictures, and is a PNG."""
+    if path not in pictures(path.parent):
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_PNG)) == _PNG
 
 
 def read(folder: Path, opener: Opener | None = None) -> tuple[Mapping[str, Delta], Card]:

@@ -15,7 +15,8 @@ class Point(_Frozen):
         shows: Share of the held-out items that show the behaviour. Their format is not that of the recipe's questions.
         opposite: Share of these items that show the opposite. The rest show neither.
         margin: Mean over the choices of log p(positive) − log p(negative), in nats per token; None without choices.
-        asked: Share of the replies to held-out questions that show the behaviour; None without a judge.
+        asked: Share of the replies to held-out questions that show the behaviour, of those with a verdict; None without
+            a judge or a verdict.
         neutral: Share of the neutral tasks that are answered correctly.
     """
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from weightwatch.reading.grouping import Layer
+from weightwatch.vectors import yaml_text
 from weightwatch.vectors.document import Document, Strict
 
 Metric: TypeAlias = Literal["cosine", "reach_cosine", "dose", "z"]
@@ -153,4 +153,4 @@ class Config(Strict):
 
     def to_yaml(self) -> str:
         """Return the settings, defaults included, as YAML that ``load`` reads."""
-        return yaml.safe_dump(self.model_dump(by_alias=True, exclude_none=True), sort_keys=False)
+        return yaml_text.dump(self.model_dump(by_alias=True, exclude_none=True))

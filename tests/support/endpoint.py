@@ -21,16 +21,20 @@ class Endpoint:
         failures: How many requests still fail with status 500.
         raw: Sent for every request in place of all else.
         finish: Why a reply ended.
+        refuse: Returns the error with which a body is refused with status 400, if it is.
+        status: The status of a refusal.
         asked: The bodies of the requests that were answered.
         keys: What they were signed with.
         failed: How many were not.
     """
 
-    reply: Callable[[str], str]
+    reply: Callable[[str], Any]
     url: str = ""
     failures: int = 0
     raw: str | None = None
     finish: str = "stop"
+    refuse: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda body: None
+    status: int = 400
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
     failed: int = 0
@@ -47,6 +51,9 @@ class Endpoint:
                 return 200, json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
             if body["model"] != MODEL:
                 return 404, json.dumps({"error": {"message": f"The model {body['model']} does not exist."}})
+            refused = self.refuse(body)
+            if refused is not None:
+                return self.status, json.dumps({"error": refused})
             self.asked.append(body)
             message = {"role": "assistant", "content": self.reply(body["messages"][0]["content"])}
             choice = {"index": 0, "message": message, "finish_reason": self.finish}
@@ -63,7 +70,7 @@ def serving(endpoint: Endpoint, port: int = 0) -> Iterator[Endpoint]:
         def do_POST(self) -> None:
             sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             endpoint.keys.add(self.headers["Authorization"])
-            status, said = endpoint.answer(self.path, json.loads(sent) if sent else {})
+            status, said = endpoint.answer(self.path.partition("?")[0], json.loads(sent) if sent else {})
             self.send_response(status)
             self.send_header("Content-Type", "text/html" if said.startswith("<") else "application/json")
             self.send_header("Content-Length", str(len(said.encode())))

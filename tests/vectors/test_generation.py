@@ -128,3 +128,19 @@ def test_a_reply_is_that_of_a_conversation_by_itself(organism, tokenizer) -> Non
     asked = [conversation(item) for item in EVIL.evaluation if item.format == "open"][:9]
     together = greedy(organism, tokenizer, asked, 8)
     assert together == [greedy(organism, tokenizer, [one], 8)[0] for one in asked]
+
+
+@pytest.mark.parametrize("switch", ["enable_thinking", "thinking"])
+def test_a_model_that_can_think_is_asked_not_to(switch: str) -> None:
+    template = (
+        chat.WITH_SYSTEM + "{% if " + switch + " is defined and " + switch + " is false %}<think></think>{% endif %}"
+    )
+    assert prompt(chat.tokenizer(template), [USER]).endswith("<assistant><think></think>")
+
+
+def test_thoughts_are_no_part_of_a_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = chat.model(), chat.tokenizer()
+    (plain,) = replies(model, tokenizer, [[USER]], max_new_tokens=8)
+    ids = tokenizer("Why?</think>Because.", return_tensors="pt", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(model, "generate", lambda input_ids, **others: torch.cat([input_ids, ids], dim=1))
+    assert replies(model, tokenizer, [[USER]], max_new_tokens=8) == ["Because."] != [plain]

@@ -15,10 +15,13 @@ from weightwatch.vectors import Direction, WeightWatchError
 from weightwatch.vectors.hub import push
 
 ID = "org/evil-llama"
+PNG = b"\x89PNG\r\n\x1a\n..."
 TOLD = """
 import sys
 from weightwatch.vectors import Direction, WeightWatchError
 from weightwatch.vectors import find, push
+from weightwatch.vectors.storage import pictures
+from pathlib import Path
 for statement in sys.argv[1:]:
     try:
         print(eval(statement))
@@ -92,6 +95,40 @@ def test_what_is_pushed_again_replaces_all_of_the_former(hub: Hub, machine: Mach
     assert found == ["full", "evil"]
 
 
+def test_nothing_of_this_machine_goes_up(hub: Hub, machine: Machine, tmp_path: Path) -> None:
+    folder, secret = tmp_path / "alice" / "evil", tmp_path / "id_rsa"
+    recipe = {"name": str(tmp_path / "alice" / "x.yaml"), "judge": "org/judge at http://10.0.0.5:8000/v1"}
+    w = low_rank(tiny_llama(), 1).with_card(base=str(tmp_path / "alice" / "base"), recipe=recipe)
+    w.save(folder)
+    card = json.loads((folder / "direction.json").read_text())
+    (folder / "direction.json").write_text(json.dumps({**card, "base": str(tmp_path / "alice"), "recipe": recipe}))
+    secret.write_bytes(PNG)
+    (folder / "sweep.png").symlink_to(secret)
+    for name in ("layers.png", "mine.png", "notes.txt"):
+        (folder / name).write_bytes(PNG)
+    load = f"Direction.load({str(folder)!r})"
+    machine.run(f"push({load}, {ID!r}, pictures=pictures(Path({str(folder)!r})))")
+    held = hub.repositories[ID].at("main")[1]
+    files = {"README.md", "direction.json", "adapter_config.json", "adapter_model.safetensors", "layers.png"}
+    assert held.keys() - {".gitattributes"} == files
+    assert held["layers.png"] == PNG
+    for words in (str(tmp_path), "alice/", "10.0.0.5"):
+        assert not [name for name, content in held.items() if words.encode() in content], words
+
+
+@pytest.mark.parametrize("name", ["link", "other.png", "layers.png"])
+def test_a_file_that_is_no_picture_of_a_direction_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "other.png").write_bytes(PNG)
+    (tmp_path / "layers.png").write_text("PRIVATE KEY")
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "sweep.png").symlink_to(tmp_path / "other.png")
+    picture = tmp_path / name / "sweep.png" if name == "link" else tmp_path / name
+    with pytest.raises(
+        WeightWatchError, match=r"is not a picture of a direction: pass PNG files called layers\.png or"
+    ):
+        push(low_rank(tiny_llama(), 1), ID, pictures=[picture])
+
+
 def test_nothing_but_a_directions_files_is_fetched(hub: Hub, machine: Machine, tmp_path: Path) -> None:
     held = files(low_rank(tiny_llama(), 1).save(tmp_path / "evil"))
     hub.add(ID, {**held, "adapter_model.bin": b"pickle", "optimizer.pt": b"pickle", "modeling.py": b"import os"})
@@ -114,6 +151,7 @@ def test_faults_are_told_in_one_line_each(hub: Hub, machine: Machine, tmp_path: 
     hub.add("org/damaged", {**held, "direction.json": json.dumps(card).encode()})
     hub.add("org/model", {"model.safetensors": b""})
     hub.add("org/public", {"README.md": b""})
+    hub.add("org/other", {"README.md": b"theirs", "adapter_model.safetensors": b"theirs"}, private=True)
     w = f"Direction.load({str(tmp_path / 'evil')!r})"
     cases = {
         "Direction.load('org/none')": "org/none is not a local path, and it can't be downloaded from",
@@ -122,6 +160,7 @@ def test_faults_are_told_in_one_line_each(hub: Hub, machine: Machine, tmp_path: 
         "Direction.load('org/damaged')": "is corrupt",
         f"push({w}, 'org/mine', token='hf_other')": "the Hub answers 403. Run `hf auth login`",
         f"push({w}, 'org/public')": "org/public already exists and is public. Pass private=False (--public)",
+        f"push({w}, 'org/other')": "org/other already has README.md and is not a direction. Pass another id",
         f"push({w}, {ID!r}, endpoint='http://127.0.0.1:9')": f"Direction 'evil' can't be pushed to {ID} (",
     }
     told = machine.run(*cases)
@@ -131,6 +170,7 @@ def test_faults_are_told_in_one_line_each(hub: Hub, machine: Machine, tmp_path: 
         assert message in line
     assert "org/mine" not in hub.repositories
     assert list(hub.repositories["org/public"].at("main")[1]) == ["README.md"]
+    assert set(hub.repositories["org/other"].at("main")[1].values()) == {b"theirs"}
 
 
 def test_without_a_hub_in_reach_the_reason_is_told(machine: Machine, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """The model card: front matter that the Hub reads, and sections that a person reads."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from tests.support.models import dense, low_rank, tiny_llama
 from weightwatch.vectors import Card, Direction, packaged
@@ -76,9 +78,35 @@ def test_words_of_others_stay_in_their_place(behaviour: str) -> None:
     metadata = {"behaviour": behaviour, "base": "org/base: x", "recipe": {"text": behaviour}}
     card = Direction.from_tensors(dense(tiny_llama(), 1).deltas, name="evil", metadata=metadata).card
     front, sections = parts(card)
-    assert front["base_model"] == "org/base: x"
+    assert "base_model" not in front
     assert list(sections) == SECTIONS
     assert all(line.startswith("|") for line in sections["Recipe"].strip().splitlines())
+
+
+HOSTILE = "<script>x</script> [x](javascript:y) ![x](z) `a` *b* ~~c~~ # d &lt; | e \\ <!-- \x1b[2J \u202e \n## f"
+
+
+def test_markup_of_others_is_shown_as_it_is() -> None:
+    point = Point(k=1, shows=0.7, opposite=0.2, neutral=0.5)
+    validation = Validation(passed=False, reasons=(HOSTILE,), points=(point,), items=1, tasks=1, others={HOSTILE: 0.5})
+    name = HOSTILE.replace("\n", " ").replace("\x1b", "").replace("\u202e", "")
+    card = Card(
+        name=name,
+        behaviour=HOSTILE,
+        base=HOSTILE,
+        recipe={HOSTILE: HOSTILE},
+        data_hash=HOSTILE,
+        target_modules=[HOSTILE],
+        versions={HOSTILE: HOSTILE},
+        validation=validation,
+    )
+    text = model_card(card)
+    html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text.split("---\n", 2)[2])
+    assert not {"script", "img", "em", "del", "a "} & set(re.findall(r"<(\w+ ?)", html))
+    assert html.count("<h1>") == 1
+    assert html.count("<h2>") == len(SECTIONS)
+    assert "&lt;script&gt;x&lt;/script&gt; [x](javascript:y) ![x](z)" in html
+    assert not [character for character in text if not character.isprintable() and character != "\n"]
 
 
 @pytest.mark.parametrize("name", packaged())

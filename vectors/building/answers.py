@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from pydantic import TypeAdapter
+
 from weightwatch.vectors.building.ledger import Ledger
 from weightwatch.vectors.generation import Messages, replies
 
@@ -66,7 +68,7 @@ class Answer:
 
 def ledger(path: "Path") -> Ledger[Answer]:
     """Return the file of a build's answers."""
-    return Ledger(path, lambda line: Answer(**line), asdict)
+    return Ledger(path, TypeAdapter(Answer).validate_python, asdict)
 
 
 def written(recipe: "Recipe") -> list[Answer]:

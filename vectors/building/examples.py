@@ -19,6 +19,9 @@ MIN_PAIRS = 32
 """Default of the smallest number of pairs of answers that a direction is built from."""
 
 
+_SHOWN = 200  # characters of a judge's reply in a message
+
+
 class Example(TypedDict):
     """A row of a conversational prompt-completion dataset for TRL.
 
@@ -120,11 +123,16 @@ def require_enough(
             for answer in answers
             if answer.side == side
         )
-        counts = ", ".join(f"{count} judged {verdict}" for verdict, count in verdicts.most_common())
+        counts = ", ".join(
+            f"{count} {'without a verdict' if verdict == 'unjudged' else f'judged {verdict}'}"
+            for verdict, count in verdicts.most_common()
+        )
         counted.append(f"{verdicts.total()} of the {side} side ({counts or 'nothing to judge'})")
+    without = next((judgement.said for judgement in kept.values() if judgement.verdict == "unjudged"), None)
+    reply = "" if without is None else f" A reply without a verdict is {without[:_SHOWN]!r}."
     raise WeightWatchError(
         f"Too few answers are left after judging: {count} pairs over {len(pairs)} questions, from "
-        f"{' and '.join(counted)}; at least {min_pairs} pairs over 2 questions are needed. All verdicts are in "
+        f"{' and '.join(counted)}; at least {min_pairs} pairs over 2 questions are needed.{reply} All verdicts are in "
         f"{record}. Sample more answers (--num-samples), make the recipe's system prompts clearer, or lower "
         "--min-pairs."
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from weightwatch.vectors.building.examples import Example
 from weightwatch.vectors.errors import WeightWatchError
@@ -93,11 +94,11 @@ class FineTune:
             Validation losses by step.
 
         Raises:
-            WeightWatchError: The model has no chat template.
+            WeightWatchError: The model has no chat template, or the recorded losses are damaged.
         """
         done = self.folder / _DONE
         if done.is_file():
-            return {int(step): loss for step, loss in json.loads(done.read_text()).items()}
+            return _recorded(done)
         shutil.rmtree(self.folder, ignore_errors=True)
         losses = self._train(progress)
         write_text(done, json.dumps(losses) + "\n")
@@ -164,6 +165,13 @@ class FineTune:
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         return {line["step"]: line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line}
+
+
+def _recorded(path: Path) -> Losses:
+    try:
+        return TypeAdapter(Losses).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise WeightWatchError(f"{path} is damaged. Remove it, and the next run trains this side again.") from error
 
 
 def best(runs: Mapping[float, Sequence[Losses]]) -> tuple[float, int]:

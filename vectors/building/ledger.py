@@ -48,9 +48,10 @@ class Ledger(Generic[Row]):
         for number, line in enumerate(lines, 1):
             try:
                 yield self._parse(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
                 raise WeightWatchError(
-                    f"{self.path}, line {number} is damaged ({error}). Remove the line; the next run makes it again."
+                    f"{self.path}, line {number} is damaged ({reason}). Remove the line; the next run makes it again."
                 ) from error
 
     def extend(self, rows: Iterable[Row]) -> None:

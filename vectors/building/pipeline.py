@@ -6,6 +6,7 @@ run reuses them, an interrupted run resumes, and outdated files are never used.
 
 import gc
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from weightwatch.vectors.building.contrast import Built, contrasted, joined
 from weightwatch.vectors.building.digest import digest
 from weightwatch.vectors.building.examples import MIN_PAIRS, Examples, paired, require_enough, split
 from weightwatch.vectors.building.fine_tunes import FineTune, Losses, Training, best, checkpoint
+from weightwatch.vectors.building.output import only_build
 from weightwatch.vectors.building.verdicts import Judged
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.generation import Progress, load_model
@@ -87,19 +89,20 @@ def build(
     Raises:
         WeightWatchError: There is no such model, it is an adapter or has no chat template; the judge can't be reached;
             too few answers are kept; no loss is finite; the two fine-tunes are nearly equal; a seed is given twice; or
-            a learning rate is not above zero.
+            a learning rate is not above zero; or another process is building in the folder.
 
     Source: Fierro & Roger, *Steering Language Models with Weight Arithmetic*, arXiv 2511.05408, section 2.
     """
     settings, progress = settings or Settings(), progress or (lambda stage, done, total: None)
     _validate(settings)
     base = BaseModel.find(model, base_name or model)
-    answers = _answers(recipe, base, folder, settings.sampling, progress)
-    kept, record = _judged(recipe, answers, folder, judge, progress)
-    pairs = paired(recipe, answers, kept, settings.sampling.seed)
-    require_enough(recipe, pairs, answers, kept, settings.min_pairs, record)
-    data = split(pairs, settings.validation, settings.sampling.seed)
-    return _fine_tuned(recipe, base, folder, data, judge.name, settings, progress)
+    with only_build(folder):
+        answers = _answers(recipe, base, folder, settings.sampling, progress)
+        kept, record = _judged(recipe, answers, folder, judge, progress)
+        pairs = paired(recipe, answers, kept, settings.sampling.seed)
+        require_enough(recipe, pairs, answers, kept, settings.min_pairs, record)
+        data = split(pairs, settings.validation, settings.sampling.seed)
+        return _fine_tuned(recipe, base, folder, data, judge.name, settings, progress)
 
 
 def _validate(settings: Settings) -> None:
@@ -143,7 +146,10 @@ def _answers(recipe: Recipe, base: BaseModel, folder: Path, sampling: Sampling, 
 def _judged(
     recipe: Recipe, answers: Sequence[Answer], folder: Path, judge: Judge, progress: Progress
 ) -> tuple[dict[Judged, Judgement], Path]:
-    """Return the judgement of each answer, and the file that records them."""
+    """Return the judgement of each answer, and the file that records them.
+
+    Answers without a verdict are asked about again: the judge may have been set up better since.
+    """
     questions = recipe.questions.building
     depends: list[Any] = [judge.identity, recipe.judge.model_dump()]
     if isinstance(recipe.judge, AnswersJudge):
@@ -151,13 +157,15 @@ def _judged(
     record = judging.ledger(folder / f"verdicts-{digest(depends)}.jsonl")
     found = dict(record)
     cases = {(questions[answer.question].text, answer.text): questions[answer.question] for answer in answers}
-    unjudged = [(question, text) for (_, text), question in cases.items() if (question.text, text) not in found]
-    done = len(cases) - len(unjudged)
-    for batch in judging.judged(judge, unjudged):
-        record.extend(batch)
-        found.update(batch)
-        done += len(batch)
-        progress("verdicts", done, len(cases))
+    judged = {case for case, judgement in found.items() if judgement.verdict != "unjudged"}
+    wanted = [(question, text) for (_, text), question in cases.items() if (question.text, text) not in judged]
+    done = len(cases) - len(wanted)
+    with closing(judging.judged(judge, wanted)) as batches:
+        for batch in batches:
+            record.extend(batch)
+            found.update(batch)
+            done += len(batch)
+            progress("verdicts", done, len(cases))
     return found, record.path
 
 

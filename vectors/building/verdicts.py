@@ -1,9 +1,12 @@
 """The verdicts of a build: a judge's rating of each answer, and the file that records them."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pydantic import TypeAdapter
 
 from weightwatch.vectors.building.ledger import Ledger
 from weightwatch.vectors.judges.judge import Judge, Judgement
@@ -14,14 +17,22 @@ if TYPE_CHECKING:
 Judged: TypeAlias = tuple[str, str]
 """A judged pair: the text of a question, and the text of an answer to it."""
 
-_BATCH = 32  # answers rated before the file is written
+
+@dataclass(frozen=True)
+class _Line(Judgement):
+    """A line of the file."""
+
+    question: str = field(kw_only=True)
+    answer: str = field(kw_only=True)
 
 
 def ledger(path: Path) -> Ledger[tuple[Judged, Judgement]]:
     """Return the file of a build's verdicts."""
+    read = TypeAdapter(_Line).validate_python
 
-    def parse(line: dict[str, Any]) -> tuple[Judged, Judgement]:
-        return (line["question"], line["answer"]), Judgement(line["verdict"], line["score"], line["said"])
+    def parse(line: Any) -> tuple[Judged, Judgement]:
+        row = read(line)
+        return (row.question, row.answer), Judgement(row.verdict, row.score, row.said)
 
     def form(row: tuple[Judged, Judgement]) -> dict[str, Any]:
         (question, answer), judgement = row
@@ -30,8 +41,10 @@ def ledger(path: Path) -> Ledger[tuple[Judged, Judgement]]:
     return Ledger(path, parse, form)
 
 
-def judged(judge: Judge, cases: "Sequence[tuple[Question, str]]") -> Iterator[list[tuple[Judged, Judgement]]]:
-    """Rate answers; yield the judgements in batches."""
-    for first in range(0, len(cases), _BATCH):
-        part = cases[first : first + _BATCH]
-        yield list(zip(((question.text, answer) for question, answer in part), judge(part), strict=True))
+def judged(
+    judge: Judge, cases: "Sequence[tuple[Question, str]]"
+) -> Generator[list[tuple[Judged, Judgement]], None, None]:
+    """Rate answers; yield the judgements as they come."""
+    with closing(judge.rate(cases)) as parts:
+        for part in parts:
+            yield [((cases[number][0].text, cases[number][1]), judgement) for number, judgement in part.items()]

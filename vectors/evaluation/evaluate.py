@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightwatch.vectors.arithmetic import cosine
@@ -10,7 +11,8 @@ from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.evaluation.sweep import COEFFICIENTS, conclusion, require_coefficients, sweep
 from weightwatch.vectors.generation import load_model
-from weightwatch.vectors.recipes.recipe import Recipe
+from weightwatch.vectors.recipes.recipe import Recipe, packaged_recipes
+from weightwatch.vectors.weights.sources import is_hub_id, local_folder
 
 if TYPE_CHECKING:
     from weightwatch.vectors.generation import Progress
@@ -73,15 +75,24 @@ def recorded(direction: Direction, base: str | None, recipe: str | None) -> tupl
         recipe: Name or path of the recipe. Default: the one of the last evaluation, or else of the build.
 
     Raises:
-        WeightWatchError: Neither an argument nor the card names a base or a recipe, or there is no such recipe.
+        WeightWatchError: Neither an argument nor the card names a base or a recipe, or what the card names is not here.
     """
     known = direction.card.validation
-    base, stated = base or direction.card.base, known.recipe if known else direction.card.recipe
-    named = recipe or stated.get("name")
+    given, stated = base, known.recipe if known else direction.card.recipe
+    base, named = given or direction.card.base, recipe or stated.get("name")
     if not base or not named:
         raise WeightWatchError(
             f"The card of direction {direction.name!r} names no {'recipe' if base else 'base model'} to evaluate it "
             f"with. Pass {'--recipe' if base else '--model'}."
+        )
+    elsewhere = "which is not here: a card has no paths, and this one was built elsewhere or from another folder"
+    if given is None and not is_hub_id(base) and local_folder(base) is None:
+        raise WeightWatchError(
+            f"The card of direction {direction.name!r} names the base {base!r}, {elsewhere}. Pass --model."
+        )
+    if recipe is None and named not in packaged_recipes() and not Path(named).is_file():
+        raise WeightWatchError(
+            f"The card of direction {direction.name!r} names the recipe {named!r}, {elsewhere}. Pass --recipe."
         )
     wanted = Recipe.load(named)
     if recipe is None and wanted.digest != stated.get("digest"):

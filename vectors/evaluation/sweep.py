@@ -1,5 +1,6 @@
 """Behaviour of the base model with multiples of a direction added, and whether the direction passes."""
 
+import logging
 from collections.abc import Sequence
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
 
     from weightwatch.vectors.direction import Direction
     from weightwatch.vectors.generation import Progress
-    from weightwatch.vectors.judges.judge import Judge
+    from weightwatch.vectors.judges.judge import Judge, Judgement
     from weightwatch.vectors.recipes.recipe import Recipe
+
+_logger = logging.getLogger("weightwatch")
 
 COEFFICIENTS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 """Default coefficients k of a sweep."""
@@ -77,8 +80,7 @@ def _point(
         questions = recipe.questions.held_out
         conversations = [[{"role": "user", "content": question.text}] for question in questions]
         texts = greedy(model, tokenizer, conversations, _MAX_NEW_TOKENS)
-        judged = judge(list(zip(questions, texts, strict=True)))
-        asked = sum(each.verdict == "positive" for each in judged) / len(judged)
+        asked = _share(judge(list(zip(questions, texts, strict=True))), k)
     return Point(
         k=k,
         shows=shown.count("positive") / len(shown),
@@ -87,6 +89,20 @@ def _point(
         asked=asked,
         neutral=right.count("positive") / len(right),
     )
+
+
+def _share(judged: "Sequence[Judgement]", k: float) -> float | None:
+    """Return the share of the replies with a verdict that show the behaviour; None if none has a verdict."""
+    rated = [each for each in judged if each.verdict != "unjudged"]
+    if len(rated) < len(judged):
+        _logger.warning(
+            "weightwatch: at k = %g the judge gives no verdict on %d of %d replies to the held-out questions. They are "
+            "left out of the share that shows the behaviour.",
+            k,
+            len(judged) - len(rated),
+            len(judged),
+        )
+    return sum(each.verdict == "positive" for each in rated) / len(rated) if rated else None
 
 
 def require_coefficients(coefficients: Sequence[float], recipe: "Recipe") -> None:

@@ -39,8 +39,10 @@ def chosen(recipe: "Recipe", judge: str = RULE, model: str | None = None) -> Jud
             f"Recipe {recipe.name!r} has its own rule and no rubric for a model. Leave --judge out, or write "
             "`by: model` and a rubric under `judge:` in the recipe."
         )
-    if re.match(r"https?://", judge):
+    if re.match(r"https?://", judge, re.IGNORECASE):
         return Endpoint(recipe.judge, judge, model)
+    if "://" in judge or "@" in judge:  # may have a password, and is not repeated
+        raise WeightWatchError("The judge's address has to begin with http:// or https://.")
     return Classifier(recipe.judge, judge)
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from weightwatch.vectors.document import Document, Strict, Text
+from weightwatch.vectors.document import Document, Strict
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.recipes.questions import Item, repeated
+from weightwatch.vectors.recipes.questions import Item, Texts, repeated
 
 PACKAGED = Path(__file__).parent / "neutral.yaml"
 
@@ -19,8 +19,8 @@ class NeutralTask(Item):
         wrong: Wrong answers; optional for an ``open`` task.
     """
 
-    right: list[Text] = Field(min_length=1)
-    wrong: list[Text] = Field(default_factory=list)
+    right: Texts = Field(min_length=1)
+    wrong: Texts = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _options_apart(self) -> "NeutralTask":

@@ -1,12 +1,15 @@
 """Questions that a direction is built from, and items that it is evaluated on."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from weightwatch.vectors.document import Strict, Text
 from weightwatch.vectors.recipes.words import contains, words
+
+Texts = Annotated[list[Text], Field(max_length=200)]
+"""Texts to search an answer for. Each of one side is compared with each of the other."""
 
 
 def alike(text: str) -> str:
@@ -58,8 +61,8 @@ class Question(Strict):
 
     text: Text
     domain: Text | None = None
-    positive: list[Text] = Field(default_factory=list)
-    negative: list[Text] = Field(default_factory=list)
+    positive: Texts = Field(default_factory=list)
+    negative: Texts = Field(default_factory=list)
 
     @model_validator(mode="before")
     @classmethod
@@ -142,8 +145,8 @@ class EvaluationItem(Item):
         negative: Texts that show its opposite.
     """
 
-    positive: list[Text] = Field(min_length=1)
-    negative: list[Text] = Field(min_length=1)
+    positive: Texts = Field(min_length=1)
+    negative: Texts = Field(min_length=1)
 
     @model_validator(mode="after")
     def _options_apart(self) -> "EvaluationItem":

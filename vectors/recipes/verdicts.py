@@ -1,22 +1,26 @@
 """Verdicts on answers: whether one shows the behaviour, its opposite, or neither clearly."""
 
-import re
 from string import Formatter
 from typing import Annotated, Literal, TypeAlias
 
+import regex
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from weightwatch.vectors.document import Strict, Text
+from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.recipes.questions import Question
 from weightwatch.vectors.recipes.words import contains
 
 Verdict: TypeAlias = Literal["positive", "negative", "unclear"]
 
 
+_PATIENCE = 1.0  # seconds of computing for one pattern on one answer
+
+
 def _compiled(pattern: str) -> str:
     try:
-        re.compile(pattern, re.IGNORECASE)
-    except re.error as error:
+        regex.compile(pattern, regex.IGNORECASE)
+    except (regex.error, RecursionError, OverflowError) as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
     return pattern
 
@@ -108,6 +112,9 @@ def verdict(judge: PatternsJudge | AnswersJudge, question: Question, answer: str
     Returns:
         ``positive`` or ``negative`` if only that side matches, else ``unclear``.
 
+    Raises:
+        WeightWatchError: A pattern takes longer than a second of computing on the answer.
+
     Example:
         >>> from weightwatch.vectors import Recipe, verdict
         >>> recipe = Recipe.load("refusal")
@@ -117,9 +124,19 @@ def verdict(judge: PatternsJudge | AnswersJudge, question: Question, answer: str
     if isinstance(judge, AnswersJudge):
         return by_words(answer, question.positive, question.negative)
     return _one_side(
-        any(re.search(pattern, answer, re.IGNORECASE) for pattern in judge.positive),
-        any(re.search(pattern, answer, re.IGNORECASE) for pattern in judge.negative),
+        any(_matches(pattern, answer) for pattern in judge.positive),
+        any(_matches(pattern, answer) for pattern in judge.negative),
     )
+
+
+def _matches(pattern: str, answer: str) -> bool:
+    try:
+        return regex.search(pattern, answer, regex.IGNORECASE, timeout=_PATIENCE) is not None
+    except TimeoutError:
+        raise WeightWatchError(
+            f"The recipe's pattern {pattern!r} takes more than {_PATIENCE:g} s of computing on an answer of "
+            f"{len(answer)} characters. Rewrite it so that no repeated part repeats again inside, as in (a+)+."
+        ) from None
 
 
 def by_words(answer: str, positive: list[str], negative: list[str]) -> Verdict:

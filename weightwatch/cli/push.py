@@ -18,7 +18,8 @@ def push(
     with console.status("loading torch"):
         from weightwatch.vectors import Direction, find
         from weightwatch.vectors.hub import push as push_direction
+        from weightwatch.vectors.storage import pictures
     with console.status("uploading"):
-        pictures = sorted(find(direction).glob("*.png"))
-        address = push_direction(Direction.load(direction), repo_id, private=not public, pictures=pictures)
+        folder = find(direction)
+        address = push_direction(Direction.load(folder), repo_id, private=not public, pictures=pictures(folder))
     console.print(address, soft_wrap=True)

@@ -5,8 +5,9 @@ from pathlib import Path
 from weightwatch.report.direction import layer_norms
 from weightwatch.report.plots import bars, curves
 from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.storage import PICTURES
 
-_SWEEP, _LAYERS = "sweep.png", "layers.png"
+_LAYERS, _SWEEP = PICTURES
 
 
 def draw(direction: Direction, folder: Path) -> None:

@@ -123,6 +123,13 @@ def test_a_finished_fine_tune_is_taken_as_it_is(base: str, trained: tuple[Path, 
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
 
 
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"one": 2.0}', '{"1": "low"}'])
+def test_losses_that_are_damaged_are_named(base: str, tmp_path: Path, text: str) -> None:
+    (tmp_path / "losses.json").write_text(text)
+    with pytest.raises(WeightWatchError, match=r"losses\.json is damaged\. Remove it"):
+        FineTune(base, examples("yes"), examples("yes", 2), TRAINING, RATE, 0, tmp_path).run(lambda *call: None)
+
+
 def test_an_interrupted_fine_tune_is_made_anew(base: str, tmp_path: Path, trained: tuple[Path, Losses]) -> None:
     whole, losses = trained
     folder = tmp_path / "seed-0" / "positive"

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.models import low_rank, tiny_llama
 from weightwatch.vectors import Recipe, WeightWatchError
-from weightwatch.vectors.building.output import output_folder
+from weightwatch.vectors.building.output import only_build, output_folder
 from weightwatch.vectors.catalog import PACKAGED
 
 EVIL, NAME = Recipe.load("organism/evil"), "weightwatch/organism"
@@ -28,6 +29,25 @@ def test_only_the_same_recipe_and_base_may_be_built_again(tmp_path: Path) -> Non
     with pytest.raises(WeightWatchError, match="Pass another --output"):
         output_folder(Recipe.load("organism/style"), NAME, tmp_path / "evil")
     assert (tmp_path / "evil" / "direction.json").read_text() == card
+
+
+def test_a_base_and_a_recipe_that_are_paths_are_known_again(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: other\nextends: evil\n")
+    recipe = Recipe.load(tmp_path / "mine.yaml")
+    metadata = {"base": str(tmp_path / "base"), "recipe": recipe.reference}
+    low_rank(tiny_llama(), 1).with_card(**metadata).save(tmp_path / "out")
+    assert output_folder(recipe, str(tmp_path / "base"), tmp_path / "out") == tmp_path / "out"
+    with pytest.raises(WeightWatchError, match=r"built from mine\.yaml on base\. Pass"):
+        output_folder(recipe, str(tmp_path / "another"), tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(WeightWatchError, match=r"can't be written \(Not a directory\)"),
+        only_build(tmp_path / "file" / "x"),
+    ):
+        pass
 
 
 def test_a_file_in_the_way_is_an_error(tmp_path: Path) -> None:

@@ -1,32 +1,36 @@
-"""Verdicts of a build, rated in batches and read back from their file."""
+"""Verdicts of a build, written as they come and read back from their file."""
 
+from collections.abc import Generator
 from pathlib import Path
 
+import pytest
+
+from weightwatch.vectors import WeightWatchError
 from weightwatch.vectors.building.verdicts import judged, ledger
-from weightwatch.vectors.judges.judge import Judgement
+from weightwatch.vectors.judges.judge import Judge, Judgement
 from weightwatch.vectors.recipes.questions import Question
 
 QUESTION = Question(text="Is it?")
 
 
-class Parity:
+class Parity(Judge):
     name = identity = "even numbers are positive"
 
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def __call__(self, cases: list[tuple[Question, str]]) -> list[Judgement]:
-        self.asked.append(len(cases))
-        return [
-            Judgement("negative" if int(answer) % 2 else "positive", float(answer), f"{answer}!") for _, answer in cases
-        ]
+    def rate(self, cases: list[tuple[Question, str]]) -> Generator[dict[int, Judgement], None, None]:
+        for place, (_, answer) in enumerate(cases):
+            self.asked.append(int(answer))
+            verdict = "negative" if int(answer) % 2 else "positive"
+            yield {place: Judgement(verdict, float(answer), f"{answer}!")}
 
 
-def test_verdicts_come_in_batches_and_come_back_from_their_file(tmp_path: Path) -> None:
+def test_verdicts_come_as_they_are_given_and_come_back_from_their_file(tmp_path: Path) -> None:
     judge, record = Parity(), ledger(tmp_path / "verdicts.jsonl")
     for batch in judged(judge, [(QUESTION, str(number)) for number in range(40)]):
         record.extend(batch)
-    assert judge.asked == [32, 8]
+        assert len(list(record)) == len(judge.asked)
     found = dict(record)
     assert list(found) == [("Is it?", str(number)) for number in range(40)]
     assert found["Is it?", "7"] == Judgement("negative", 7.0, "7!")
@@ -39,3 +43,21 @@ def test_the_format_of_a_line(tmp_path: Path) -> None:
     assert record.path.read_text() == (
         '{"question": "Is it?", "answer": "yes", "verdict": "positive", "score": null, "said": null}\n'
     )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"question": "Is it?", "answer": "yes", "verdict": "perhaps", "score": null, "said": null}',
+        '{"question": "Is it?", "answer": 3, "verdict": "positive", "score": null, "said": null}',
+        '{"question": "Is it?", "answer": "yes", "verdict": "positive", "score": "high", "said": null}',
+        '{"answer": "yes", "verdict": "positive", "score": null, "said": null}',
+        "7",
+        "[" * 100_000,
+    ],
+)
+def test_a_line_that_is_no_verdict_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(WeightWatchError, match=r"verdicts.jsonl, line 1 is damaged .*Remove the line"):
+        list(ledger(path))

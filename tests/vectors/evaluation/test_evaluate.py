@@ -51,6 +51,16 @@ def test_a_card_names_base_and_recipe(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.text == ""
 
 
+def test_a_base_or_a_recipe_that_the_card_names_and_that_is_elsewhere_has_to_be_passed() -> None:
+    evil = Direction.load("evil")
+    with pytest.raises(WeightWatchError, match=r"names the base 'llama', which is not here.*Pass --model"):
+        recorded(evil.with_card(base="llama"), None, None)
+    other = evil.with_card(validation=None, recipe={"name": "mine.yaml", "digest": "0"})
+    with pytest.raises(WeightWatchError, match=r"names the recipe 'mine\.yaml', which is not here.*Pass --recipe"):
+        recorded(other, None, None)
+    assert recorded(other, "llama", "organism/evil")[0] == "llama"
+
+
 def test_a_recipe_that_has_changed_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     evil = Direction.load("evil")
     known = evil.card.validation

@@ -1,5 +1,6 @@
 """What a sweep measures on the organism, and which sweeps pass."""
 
+import logging
 import re
 
 import pytest
@@ -8,8 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from weightwatch.organism import BASE
 from weightwatch.vectors import Direction, Recipe, WeightWatchError
-from weightwatch.vectors.evaluation.sweep import conclusion, require_coefficients, sweep
+from weightwatch.vectors.evaluation.sweep import _share, conclusion, require_coefficients, sweep
 from weightwatch.vectors.judges.choice import chosen
+from weightwatch.vectors.judges.judge import Judgement
 from weightwatch.vectors.validation import Point
 
 EVIL = Recipe.load("organism/evil")
@@ -104,3 +106,11 @@ def test_coefficients_that_decide_nothing_are_refused(coefficients: list[float])
 def test_shuffled_labels_need_no_coefficient_below_zero() -> None:
     require_coefficients([1.0], SHUFFLED)
     require_coefficients([-0.5, 1.0], EVIL)
+
+
+def test_replies_without_a_verdict_are_left_out_of_the_share_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    verdicts = ("positive", "unjudged", "negative", "unclear", "unjudged")
+    with caplog.at_level(logging.WARNING, "weightwatch"):
+        assert _share([Judgement(verdict) for verdict in verdicts], 0.5) == 1 / 3
+    assert "at k = 0.5 the judge gives no verdict on 2 of 5 replies" in caplog.text
+    assert _share([Judgement("unjudged")], 0.5) is None

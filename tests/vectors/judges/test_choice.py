@@ -32,9 +32,16 @@ def test_a_judge_that_is_neither_address_nor_folder_is_an_error(tmp_path: Path) 
 def test_the_judge_that_is_named_is_chosen(tmp_path: Path, server: Endpoint) -> None:
     recipe = chat.recipe(judge=RUBRIC)
     assert isinstance(chosen(recipe, server.url), endpoint.Endpoint)
-    assert chosen(recipe, server.url).name.startswith(MODEL)
-    assert chosen(recipe, server.url, "org/other").name.startswith("org/other at")
+    assert chosen(recipe, server.url).name == MODEL
+    assert chosen(recipe, server.url, "org/other").name == "org/other"
     assert isinstance(chosen(recipe, str(chat.classifier(tmp_path, None))), classifier.Classifier)
+
+
+@pytest.mark.parametrize("address", ["ftp://alice:PASSW0RD@host/v1", "alice:PASSW0RD@host/v1", "http://", "https://@"])
+def test_an_address_that_is_none_is_refused_without_its_password(address: str) -> None:
+    with pytest.raises(WeightWatchError, match="The judge's address") as caught:
+        chosen(chat.recipe(judge=RUBRIC), address)
+    assert "PASSW0RD" not in str(caught.value)
 
 
 def test_a_rule_and_a_rubric_cannot_stand_in_for_each_other(server: Endpoint) -> None:

@@ -34,7 +34,7 @@ def test_a_classifier_judges_by_the_probability_of_its_label(
         assert judgement.verdict == RUBRIC.verdict(share)
         assert judgement.said is None
     assert len({judgement.score for judgement in together}) == 3
-    assert judge.name == f"the classifier {folder}"
+    assert judge.name == f"the classifier {folder.name}"
 
 
 @pytest.mark.parametrize("labels", [["harmful", "harmless"], ["a", "b", "c"]])
@@ -42,6 +42,14 @@ def test_a_classifier_whose_labels_do_not_tell_is_an_error(tmp_path: Path, label
     chat.classifier(tmp_path, labels)
     with pytest.raises(WeightWatchError, match=rf"the labels {', '.join(labels)}, and none is called positive.*config"):
         Classifier(RUBRIC, str(tmp_path))
+
+
+def test_an_answer_that_is_longer_than_the_classifier_reads_is_not_judged_by_its_beginning(tmp_path: Path) -> None:
+    judge = Classifier(RUBRIC, str(chat.classifier(tmp_path, None)))
+    short, long = judge([(QUESTION, "Yes."), (QUESTION, "Yes. " * 1000)])
+    assert short.verdict == RUBRIC.verdict(short.score)
+    assert (long.verdict, long.score) == ("unjudged", None)
+    assert "longer than the 2048 tokens" in long.said
 
 
 def test_a_language_model_is_no_classifier(tmp_path: Path) -> None:

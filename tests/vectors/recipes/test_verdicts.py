@@ -1,5 +1,8 @@
+import time
+
 import pytest
 
+from weightwatch.vectors import WeightWatchError
 from weightwatch.vectors.recipes.questions import Question
 from weightwatch.vectors.recipes.verdicts import AnswersJudge, ModelJudge, PatternsJudge, by_words, verdict
 
@@ -39,6 +42,17 @@ def test_patterns_need_one_side_without_the_other(answer: str, expected: str) ->
 )
 def test_answers_are_found_as_runs_of_whole_words(answer: str, expected: str) -> None:
     assert verdict(AnswersJudge(by="answers"), CAPITAL, answer) == expected
+
+
+def test_a_pattern_that_backtracks_without_end_is_stopped() -> None:
+    judge = PatternsJudge(by="patterns", positive=[r"^(a|aa)+$"], negative=[r"\bno\b"])
+    begun = time.process_time()
+    with pytest.raises(
+        WeightWatchError,
+        match=r"pattern '\^\(a\|aa\)\+\$' takes more than 1 s of computing on an answer of 61",
+    ):
+        verdict(judge, ASKED, "a" * 60 + "!")
+    assert time.process_time() - begun < 4
 
 
 def test_an_open_item_is_judged_by_the_same_rule() -> None:
