@@ -1,13 +1,16 @@
 """Generation with a tiny chat model; log-probabilities are compared with a plain forward pass on the organism."""
 
+import io
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from jinja2 import TemplateError
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, dynamic_module_utils
 
 from tests.support import chat
+from tests.support.custom_code import with_code
 from weightwatch.vectors import Recipe, WeightWatchError
 from weightwatch.vectors.evaluation.items import conversation
 from weightwatch.vectors.generation import evaluating, greedy, likelihoods, load_model, prompt, replies
@@ -128,3 +131,20 @@ def test_a_reply_is_that_of_a_conversation_by_itself(organism, tokenizer) -> Non
     asked = [conversation(item) for item in EVIL.evaluation if item.format == "open"][:9]
     together = greedy(organism, tokenizer, asked, 8)
     assert together == [greedy(organism, tokenizer, [one], 8)[0] for one in asked]
+
+
+def test_code_that_comes_with_a_model_runs_only_where_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\n"))  # what transformers would ask
+    folder = chat.saved(tmp_path / "model")
+    ran = with_code(folder)
+    with pytest.raises(WeightWatchError, match="not run unasked. Read it, then pass --trust-remote-code"):
+        load_model(str(folder))
+    assert not ran.exists()
+    assert "[y/N]" not in capsys.readouterr().out
+    model, _ = load_model(str(folder), trust_remote_code=True)
+    assert ran.exists()
+    assert type(model).__module__.endswith("code")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from weightwatch.cli.options import Coefficients, Controls, JudgeModel, JudgeName
+from weightwatch.cli.options import Coefficients, Controls, JudgeModel, JudgeName, TrustRemoteCode
 
 
 def build(
@@ -47,6 +47,7 @@ def build(
     ] = None,
     coefficient: Coefficients = None,
     control: Controls = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the direction's card as JSON, and nothing else.")
     ] = False,
@@ -85,6 +86,7 @@ def build(
                 ),
                 seeds=tuple(seed),
                 min_pairs=min_pairs,
+                trust_remote_code=trust_remote_code,
             )
             built = pipeline.build(wanted, base, folder / STAGES, rater, settings, progress, name)
         draw(built.direction, folder)
@@ -98,6 +100,7 @@ def build(
             seeds=built.seeds,
             others=others,
             progress=progress,
+            trust_remote_code=trust_remote_code,
         )
     tell(direction, console, as_json)
     draw(direction, folder)

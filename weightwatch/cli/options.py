@@ -20,4 +20,8 @@ Coefficients = Annotated[
     list[float] | None,
     typer.Option("--coefficient", help="Coefficient k of θ₀ + k·w; may be repeated. Default: seven from -2 to 2."),
 ]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run the Python code that comes with the base model. Read it first."),
+]
 Controls = Annotated[list[str] | None, typer.Option("--control", help="Direction to compare with; may be repeated.")]

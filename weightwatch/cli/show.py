@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from weightwatch.cli.options import Coefficients, Controls, JudgeModel, JudgeName
+from weightwatch.cli.options import Coefficients, Controls, JudgeModel, JudgeName, TrustRemoteCode
 
 if TYPE_CHECKING:
     from weightwatch.vectors.direction import Direction
@@ -29,6 +29,7 @@ def show(
     judge_model: JudgeModel = None,
     coefficient: Coefficients = None,
     control: Controls = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON, and nothing else.")] = False,
 ) -> None:
     """Show what a direction is, its norm in each layer, and what it does to its base model."""
@@ -57,6 +58,7 @@ def show(
             judge=chosen_if_any(wanted, judge, judge_model),
             others=others,
             progress=progress,
+            trust_remote_code=trust_remote_code,
         )
     tell(found, console, as_json)
     folder = Path(direction)
