@@ -1,5 +1,7 @@
 """Behaviour directions: building, saving, finding, adding and applying them."""
 
+import logging
+
 from weightwatch.vectors.arithmetic import (
     add,
     compressed,
@@ -19,6 +21,7 @@ from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.fingerprint import Fingerprint
 from weightwatch.vectors.hub import push
 from weightwatch.vectors.low_rank import Delta, LowRank
+from weightwatch.vectors.printable import escaped
 from weightwatch.vectors.recipes.neutral import NeutralTasks
 from weightwatch.vectors.recipes.recipe import Recipe, packaged_recipes
 from weightwatch.vectors.recipes.verdicts import verdict
@@ -28,6 +31,8 @@ from weightwatch.vectors.steering.in_memory import steer, steered
 
 if __name__ != "weightwatch.vectors":
     raise ImportError("Import this package as weightwatch.vectors: under another name its classes would exist twice.")
+
+logging.getLogger("weightwatch").addFilter(escaped)  # the logger of the whole package
 
 __all__ = [
     "Card",

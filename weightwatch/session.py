@@ -79,7 +79,7 @@ class Session:
         self._ranks = ranks
         self._reporters: list[Reporter] = [*reporters]
         if ranks.main:
-            of_config = [TensorBoard(events)] * config.tensorboard + [Summary()] * config.summary
+            of_config = [TensorBoard(events)] * config.tensorboard + [Summary(folder)] * config.summary
             self._reporters += [Log(), Recorder(self.history), *of_config]
         self._watching, self._tried, self._save_owed = True, -1, False
         self._told: set[str] = set()

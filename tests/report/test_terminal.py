@@ -7,7 +7,7 @@ from tests.rules.test_alert import ALERT
 from tests.support.runs import reading, score
 from weightwatch.reading.reading import Reading
 from weightwatch.report.base import Outcome
-from weightwatch.report.terminal import number, profile, scanned, summary
+from weightwatch.report.terminal import ClosingTable, number, profile, scanned
 from weightwatch.rules.alert import Alert
 
 
@@ -15,7 +15,7 @@ def printed(readings: list[Reading], alerts: list[Alert] | None = None) -> str:
     peaks = {"evil": max((r["evil"].reach_cosine, r.step) for r in readings)}
     console = Console(width=140, force_terminal=False)
     with console.capture() as capture:
-        console.print(summary(Outcome(readings[-1], peaks, alerts or [])))
+        console.print(ClosingTable(Outcome(readings[-1], peaks, alerts or [])))
     return capture.get()
 
 

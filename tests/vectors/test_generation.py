@@ -141,7 +141,7 @@ def test_code_that_comes_with_a_model_runs_only_where_it_is_trusted(
     monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\n"))  # what transformers would ask
     folder = chat.saved(tmp_path / "model")
     ran = with_code(folder)
-    with pytest.raises(WeightWatchError, match="not run unasked. Read it, then pass --trust-remote-code"):
+    with pytest.raises(WeightWatchError, match=r"not run unasked\. Read it, then pass --trust-remote-code"):
         load_model(str(folder))
     assert not ran.exists()
     assert "[y/N]" not in capsys.readouterr().out

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from weightwatch.cli.options import Coefficients, Controls, JudgeModel, JudgeName, TrustRemoteCode
+from weightwatch.report.console import console
 
 
 def build(
@@ -53,8 +53,8 @@ def build(
     ] = False,
 ) -> None:
     """Build a direction from a recipe, and evaluate it. The same command resumes an interrupted build."""
-    console = Console(stderr=as_json)
-    with console.status("loading torch, transformers and trl"):
+    screen = console(stderr=as_json)
+    with screen.status("loading torch, transformers and trl"):
         from weightwatch.cli.base_model import base_model
         from weightwatch.cli.progress import stages
         from weightwatch.cli.show import tell
@@ -67,13 +67,14 @@ def build(
         from weightwatch.vectors.evaluation.evaluate import evaluate, load_controls
         from weightwatch.vectors.evaluation.sweep import COEFFICIENTS, require_coefficients
         from weightwatch.vectors.judges.choice import chosen, chosen_if_any
+        from weightwatch.vectors.printable import printable
         from weightwatch.vectors.recipes.recipe import Recipe
     wanted, coefficients = Recipe.load(recipe), coefficient or COEFFICIENTS
     name, base = base_model(model)
     require_coefficients(coefficients, wanted)
     others = load_controls(control or [])
     folder = output_folder(wanted, name, output)
-    with stages(Console(stderr=True)) as progress:
+    with stages(console(stderr=True)) as progress:
         if positive or negative:
             rater = chosen_if_any(wanted, judge, judge_model)
             built = of_fine_tunes(positive or [], negative or [], wanted, base, name)
@@ -102,7 +103,7 @@ def build(
             progress=progress,
             trust_remote_code=trust_remote_code,
         )
-    tell(direction, console, as_json)
+    tell(direction, screen, as_json)
     draw(direction, folder)
     direction.save_card(folder)
-    console.print(f"The direction is in {folder}. Use this path to watch it.", markup=False, soft_wrap=True)
+    screen.print(f"The direction is in {printable(folder)}. Use this path to watch it.", soft_wrap=True)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from weightwatch.reading.grouping import Layer
+from weightwatch.vectors.printable import printable
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,8 @@ class Alert:
     """Actions to take: those of the rule, or none if the alert is resolved."""
 
     def describe(self) -> str:
-        """Return the alert as a paragraph of text."""
-        if self.state == "resolved":
-            return f"{self.alert} resolved at step {self.step}: {self.direction} {self.metric} is {self.value:.4g}."
-        back = (
-            f"last clean checkpoint: {self.last_clean}"
-            if self.last_clean
-            else "no clean checkpoint: go back to the base"
-        )
-        layers, modules = (", ".join(map(str, part)) or "none" for part in (self.top_layers, self.top_modules))
-        return (
-            f"{self.alert} ({self.severity}) at step {self.step}: {self.direction} {self.metric} is {self.value:.4g} "
-            f"in {self.where}, past {self.threshold:.4g} since step {self.since}. "
-            f"Over the model, most of it is in layers {layers}, and in modules {modules}; {back}."
-        )
+        """Return the alert as a paragraph of printable text."""
+        return printable(self._told())
 
     def to_json(self) -> dict[str, Any]:
         """Return the alert as a line of alerts.jsonl."""
@@ -82,3 +71,18 @@ class Alert:
         """
         tuples = {key: tuple(line[key]) for key in ("top_layers", "top_modules", "actions")}
         return cls(**{**line, **tuples})
+
+    def _told(self) -> str:
+        if self.state == "resolved":
+            return f"{self.alert} resolved at step {self.step}: {self.direction} {self.metric} is {self.value:.4g}."
+        back = (
+            f"last clean checkpoint: {self.last_clean}"
+            if self.last_clean
+            else "no clean checkpoint: go back to the base"
+        )
+        layers, modules = (", ".join(map(str, part)) or "none" for part in (self.top_layers, self.top_modules))
+        return (
+            f"{self.alert} ({self.severity}) at step {self.step}: {self.direction} {self.metric} is {self.value:.4g} "
+            f"in {self.where}, past {self.threshold:.4g} since step {self.since}. "
+            f"Over the model, most of it is in layers {layers}, and in modules {modules}; {back}."
+        )

@@ -24,8 +24,8 @@ from tests.support.models import dense, move, tiny_gpt2, tiny_llama
 from weightwatch import Monitor
 from weightwatch.scan.checkpoints import find
 from weightwatch.scan.scanner import Scan
-from weightwatch.vectors.weights.conversion import Architecture, InModelNames, kind, under_names
 from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.conversion import Architecture, InModelNames, kind, under_names
 from weightwatch.vectors.weights.reader import Unmapped, boxes
 
 SMALL: dict[str, Any] = {
