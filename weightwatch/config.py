@@ -48,7 +48,8 @@ class Rule(Strict):
         metric: ``cosine``, ``reach_cosine`` (default), ``dose`` or ``z``.
         scope: ``model`` (default), ``any_layer``, ``layers: [...]`` or ``modules: [...]``. Of several layers or
             modules, one that meets the condition is enough.
-        above: The condition is met when the metric is greater. Exactly one of ``above`` and ``below`` is given.
+        above: The condition is met when the metric is greater. Exactly one of ``above`` and ``below`` is given, and for
+            a cosine it is between -1 and 1.
         below: The condition is met when the metric is less.
         for_: ``for`` in YAML: number of consecutive checks that meet the condition before the alert fires. Default 1.
         keep_firing_for: Number of checks that the alert keeps firing after the condition is no longer met. Default 0.
@@ -79,6 +80,17 @@ class Rule(Strict):
     def _one_threshold(self) -> "Rule":
         if (self.above is None) == (self.below is None):
             raise ValueError("give exactly one of `above` and `below`")
+        return self
+
+    @model_validator(mode="after")
+    def _within_reach(self) -> "Rule":
+        if self.metric in ("cosine", "reach_cosine"):
+            key, limit = ("above", self.threshold) if self.above is not None else ("below", -self.threshold)
+            if not -1 <= limit < 1:
+                how = "never" if limit >= 1 else "always"
+                raise ValueError(
+                    f"`{key}: {self.threshold:g}` is {how} met, because a {self.metric} lies between -1 and 1"
+                )
         return self
 
     def is_true(self, value: float) -> bool:

@@ -104,10 +104,12 @@ def _row(name: str, outcome: Outcome) -> dict[str, Text | str]:
 
 
 def _alerts(fired: Sequence[Alert]) -> Text:
-    first = {alert.alert: alert.step for alert in reversed(fired)}
+    first: dict[str, int] = {}
+    for alert in fired:
+        first.setdefault(alert.alert, alert.step)
     if not first:
         return Text("none", style="green")
-    return Text(printable(", ".join(f"{rule} at {step}" for rule, step in reversed(first.items()))), style="bold red")
+    return Text(printable(", ".join(f"{rule} at {step}" for rule, step in first.items())), style="bold red")
 
 
 def _z(value: float | None) -> str:
