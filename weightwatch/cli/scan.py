@@ -17,7 +17,7 @@ from weightwatch.cli.options import AsJson
 from weightwatch.cli.progress import transfers
 from weightwatch.report.console import console
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.printable import printable
+from weightwatch.vectors.printable import printable, sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,11 +93,15 @@ def scan(
                 if not follow:
                     raise
                 aside.print("interrupted; the readings so far are recorded")
+            except OSError as error:
+                if not scanner.fired:  # else the alert is told below, whatever became of the record
+                    raise
+                aside.print(f"stopped: {sentence(error)}")
     except OSError as error:
         raise WeightWatchError(
             f"{error}. Check that the folders are readable and that --output is writable."
         ) from error
-    if not scanner.readings:
+    if not scanner.readings and not scanner.fired:
         raise WeightWatchError(
             f"There is no complete checkpoint in {what}. Scan again when one is written; --follow waits for it."
         )

@@ -1,5 +1,6 @@
 """TensorBoard: a run folder of its own with similarity scalars per direction, layer and module, and their layout."""
 
+import html
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -54,12 +55,17 @@ class TensorBoard(Reporter):
     def alerts(self, raised: Sequence[Alert]) -> None:
         """Write alerts as text."""
         for alert in raised:
-            self._writer.add_text(f"alerts/{alert.alert}", alert.describe(), alert.step)
+            self._writer.add_text(f"alerts/{alert.alert}", _markdown(alert.describe()), alert.step)
         self._writer.flush()
 
     def end(self, outcome: Outcome) -> None:
         """Write what is left and close the file."""
         self._writer.close()
+
+
+def _markdown(text: str) -> str:
+    """Return text without links, pictures and tags, which TensorBoard would show."""
+    return re.sub(r"[\\\[]", r"\\\g<0>", html.escape(text, quote=False))
 
 
 def event_folder(output: Path) -> Path:
