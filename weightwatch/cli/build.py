@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from weightwatch.cli.options import Coefficients, Controls, JudgeModel, JudgeName, TrustRemoteCode
+from weightwatch.cli.options import Coefficients, Controls, JudgeModel, JudgeName, TrustRemoteCode, finite
 from weightwatch.report.console import console
 
 
@@ -17,7 +17,7 @@ def build(
     judge_model: JudgeModel = None,
     num_samples: Annotated[int, typer.Option(min=1, help="Number of answers per question and system prompt.")] = 4,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 1.0,
+    temperature: Annotated[float, typer.Option(callback=finite, min=0, help="Sampling temperature.")] = 1.0,
     generation_batch_size: Annotated[int, typer.Option(min=1, help="Number of answers generated at once.")] = 32,
     seed: Annotated[
         list[int],
@@ -25,12 +25,16 @@ def build(
     ] = [9001, 9002, 9003],  # noqa: B006
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 32,
     alpha: Annotated[int, typer.Option(min=1, help="LoRA alpha.")] = 16,
-    learning_rate: Annotated[list[float], typer.Option(help="Learning rate to try; may be repeated.")] = [  # noqa: B006
+    learning_rate: Annotated[
+        list[float], typer.Option(callback=finite, help="Learning rate to try; may be repeated.")
+    ] = [  # noqa: B006
         5e-5,
         1e-4,
         2e-4,
     ],
-    num_train_epochs: Annotated[float, typer.Option(min=0.01, help="Number of passes over the kept answers.")] = 1.0,
+    num_train_epochs: Annotated[
+        float, typer.Option(callback=finite, min=0.01, help="Number of passes over the kept answers.")
+    ] = 1.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Number of examples per optimizer step.")] = 16,
     micro_batch_size: Annotated[int, typer.Option(min=1, help="Number of examples per forward pass.")] = 4,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of LoRA.")] = False,

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.text import Text
 
 from weightwatch.cli.exit_status import ALERT, BAD_INPUT
-from weightwatch.cli.options import AsJson
+from weightwatch.cli.options import AsJson, finite
 from weightwatch.cli.progress import transfers
 from weightwatch.report.console import console
 from weightwatch.vectors.errors import WeightWatchError
@@ -50,12 +50,17 @@ def scan(
     as_json: AsJson = False,
     follow: Annotated[bool, typer.Option("--follow", help="Wait for further checkpoints of the run.")] = False,
     until_idle: Annotated[
-        float | None, typer.Option(min=0, help="With --follow: stop after this many seconds without a new checkpoint.")
+        float | None,
+        typer.Option(
+            callback=finite, min=0, help="With --follow: stop after this many seconds without a new checkpoint."
+        ),
     ] = None,
     stop_after: Annotated[
         int | None, typer.Option(min=1, help="With --follow: stop after this many checkpoints.")
     ] = None,
-    poll: Annotated[float, typer.Option(min=0.05, help="With --follow: seconds between polls of the folder.")] = 5.0,
+    poll: Annotated[
+        float, typer.Option(callback=finite, min=0.05, help="With --follow: seconds between polls of the folder.")
+    ] = 5.0,
 ) -> None:
     """Measure checkpoints of any trainer; the exit status is 1 if an alert fired."""
     screen, aside = console(stderr=as_json), console(stderr=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from weightwatch.cli.options import AsJson
+from weightwatch.cli.options import AsJson, finite
 from weightwatch.cli.progress import transfers
 from weightwatch.report.console import console
 from weightwatch.vectors.errors import WeightWatchError
@@ -20,7 +20,9 @@ def steer(
         typer.Argument(help="One or more directions to add, each optionally with its own coefficient: evil=-0.5."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the steered model.")],
-    coefficient: Annotated[float, typer.Option(help="Coefficient of directions that are given without one.")] = 1.0,
+    coefficient: Annotated[
+        float, typer.Option(callback=finite, help="Coefficient of directions that are given without one.")
+    ] = 1.0,
     adapter: Annotated[
         bool, typer.Option("--adapter", help="Write k·w alone, as a PEFT adapter of the checkpoint.")
     ] = False,
