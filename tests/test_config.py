@@ -65,7 +65,7 @@ def test_a_threshold_may_be_a_whole_number() -> None:
     "scope", ["model", "any_layer", Layers(layers=[1, "encoder.block.3"]), Modules(modules=["q_proj", "down_proj"])]
 )
 def test_what_is_written_as_resolved_loads_back_equal(scope: object, tmp_path: Path) -> None:
-    rule = Rule(alert="drift", direction="evil", below=-1.5, scope=scope, for_=2, labels={"a": "b"})
+    rule = Rule(alert="drift", direction="evil", below=-0.15, scope=scope, for_=2, labels={"a": "b"})
     config = Config(directions=["evil", "ünïcode"], controls=["style"], every=7, rules=[rule], reference="base")
     text = config.to_yaml()
     assert Config.load(saved(tmp_path, text)) == config
@@ -91,6 +91,19 @@ CASES = {
         1,
         "rules[0].above: nan is not",
     ),
+    "a cosine that no update reaches": (
+        "rules:\n- {alert: a, direction: e, above: 5}\n",
+        2,
+        "rules[0]: `above: 5` is never met, because a reach_cosine lies between -1 and 1.",
+    ),
+    "a cosine above the highest": (
+        "rules: [{alert: a, direction: e, metric: cosine, above: 1}]",
+        1,
+        "rules[0]: `above: 1` is never met, because a cosine lies between -1 and 1.",
+    ),
+    "a cosine below the lowest": ("rules: [{alert: a, direction: e, below: -1}]", 1, "`below: -1` is never met"),
+    "a cosine that every update is above": ("rules: [{alert: a, direction: e, above: -1.5}]", 1, "always met"),
+    "a cosine that every update is below": ("rules: [{alert: a, direction: e, below: 1.5}]", 1, "always met"),
     "a missing name": ("rules: [{direction: e, above: 1}]", 1, "rules[0].alert is missing; give it a value."),
     "an unknown metric": (RULE + "    metric: sine\n", 6, "'sine' is not allowed; it should be 'cosine', 'reach_co"),
     "an unknown action": (RULE + "    actions: [log, page]\n", 6, "rules[0].actions[1]: 'page' is not allowed; it sho"),
@@ -182,3 +195,11 @@ def test_two_rules_of_one_name_are_refused() -> None:
     rule = {"alert": "drift", "direction": "evil", "above": 0.1}
     with pytest.raises(WeightWatchError, match=r"rules: two rules have the name 'drift'; give each its own"):
         Config.load({"rules": [rule, {**rule, "above": 0.2}]})
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [{"above": -1}, {"above": 0.99}, {"below": 1}, {"metric": "dose", "above": 5}, {"metric": "z", "below": -20}],
+)
+def test_a_threshold_that_tells_updates_apart_is_taken(condition: dict[str, object]) -> None:
+    assert Config.load({"rules": [{"alert": "a", "direction": "e", **condition}]}).rules

@@ -123,6 +123,18 @@ def test_heavy_libraries_are_imported_at_the_top_only_where_they_are_needed_in_a
     assert heavy <= {"callbacks", "demo"}
 
 
+def test_what_is_loaded_by_its_config_says_whether_its_code_is_trusted() -> None:
+    """transformers asks on the terminal otherwise. The organism and the demo load what comes with the package."""
+    calls = (
+        (name, ast.unparse(node))
+        for name, file in MODULES.items()
+        if folder(name) not in ("organism", "demo")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and re.search(r"\bAuto\w+\.from_pretrained$", ast.unparse(node.func))
+    )
+    assert [call for call in calls if "trust_remote_code=" not in call[1]] == []
+
+
 def test_the_core_is_reached_from_everywhere_above_it_and_from_nowhere_below() -> None:
     assert any(floor(other) == 1 for other in IMPORTS["weightwatch.callbacks.trainer"])
     assert all(floor(other) == 0 for name, others in IMPORTS.items() if floor(name) == 0 for other in others)

@@ -21,25 +21,33 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 _BATCH = 32  # conversations in a batch
 
 
-def load_model(name: str) -> tuple[Any, Any]:
+def load_model(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer, in evaluation mode.
 
     Args:
         name: A folder, or a Hub id.
+        trust_remote_code: Whether to run the Python code that comes with the model.
 
     Returns:
         The model, on a GPU in its own precision if there is a GPU, else on the CPU in fp32; and the tokenizer.
 
     Raises:
-        WeightWatchError: There is no such model, or it can't be loaded.
+        WeightWatchError: There is no such model, it can't be loaded, or it needs code of its own that is not trusted.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, on_gpu = model_folder(name), torch.cuda.is_available()
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if on_gpu else torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto" if on_gpu else torch.float32, trust_remote_code=trust_remote_code
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise WeightWatchError(
+                f"{name} needs Python code that comes with it in {folder}, and that code is not run unasked. Read it, "
+                "then pass --trust-remote-code."
+            ) from error
         raise WeightWatchError(f"{name} can't be loaded as a language model with a tokenizer ({error}).") from error
     return model.to("cuda" if on_gpu else "cpu").eval(), tokenizer
 

@@ -3,8 +3,11 @@
 Public names are loaded at their first use, so that ``import weightwatch`` is quick and pulls in no trainer.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from weightwatch.vectors.printable import escaped
 
 if TYPE_CHECKING:
     from weightwatch.callbacks import WeightWatchCallback, watch
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
     from weightwatch.reading.reading import Reading
     from weightwatch.rules.alert import Alert
     from weightwatch.vectors import Direction, WeightWatchError
+
+logging.getLogger("weightwatch").addFilter(escaped)  # the logger of the whole package
 
 __all__ = [
     "Alert",

@@ -48,7 +48,8 @@ class Rule(Strict):
         metric: ``cosine``, ``reach_cosine`` (default), ``dose`` or ``z``.
         scope: ``model`` (default), ``any_layer``, ``layers: [...]`` or ``modules: [...]``. Of several layers or
             modules, one that meets the condition is enough.
-        above: The condition is met when the metric is greater. Exactly one of ``above`` and ``below`` is given.
+        above: The condition is met when the metric is greater. Exactly one of ``above`` and ``below`` is given, and for
+            a cosine it is between -1 and 1.
         below: The condition is met when the metric is less.
         for_: ``for`` in YAML: number of consecutive checks that meet the condition before the alert fires. Default 1.
         keep_firing_for: Number of checks that the alert keeps firing after the condition is no longer met. Default 0.
@@ -81,6 +82,17 @@ class Rule(Strict):
             raise ValueError("give exactly one of `above` and `below`")
         return self
 
+    @model_validator(mode="after")
+    def _within_reach(self) -> "Rule":
+        if self.metric in ("cosine", "reach_cosine"):
+            key, limit = ("above", self.threshold) if self.above is not None else ("below", -self.threshold)
+            if not -1 <= limit < 1:
+                how = "never" if limit >= 1 else "always"
+                raise ValueError(
+                    f"`{key}: {self.threshold:g}` is {how} met, because a {self.metric} lies between -1 and 1"
+                )
+        return self
+
     def is_true(self, value: float) -> bool:
         """Whether a value of the metric meets the condition."""
         return value > self.above if self.above is not None else value < (self.below or 0.0)
@@ -101,7 +113,7 @@ class Config(Strict):
         rules: The alerting rules. Default: none, since thresholds depend on the base model and the kind of training.
         on_error: What to do after an error in monitoring: ``log`` it once and keep training (default), or ``raise`` it.
         tensorboard: Whether to write TensorBoard scalars, into a run folder of their own. Default true.
-        summary: Whether to print a table at the end of the training. Default true.
+        summary: Whether to print a line at the start of the training and a table at its end. Default true.
         reference: Path of the checkpoint θ₀ that training started from, if the model itself does not give it.
 
     Example:

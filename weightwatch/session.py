@@ -243,7 +243,9 @@ class Session:
         """Open the files, and set aside what they have of later steps."""
         if self._ranks.main:
             events = self._events.with_name(self._events.name + self._opening.folder.suffix)
-            of_config = [TensorBoard(events)] * self.config.tensorboard + [Summary()] * self.config.summary
+            of_config = [TensorBoard(events)] * self.config.tensorboard + [
+                Summary(self.history.folder)
+            ] * self.config.summary
             self._reporters += [Log(), Recorder(self.history), *of_config]
         self._opening.open(step, self.config)
         self._note_unwritten(step)

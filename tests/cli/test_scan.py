@@ -1,5 +1,6 @@
 """``weightwatch scan`` as a process: what it prints, writes and exits with, the memory it takes, how it follows."""
 
+import errno
 import json
 import os
 import shutil
@@ -19,7 +20,10 @@ from typer.testing import CliRunner
 from tests.support.models import dense, lora, move, tiny_llama
 from weightwatch.cli.exit_status import ALERT, BAD_INPUT, FAULT
 from weightwatch.cli.main import app
+from weightwatch.record.history import History
+from weightwatch.rules.alert import Alert
 from weightwatch.vectors import Direction
+from weightwatch.vectors.printable import printable
 
 RULES = "rules: [{alert: drift, direction: evil, metric: cosine, above: -1.0, for: 2}]\n"
 MEGABYTE = 1 << 20
@@ -134,6 +138,38 @@ def test_a_checkpoint_that_cant_be_measured_hides_no_alert(stage: Path, rules: b
     assert len(found["alerts"]) == rules
     assert "NaN" in found["unmeasured"]["checkpoint-3"]
     assert "checkpoint-3 is passed over: None of the trained tensors" in " ".join(done.stderr.split())
+
+
+def test_an_alert_whose_record_finds_no_room_is_told(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(history: History, alert: Alert) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(History, "add_alert", full)
+    done = CliRunner().invoke(app, arguments(stage, "--config", str(stage / "rules.yaml")))
+    assert done.exit_code == ALERT, done.output
+    assert "drift (warning) at step 2" in done.stdout
+    assert "stopped: [Errno 28] No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["[/evil]", "evil\x1b[2J", "evil\nall is well", ":skull:", "\u202eevil"])
+def test_a_name_from_elsewhere_is_text_and_nothing_more(stage: Path, name: str) -> None:
+    """The direction's name comes with the direction, and the names of folders with the run."""
+    card = json.loads((stage / "evil" / "direction.json").read_text())
+    (stage / "evil" / "direction.json").write_text(json.dumps({**card, "name": name}))
+    folder = name.replace("/", "-")
+    (stage / "run" / "checkpoint-2").rename(stage / "run" / f"{folder}-2")
+    shutil.copytree(stage / "run" / "checkpoint-1", stage / "run" / f"{folder}-3")
+    (stage / "run" / f"{folder}-3" / "model.safetensors").write_bytes(b"cut")
+    rule = {"alert": name, "direction": name, "metric": "cosine", "above": -1.0}
+    (stage / "rules.yaml").write_text(json.dumps({"rules": [rule]}))
+    done = CliRunner().invoke(app, arguments(stage, "--config", str(stage / "rules.yaml")), env={"COLUMNS": "200"})
+    assert done.exit_code == ALERT, done.output
+    assert f"{printable(name)} (warning) at step 1: {printable(name)} cosine is" in done.stdout
+    assert [letter for letter in done.output if not letter.isprintable() and letter != "\n"] == []
+    for command in (["show", stage / "evil"], ["compare", stage / "evil", "evil"]):
+        done = CliRunner().invoke(app, [str(part) for part in command], env={"COLUMNS": "200"})
+        assert done.exit_code == 0 or command[0] == "compare"
+        assert [letter for letter in done.output if not letter.isprintable() and letter != "\n"] == []
 
 
 def test_an_unforeseen_fault_is_never_taken_for_an_alert(stage: Path) -> None:

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from rich.console import Console
 
+from weightwatch.report.console import console
 from weightwatch.report.direction import document, layer_norms, tables
 from weightwatch.vectors import Direction
 
 
 def shown(direction: Direction) -> str:
-    console = Console(width=160)
-    with console.capture() as capture:
-        console.print(*tables(direction))
+    screen = console(width=160)
+    with screen.capture() as capture:
+        screen.print(*tables(direction))
     return " ".join(capture.get().split())  # a title wraps at the width of its table
 
 
@@ -54,3 +54,12 @@ def test_the_tables_show_card_layers_and_evaluation() -> None:
 def test_what_is_not_evaluated_says_how_to() -> None:
     mine = Direction.from_tensors({"model.layers.0.mlp.up_proj.weight": torch.ones(2, 2)}, name="mine")
     assert "not yet; run weightwatch show --evaluate" in shown(mine)
+
+
+def test_names_in_a_card_are_text() -> None:
+    hostile = "[/bold]\x1b[2J"
+    tensors = {f"{hostile}.layers.0.up.weight": torch.ones(2, 2), f"{hostile}.layers.1.up.weight": torch.ones(2, 2)}
+    made = Direction.from_tensors(tensors, name=hostile, metadata={"behaviour": hostile, "base": hostile})
+    text = shown(made)
+    assert text.count(r"[/bold]\x1b[2J") == 3
+    assert "\x1b" not in text

@@ -1,7 +1,9 @@
 import logging
+import sys
 from dataclasses import replace
 
 import pytest
+from tqdm.auto import tqdm
 
 from tests.rules.test_alert import ALERT
 from tests.support.runs import reading
@@ -25,3 +27,19 @@ def test_without_the_action_only_its_end_is_logged(state: str, logged: int, capl
     caplog.set_level(logging.INFO, logger="weightwatch")
     Log().alerts([replace(ALERT, state=state, severity="critical", actions=("stop",))])  # type: ignore[arg-type]
     assert [record.levelno for record in caplog.records] == [logging.INFO] * logged
+
+
+def test_an_alert_beside_a_progress_bar_begins_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    logger = logging.getLogger("weightwatch")
+    logger.addHandler(handler)
+    try:
+        with tqdm(total=10, file=sys.stderr, ncols=40, mininterval=0) as bar:
+            bar.update(3)
+            Log().alerts([ALERT])
+    finally:
+        logger.removeHandler(handler)
+    before = capsys.readouterr().err.split("weightwatch: evil-drift")[0]
+    assert "30%" in before
+    assert before.split("\r")[-2].isspace()  # the bar is wiped
+    assert before.endswith("\r")

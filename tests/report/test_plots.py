@@ -1,10 +1,13 @@
 """Plots, looked at through their pixels and their text."""
 
+import re
 from math import nan
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from weightwatch.report.plots import bars, curves, heat_map
@@ -67,3 +70,27 @@ def test_an_unknown_format_or_place_is_an_error_that_says_so(tmp_path: Path) -> 
     for file in (tmp_path / "a.doc", tmp_path / "none" / "a.png"):
         with pytest.raises(WeightWatchError, match=r"can't be written .* such as cosines\.png"):
             heat_map(["a"], [[1.0]], file)
+
+
+def test_a_name_is_drawn_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two dollar signs matplotlib reads a formula; this one it can't parse."""
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *given, **how: (drawn.append(figure), save(figure, *given, **how))
+    )
+    name = "$\\frac$"
+    bars({name: 1.0, "a\nb": 2.0}, tmp_path / "bars.svg", ("x", "y"), name)
+    curves([0.0, 1.0], {"share": [0.0, 1.0]}, tmp_path / "curves.svg", ("x", "y"), name)
+    heat_map([name, "style"], [[1.0, 0.5], [0.5, 1.0]], tmp_path / "map.svg")
+    for figure in drawn:
+        written = [text.get_text() for text in figure.findobj(Text)]
+        assert any(text.replace("\\$", "$") == name for text in written)
+    assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()][1] == r"a\nb"
+
+
+def test_a_small_cosine_is_not_drawn_as_zero(tmp_path: Path) -> None:
+    file = heat_map(["a", "b"], [[1.0, 0.0003], [0.0, 1.0]], tmp_path / "map.svg")
+    text = re.sub(r"\s+", " ", file.read_text())
+    assert "<!-- 3e-04 -->" in text
+    assert "<!-- 0.000 -->" in text  # which is zero

@@ -1,9 +1,11 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from tests.rules.test_alert import ALERT
@@ -135,3 +137,15 @@ def test_events_have_a_folder_of_their_own(shared: bool, tmp_path: Path, monkeyp
         monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
     wanted = tmp_path / "logs" / "run-weightwatch" if shared else tmp_path / "run" / "runs" / "weightwatch"
     assert event_folder(tmp_path / "run") == wanted
+
+
+def test_a_name_in_an_alert_makes_no_link_picture_or_tag(tmp_path: Path) -> None:
+    dashboard = opened(tmp_path)
+    hostile = replace(ALERT, direction="![x](http://x/) <b>evil</b>")
+    dashboard.check(reading(40, 0.3), [hostile], {})
+    closed(dashboard)
+    (text,) = events(tmp_path).Tensors("alerts/evil-drift/text_summary")
+    shown = markdown_to_safe_html(text.tensor_proto.string_val[0])
+    assert "<img" not in shown
+    assert "<b>" not in shown
+    assert "![x](http://x/) &lt;b&gt;evil&lt;/b&gt; reach_cosine is" in shown

@@ -1,26 +1,45 @@
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
-from rich.console import Console
 
 from tests.rules.test_alert import ALERT
+from tests.support.models import low_rank, tiny_llama
 from tests.support.runs import reading, score
+from weightwatch.config import Config
 from weightwatch.reading.reading import Reading
-from weightwatch.report.base import Outcome
-from weightwatch.report.terminal import number, profile, scanned, summary
+from weightwatch.report.base import Outcome, Run
+from weightwatch.report.console import console
+from weightwatch.report.terminal import ClosingTable, Summary, number, opening, profile, scanned
 from weightwatch.rules.alert import Alert
+from weightwatch.vectors.printable import printable
 
 
-def printed(readings: list[Reading], alerts: list[Alert] | None = None) -> str:
-    peaks = {"evil": max((r["evil"].reach_cosine, r.step) for r in readings)}
-    console = Console(width=140, force_terminal=False)
-    with console.capture() as capture:
-        console.print(summary(Outcome(readings[-1], peaks, alerts or [])))
+def printed(readings: list[Reading], alerts: list[Alert] | None = None, width: int = 140) -> str:
+    peaks = {name: (found.reach_cosine, readings[-1].step) for name, found in readings[-1].directions.items()}
+    peaks |= {"evil": max((r["evil"].reach_cosine, r.step) for r in readings)}
+    screen = console(width=width, force_terminal=False)
+    with screen.capture() as capture:
+        screen.print(ClosingTable(Outcome(readings[-1], peaks, alerts or [])))
     return capture.get()
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.12345, "+0.123"), (-0.5, "-0.500"), (0.0, "+0.000"), (None, "–")])
-def test_a_figure_is_signed_and_has_three_decimals(value: float | None, text: str) -> None:
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.12345, "+0.123"),
+        (-0.5, "-0.500"),
+        (0.0123, "+0.012"),
+        (0.00123, "+0.0012"),
+        (-0.0004, "-0.00040"),
+        (3.14e-7, "+3.1e-07"),
+        (0.0, "+0.000"),
+        (None, "–"),
+    ],
+)
+def test_a_figure_is_signed_and_a_small_one_has_two_digits(value: float | None, text: str) -> None:
     assert number(value) == text
 
 
@@ -43,15 +62,64 @@ def test_the_table_says_where_each_direction_ended_and_peaked() -> None:
         assert cell in row
 
 
-def test_the_table_names_the_first_alert_of_a_direction() -> None:
-    text = printed([reading(40, 0.4)], [replace(ALERT, state="resolved", step=30), ALERT, replace(ALERT, step=60)])
-    assert "evil-drift at 40" in text
+def test_the_table_names_each_rule_that_fired_with_its_first_step() -> None:
+    other = replace(ALERT, alert="evil-layer", step=50)
+    alerts = [replace(ALERT, state="resolved", step=30), ALERT, other, replace(ALERT, step=60)]
+    assert "evil-drift at 40, evil-layer at 50" in printed([reading(40, 0.4)], alerts)
+
+
+@pytest.mark.parametrize("width", [140, 80, 60, 40])
+def test_a_narrow_terminal_goes_without_other_columns_than_the_alerts(width: int) -> None:
+    """As wide as a log file is to rich: 80 columns."""
+    last = reading(12_000, 0.4, layers=[0.1] * 32, z=7.0)
+    last = replace(last, directions={**last.directions, "sycophancy": last["evil"]})
+    lines = printed([last], [replace(ALERT, step=1000)], width).splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert any("evil " in line and "evil-drift at 1000" in line for line in lines)
+    assert any("sycophancy" in line and "none" in line for line in lines)
+    assert any("+0.400 at 12000" in line for line in lines) == (width > 40)
+    assert any("████" in line for line in lines) == (width == 140)
+
+
+def test_a_name_is_text_in_every_table() -> None:
+    last = reading(40, 0.4)
+    for name in ("[/evil]", "\x1b[2Jevil"):
+        hostile = replace(last, directions={"evil": last["evil"], name: last["evil"]})
+        fired = replace(ALERT, alert=name, direction=name)
+        screen = console(width=140)
+        with screen.capture() as capture:
+            screen.print(scanned([hostile]))
+        text = printed([hostile], [fired]) + capture.get()
+        assert text.count(printable(name)) == 3
+        assert "\x1b" not in text
+
+
+def started(folder: Path, *, controls: Sequence[str] = (), **settings: Any) -> str:
+    base = tiny_llama()
+    watched = [low_rank(base, 1)] + [low_rank(base, 2, name=name, kind="control") for name in controls]
+    return opening(Run(watched, Config.load(settings), 0), folder)
+
+
+def test_a_run_begins_with_what_is_watched_how_often_by_which_rules_and_where_the_record_is() -> None:
+    rules = [{"alert": alert, "direction": "evil", "above": 0.1} for alert in ("drift", "layers")]
+    assert started(Path("out/weightwatch"), controls=["style"], rules=rules) == (
+        "weightwatch: watching evil (controls: style) every 50 steps; rules: drift, layers; record: out/weightwatch"
+    )
+    assert started(Path("out"), every=1) == "weightwatch: watching evil every step; no rules, so no alerts; record: out"
+
+
+def test_the_line_and_the_table_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = Summary(Path("a very long folder" * 10))
+    summary.begin(Run([low_rank(tiny_llama(), 1)], Config(), 0))
+    assert capsys.readouterr().out.count("\n") == 1
+    summary.end(Outcome(reading(40, 0.4), {"evil": (0.4, 40)}, [ALERT]))
+    assert "evil-drift at 40" in capsys.readouterr().out
 
 
 def test_the_table_of_a_scan_has_a_row_for_each_direction_and_names_a_step_once() -> None:
     both = replace(reading(10, 0.4), directions={"evil": reading(10, 0.4)["evil"], "style": reading(10, 0.1)["evil"]})
-    console = Console(width=100, force_terminal=False)
-    with console.capture() as capture:
-        console.print(scanned([both, reading(20, 0.2)]))
+    screen = console(width=100, force_terminal=False)
+    with screen.capture() as capture:
+        screen.print(scanned([both, reading(20, 0.2)]))
     rows = [line.split()[:2] for line in capture.get().splitlines() if "+0." in line]
     assert rows == [["10", "evil"], ["style", "+0.100"], ["20", "evil"]]

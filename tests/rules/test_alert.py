@@ -43,6 +43,13 @@ def test_a_resolved_one_says_so() -> None:
     assert resolved.describe() == "evil-drift resolved at step 60: evil reach_cosine is 0.02."
 
 
+@pytest.mark.parametrize("state", ["firing", "resolved"])
+def test_its_description_is_one_printable_line(state: str) -> None:
+    hostile = replace(ALERT, state=state, alert="drift\x1b[2J", direction="evil\nall is well")  # type: ignore[arg-type]
+    assert hostile.describe().isprintable()
+    assert r"drift\x1b[2J" in hostile.describe()
+
+
 def test_a_line_of_the_record_reads_back_equal() -> None:
     assert Alert.from_json(json.dumps(ALERT.to_json())) == ALERT
 

@@ -1,6 +1,7 @@
 """Adapters whose change is more than B A, loaded with their base: they read as a live model."""
 
 import copy
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -134,3 +135,30 @@ def test_a_start_that_is_not_recorded_is_that_of_a_new_adapter(tmp_path: Path, i
     reading, at_random = measure_loaded(adapter, Checkpoint(reference), [evil], Reference())
     assert at_random == random
     same(reading, Monitor(evil).measure(model))  # from the base, as no start is recorded
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (
+            {
+                "peft_type": "PROMPT_TUNING",
+                "num_virtual_tokens": 4,
+                "prompt_tuning_init": "TEXT",
+                "prompt_tuning_init_text": "be kind",
+                "tokenizer_name_or_path": "adapter",
+            },
+            "changes the model's inputs instead of its weights",
+        ),
+        ({"peft_type": "LORA", "megatron_config": {"x": 1}, "megatron_core": "antigravity"}, "Merge the adapter"),
+    ],
+)
+def test_an_adapter_whose_settings_would_run_code_is_refused_before_it_is_loaded(
+    tmp_path: Path, settings: dict[str, Any], reason: str
+) -> None:
+    model, reference = base_folder(tmp_path)
+    lora(model, modules_to_save=["lm_head"]).save_pretrained(tmp_path / "adapter")
+    known = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj"]} if settings["peft_type"] == "LORA" else {}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**known, **settings}))
+    with pytest.raises(WeightWatchError, match=reason):
+        measure_loaded(checkpoint_at(tmp_path / "adapter"), Checkpoint(reference), [low_rank(model, 1)], Reference({}))

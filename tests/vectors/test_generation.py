@@ -1,13 +1,16 @@
 """Generation with a tiny chat model; log-probabilities are compared with a plain forward pass on the organism."""
 
+import io
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from jinja2 import TemplateError
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, dynamic_module_utils
 
 from tests.support import chat
+from tests.support.custom_code import with_code
 from weightwatch.vectors import Recipe, WeightWatchError
 from weightwatch.vectors.evaluation.items import conversation
 from weightwatch.vectors.generation import evaluating, greedy, likelihoods, load_model, prompt, replies
@@ -144,3 +147,20 @@ def test_thoughts_are_no_part_of_a_reply(monkeypatch: pytest.MonkeyPatch) -> Non
     ids = tokenizer("Why?</think>Because.", return_tensors="pt", add_special_tokens=False)["input_ids"]
     monkeypatch.setattr(model, "generate", lambda input_ids, **others: torch.cat([input_ids, ids], dim=1))
     assert replies(model, tokenizer, [[USER]], max_new_tokens=8) == ["Because."] != [plain]
+
+
+def test_code_that_comes_with_a_model_runs_only_where_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\n"))  # what transformers would ask
+    folder = chat.saved(tmp_path / "model")
+    ran = with_code(folder)
+    with pytest.raises(WeightWatchError, match=r"not run unasked\. Read it, then pass --trust-remote-code"):
+        load_model(str(folder))
+    assert not ran.exists()
+    assert "[y/N]" not in capsys.readouterr().out
+    model, _ = load_model(str(folder), trust_remote_code=True)
+    assert ran.exists()
+    assert type(model).__module__.endswith("code")

@@ -74,6 +74,7 @@ class FineTune:
         learning_rate: Peak learning rate.
         seed: Seed of the adapter's start and of the order of the examples.
         folder: Where the adapter, or the weights, of each evaluated step are saved as ``checkpoint-<step>``.
+        trust_remote_code: Whether to run the Python code that comes with the base model.
     """
 
     base: str
@@ -83,6 +84,7 @@ class FineTune:
     learning_rate: float
     seed: int
     folder: Path
+    trust_remote_code: bool = False
 
     def run(self, progress: "Progress") -> Losses:
         """Train, or return the recorded losses of a run that is complete.
@@ -125,12 +127,14 @@ class FineTune:
         adapter = LoraConfig(
             r=training.rank, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
         )
-        tokenizer = AutoTokenizer.from_pretrained(self.base)
+        tokenizer = AutoTokenizer.from_pretrained(self.base, trust_remote_code=self.trust_remote_code)
         require_template(tokenizer)
         set_seed(self.seed)
         trainer = SFTTrainer(
             AutoModelForCausalLM.from_pretrained(
-                self.base, dtype=torch.bfloat16 if half and not training.full else torch.float32
+                self.base,
+                dtype=torch.bfloat16 if half and not training.full else torch.float32,
+                trust_remote_code=self.trust_remote_code,
             ),
             args=SFTConfig(
                 str(self.folder),

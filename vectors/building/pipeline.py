@@ -54,6 +54,7 @@ class Settings:
             fine-tune can learn; the direction is the mean over the seeds. A watched run must use another seed.
         validation: Share of the questions in the validation set, which decides on learning rate and step.
         min_pairs: Smallest number of pairs of answers to build from.
+        trust_remote_code: Whether to run the Python code that comes with the base model.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -61,6 +62,7 @@ class Settings:
     seeds: tuple[int, ...] = SEEDS
     validation: float = 0.15
     min_pairs: int = MIN_PAIRS
+    trust_remote_code: bool = False
 
 
 def build(
@@ -97,7 +99,7 @@ def build(
     _validate(settings)
     base = BaseModel.find(model, base_name or model)
     with only_build(folder):
-        answers = _answers(recipe, base, folder, settings.sampling, progress)
+        answers = _answers(recipe, base, folder, settings, progress)
         kept, record = _judged(recipe, answers, folder, judge, progress)
         pairs = paired(recipe, answers, kept, settings.sampling.seed)
         require_enough(recipe, pairs, answers, kept, settings.min_pairs, record)
@@ -119,9 +121,9 @@ def _recorded(settings: Sampling | Training) -> dict[str, Any]:
     return {_RECORDED.get(name, name): value for name, value in asdict(settings).items()}
 
 
-def _answers(recipe: Recipe, base: BaseModel, folder: Path, sampling: Sampling, progress: Progress) -> list[Answer]:
+def _answers(recipe: Recipe, base: BaseModel, folder: Path, how: Settings, progress: Progress) -> list[Answer]:
     """Return the written answers, and those that the model gives or has given."""
-    settings = _recorded(sampling)
+    sampling, settings = how.sampling, _recorded(how.sampling)
     del settings["samples"]  # more samples are added to the same file
     depends = [base.identity, recipe.systems.model_dump(), [q.text for q in recipe.questions.building], settings]
     record = answering.ledger(folder / f"answers-{digest(depends)}.jsonl")
@@ -131,7 +133,7 @@ def _answers(recipe: Recipe, base: BaseModel, folder: Path, sampling: Sampling, 
     wanted = [batch for batch in batches if any(ask not in found for ask in batch)]
     if wanted:
         done = sum(ask in found for ask in asks)
-        model, tokenizer = load_model(base.path)
+        model, tokenizer = load_model(base.path, trust_remote_code=how.trust_remote_code)
         for batch in answering.drawn(recipe, model, tokenizer, sampling, wanted):
             new = [answer for answer in batch if answer.key not in found]
             record.extend(new)
@@ -189,7 +191,9 @@ def _fine_tuned(
 
     def sides(seed: int, rate: float) -> list[Losses]:
         return [
-            FineTune(base.path, learn[side], validate[side], training, rate, seed, path).run(progress)
+            FineTune(
+                base.path, learn[side], validate[side], training, rate, seed, path, settings.trust_remote_code
+            ).run(progress)
             for side, path in place(seed, rate).items()
         ]
 

@@ -31,6 +31,7 @@ def evaluate(
     seeds: Sequence[Direction] = (),
     others: Sequence[Direction] = (),
     progress: "Progress | None" = None,
+    trust_remote_code: bool = False,
 ) -> Direction:
     """Measure what a direction does to its base model.
 
@@ -43,6 +44,7 @@ def evaluate(
         seeds: The directions of single seeds, whose cosines with each other are measured.
         others: Directions to compare with, such as controls.
         progress: Called after each coefficient.
+        trust_remote_code: Whether to run the Python code that comes with the base model.
 
     Returns:
         The direction with the result in its card. Cosines that the card has already, of seeds or of other directions,
@@ -56,7 +58,7 @@ def evaluate(
     numbered = [(str(seed.card.seeds.get("adapter", number)), seed) for number, seed in enumerate(seeds, 1)]
     pairs = {f"{a}, {b}": round(cosine(one, other), 4) for (a, one), (b, other) in combinations(numbered, 2)}
     near = {other.name: round(cosine(direction, other), 4) for other in others}
-    loaded, tokenizer = load_model(model)
+    loaded, tokenizer = load_model(model, trust_remote_code=trust_remote_code)
     found = conclusion(sweep(loaded, tokenizer, direction, recipe, coefficients, judge, progress), recipe)
     known = direction.card.validation
     if known is not None:  # a saved direction no longer has its seeds apart

@@ -37,8 +37,10 @@ class Classifier(Judge):
 
         self._rubric, self.name = rubric, f"the classifier {portable_name(source)}"
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
-            self._model, loading = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            self._model, loading = AutoModelForSequenceClassification.from_pretrained(
+                source, output_loading_info=True, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise WeightWatchError(
                 f"{source} is not a judge: neither the address of an endpoint nor a text classifier ({error})."

@@ -52,11 +52,15 @@ def kind(folder: Path) -> Any:
     """Return the class of the model that a config describes.
 
     Raises:
-        Exception: transformers does not know the model.
+        Exception: transformers does not know the model, or the config names code of its own, which is not run.
     """
     import transformers
 
-    return getattr(transformers, transformers.AutoConfig.from_pretrained(folder).architectures[0])
+    name = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).architectures[0]
+    found = getattr(transformers, name)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ValueError(f"{name} is not a model of transformers")
+    return found
 
 
 class Architecture:
@@ -81,7 +85,7 @@ class Architecture:
         from transformers.pytorch_utils import Conv1D
 
         with torch.device("meta"):
-            model = kind(folder)(transformers.AutoConfig.from_pretrained(folder))
+            model = kind(folder)(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False))
         changes = get_model_conversion_mapping(model)
         self.shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         self.conv1d = frozenset(f"{path}.weight" for path, one in model.named_modules() if isinstance(one, Conv1D))

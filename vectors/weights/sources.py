@@ -1,11 +1,14 @@
 """Finding a model, an adapter or a direction by its path or its id on the Hugging Face Hub."""
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from weightwatch.vectors.errors import WeightWatchError
+
+_logger = logging.getLogger("weightwatch")
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -62,7 +65,8 @@ def fetch(
 ) -> Path:
     """Return a local path as it is, or the folder of a repository on the Hub, downloaded if it is not in the cache.
 
-    In offline mode, a repository is only looked up in the cache.
+    In offline mode, a repository is only looked up in the cache. A name whose first part is a folder here is a path
+    and no Hub id: a mistyped path must not become a stranger's repository. What comes from the Hub is logged.
 
     Args:
         name: A path, or a Hub id.
@@ -76,6 +80,11 @@ def fetch(
     """
     if Path(name).exists():
         return Path(name)
+    if is_hub_id(name) and (folder := Path(name).parent).is_dir():
+        raise WeightWatchError(
+            f"There is no {Path(name).name} in the folder {folder}. Check the spelling. If you mean {name} on the "
+            f"Hugging Face Hub, run weightwatch where there is no folder {folder}."
+        )
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
@@ -87,7 +96,9 @@ def fetch(
                 raise
             except RemoteEntryNotFoundError as error:
                 raise WeightWatchError(f"{name} on the Hub has no {marker}. Check the id.") from error
-        return Path(snapshot_download(name, revision=revision, allow_patterns=allow, ignore_patterns=ignore))
+        found = Path(snapshot_download(name, revision=revision, allow_patterns=allow, ignore_patterns=ignore))
+    _logger.warning("weightwatch: %s is no local path; it is read from the Hugging Face Hub, in %s.", name, found)
+    return found
 
 
 def model_folder(name: str) -> Path:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from weightwatch.cli.options import Coefficients, Controls, JudgeModel, JudgeName
+from weightwatch.cli.options import Coefficients, Controls, JudgeModel, JudgeName, TrustRemoteCode, finite
+from weightwatch.report.console import console
 
 
 def build(
@@ -17,7 +17,7 @@ def build(
     judge_model: JudgeModel = None,
     num_samples: Annotated[int, typer.Option(min=1, help="Number of answers per question and system prompt.")] = 4,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 1.0,
+    temperature: Annotated[float, typer.Option(callback=finite, min=0, help="Sampling temperature.")] = 1.0,
     generation_batch_size: Annotated[int, typer.Option(min=1, help="Number of answers generated at once.")] = 32,
     seed: Annotated[
         list[int],
@@ -25,12 +25,16 @@ def build(
     ] = [9001, 9002, 9003],  # noqa: B006
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 32,
     alpha: Annotated[int, typer.Option(min=1, help="LoRA alpha.")] = 16,
-    learning_rate: Annotated[list[float], typer.Option(help="Learning rate to try; may be repeated.")] = [  # noqa: B006
+    learning_rate: Annotated[
+        list[float], typer.Option(callback=finite, help="Learning rate to try; may be repeated.")
+    ] = [  # noqa: B006
         5e-5,
         1e-4,
         2e-4,
     ],
-    num_train_epochs: Annotated[float, typer.Option(min=0.01, help="Number of passes over the kept answers.")] = 1.0,
+    num_train_epochs: Annotated[
+        float, typer.Option(callback=finite, min=0.01, help="Number of passes over the kept answers.")
+    ] = 1.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Number of examples per optimizer step.")] = 16,
     micro_batch_size: Annotated[int, typer.Option(min=1, help="Number of examples per forward pass.")] = 4,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of LoRA.")] = False,
@@ -47,13 +51,14 @@ def build(
     ] = None,
     coefficient: Coefficients = None,
     control: Controls = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the direction's card as JSON, and nothing else.")
     ] = False,
 ) -> None:
     """Build a direction from a recipe, and evaluate it. The same command resumes an interrupted build."""
-    console = Console(stderr=as_json)
-    with console.status("loading torch, transformers and trl"):
+    screen = console(stderr=as_json)
+    with screen.status("loading torch, transformers and trl"):
         from weightwatch.cli.base_model import base_model
         from weightwatch.cli.progress import stages
         from weightwatch.cli.show import tell
@@ -66,13 +71,14 @@ def build(
         from weightwatch.vectors.evaluation.evaluate import evaluate, load_controls
         from weightwatch.vectors.evaluation.sweep import COEFFICIENTS, require_coefficients
         from weightwatch.vectors.judges.choice import chosen, chosen_if_any
+        from weightwatch.vectors.printable import printable
         from weightwatch.vectors.recipes.recipe import Recipe
     wanted, coefficients = Recipe.load(recipe), coefficient or COEFFICIENTS
     name, base = base_model(model)
     require_coefficients(coefficients, wanted)
     others = load_controls(control or [])
     folder = output_folder(wanted, name, output)
-    with stages(Console(stderr=True)) as progress:
+    with stages(console(stderr=True)) as progress:
         if positive or negative:
             rater = chosen_if_any(wanted, judge, judge_model)
             built = of_fine_tunes(positive or [], negative or [], wanted, base, name)
@@ -85,6 +91,7 @@ def build(
                 ),
                 seeds=tuple(seed),
                 min_pairs=min_pairs,
+                trust_remote_code=trust_remote_code,
             )
             built = pipeline.build(wanted, base, folder / STAGES, rater, settings, progress, name)
         draw(built.direction, folder)
@@ -98,8 +105,9 @@ def build(
             seeds=built.seeds,
             others=others,
             progress=progress,
+            trust_remote_code=trust_remote_code,
         )
-    tell(direction, console, as_json)
+    tell(direction, screen, as_json)
     draw(direction, folder)
     direction.save_card(folder)
-    console.print(f"The direction is in {folder}. Use this path to watch it.", markup=False, soft_wrap=True)
+    screen.print(f"The direction is in {printable(folder)}. Use this path to watch it.", soft_wrap=True)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from weightwatch.cli.options import AsJson
+from weightwatch.report.console import console
 
 if TYPE_CHECKING:
     from weightwatch.comparison import Comparison
@@ -27,15 +27,15 @@ def compare(
     picture: Annotated[Path | None, typer.Option(help="File for a heat map of the cosines (.png, .svg, .pdf).")] = None,
 ) -> None:
     """Show the cosines between directions and the task vectors of fine-tunes."""
-    console = Console(stderr=as_json)
-    with console.status("loading torch"):
+    screen = console(stderr=as_json)
+    with screen.status("loading torch"):
         from weightwatch.comparison import Comparison
-    with Console(stderr=True).status("reading"):
+    with console(stderr=True).status("reading"):
         found = Comparison.of(what, base)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1))
     else:
-        console.print(_table(found))
+        screen.print(_table(found))
     if picture is not None:
         from weightwatch.report.plots import heat_map
 
@@ -45,6 +45,7 @@ def compare(
 def _table(found: "Comparison") -> Table:
     """Return the cosines as a table whose columns are numbered like its rows."""
     from weightwatch.report.terminal import number
+    from weightwatch.vectors.printable import printable
 
     table = Table(title="weightwatch compare: cosines", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("", justify="right")
@@ -54,5 +55,5 @@ def _table(found: "Comparison") -> Table:
         table.add_column(str(i), justify="right", no_wrap=True)
     for i, (name, norm, row) in enumerate(zip(found.names, found.norms, found.cosines, strict=True), 1):
         figures = [number(None if isnan(value) else value) for value in row]
-        table.add_row(str(i), Text(name), f"{norm:.3g}", *figures)
+        table.add_row(str(i), Text(printable(name)), f"{norm:.3g}", *figures)
     return table

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
+from weightwatch.report.console import console
 from weightwatch.report.quiet import aside, muted
 
 
@@ -18,22 +19,25 @@ def demo(
     picture: Annotated[Path | None, typer.Option(help="File for an SVG picture of the terminal output.")] = None,
 ) -> None:
     """Fine-tune a small model on benign and on partly harmful data, and catch the run that goes bad."""
-    console = Console(record=True, stderr=as_json, quiet=as_json)
-    with console.status("loading torch, transformers and trl"):
+    screen = console(record=True, stderr=as_json, quiet=as_json)
+    with screen.status("loading torch, transformers and trl"):
         from weightwatch.demo import view
         from weightwatch.demo.run import Run, fine_tune, roll_back
-    console.print(view.LEGEND)
+        from weightwatch.vectors.printable import printable
+    screen.print(view.LEGEND)
     runs = [Run("benign", 0.0, output / "benign"), Run("poisoned", poison, output / "poisoned")]
+    for run in runs:
+        run.prepare()
     with aside(as_json), muted():  # the tables show the alerts
         for run in runs:
-            run.clear()
-            with view.live(console, run) as show:
+            with view.live(screen, run) as show:
                 fine_tune(run, seed, show)
             roll_back(run)
-    console.print(view.verdict(runs))
+    screen.print(view.verdict(runs))
     look = f"tensorboard --logdir {output}"
-    console.print(f"Every layer, in the browser: [bold]{look}[/bold]   Readings: {output}/poisoned/weightwatch/")
+    record = f"   Readings: {output}/poisoned/weightwatch/"
+    screen.print(Text.assemble("Every layer, in the browser: ", (printable(look), "bold"), printable(record)))
     if picture is not None:
-        console.save_svg(str(picture), title="weightwatch demo")
+        screen.save_svg(str(picture), title="weightwatch demo")
     if as_json:
         typer.echo(json.dumps({"seed": seed, "runs": [run.to_json() for run in runs], "tensorboard": look}, indent=1))

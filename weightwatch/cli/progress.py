@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from weightwatch.report.quiet import aside, quiet
+from weightwatch.vectors.printable import printable
 
 if TYPE_CHECKING:
     from weightwatch.vectors.generation import Progress
@@ -35,13 +36,13 @@ def stages(console: Console) -> Iterator["Progress"]:
     Yields:
         A function to call with the name of a stage, the number of its steps done, and their total.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with quiet(), aside(), Bars(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
         def advance(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage)
+                tasks[stage] = bars.add_task(printable(stage))
             bars.update(tasks[stage], completed=done, total=total)
 
         yield advance
@@ -49,5 +50,5 @@ def stages(console: Console) -> Iterator["Progress"]:
 
 def transfers(console: Console) -> Bars:
     """Return bars for bytes that are read or written, with the rate; they disappear at the end."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     return Bars(*columns, console=console, transient=True)

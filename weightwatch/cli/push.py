@@ -3,7 +3,8 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from weightwatch.report.console import console
 
 
 def push(
@@ -14,12 +15,13 @@ def push(
     ] = False,
 ) -> None:
     """Upload a direction and its model card to the Hugging Face Hub; log in with `hf auth login` first."""
-    console = Console()
-    with console.status("loading torch"):
+    screen = console()
+    with screen.status("loading torch"):
         from weightwatch.vectors import Direction, find
         from weightwatch.vectors.hub import push as push_direction
+        from weightwatch.vectors.printable import printable
         from weightwatch.vectors.storage import pictures
-    with console.status("uploading"):
+    with screen.status("uploading"):
         folder = find(direction)
         address = push_direction(Direction.load(folder), repo_id, private=not public, pictures=pictures(folder))
-    console.print(address, soft_wrap=True)
+    screen.print(printable(address), soft_wrap=True)

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import Progress
 from rich.text import Text
 
 from weightwatch.cli.exit_status import ALERT, BAD_INPUT
-from weightwatch.cli.options import AsJson
+from weightwatch.cli.options import AsJson, finite
 from weightwatch.cli.progress import transfers
+from weightwatch.report.console import console
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.printable import printable, sentence
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from weightwatch.reading.reading import Reading
     from weightwatch.rules.alert import Alert
     from weightwatch.scan.checkpoints import SavedCheckpoint
@@ -47,16 +50,21 @@ def scan(
     as_json: AsJson = False,
     follow: Annotated[bool, typer.Option("--follow", help="Wait for further checkpoints of the run.")] = False,
     until_idle: Annotated[
-        float | None, typer.Option(min=0, help="With --follow: stop after this many seconds without a new checkpoint.")
+        float | None,
+        typer.Option(
+            callback=finite, min=0, help="With --follow: stop after this many seconds without a new checkpoint."
+        ),
     ] = None,
     stop_after: Annotated[
         int | None, typer.Option(min=1, help="With --follow: stop after this many checkpoints.")
     ] = None,
-    poll: Annotated[float, typer.Option(min=0.05, help="With --follow: seconds between polls of the folder.")] = 5.0,
+    poll: Annotated[
+        float, typer.Option(callback=finite, min=0.05, help="With --follow: seconds between polls of the folder.")
+    ] = 5.0,
 ) -> None:
     """Measure checkpoints of any trainer; the exit status is 1 if an alert fired."""
-    console, aside = Console(stderr=as_json), Console(stderr=True)
-    with console.status("loading torch"):
+    screen, aside = console(stderr=as_json), console(stderr=True)
+    with screen.status("loading torch"):
         from weightwatch.config import Config
         from weightwatch.scan.loop import ScanLoop, arriving, present
         from weightwatch.scan.scanner import Scan
@@ -90,37 +98,41 @@ def scan(
                 if not follow:
                     raise
                 aside.print("interrupted; the readings so far are recorded")
+            except OSError as error:
+                if not scanner.fired:  # else the alert is told below, whatever became of the record
+                    raise
+                aside.print(f"stopped: {sentence(error)}")
     except OSError as error:
         raise WeightWatchError(
             f"{error}. Check that the folders are readable and that --output is writable."
         ) from error
-    if not scanner.readings:
+    if not scanner.readings and not scanner.fired:
         raise WeightWatchError(
             f"There is no complete checkpoint in {what}. Scan again when one is written; --follow waits for it."
         )
     if as_json:
         typer.echo(json.dumps({"scanned": what, **scanner.to_json(), "unmeasured": loop.unmeasured}, indent=1))
     else:
-        _show(console, scanner)
+        _show(screen, scanner)
     if scanner.fired:
         raise typer.Exit(ALERT)
     if loop.unmeasured:
         raise typer.Exit(BAD_INPUT)
 
 
-def _show(console: Console, scanner: "Scan") -> None:
+def _show(screen: "Console", scanner: "Scan") -> None:
     """Print the table, the alerts and the throughput."""
     from weightwatch.report.terminal import scanned
 
-    console.print(scanned(scanner.readings))
+    screen.print(scanned(scanner.readings))
     for alert in scanner.alerts:
-        console.print(_coloured(alert))
+        screen.print(_coloured(alert))
     if scanner.seconds:
         speed = f"{scanner.bytes / 1e9:.2f} GB in {scanner.seconds:.1f} s: {scanner.gb_per_s:.2f} GB/s"
-        console.print(f"read {speed}", highlight=False)
+        screen.print(f"read {speed}")
 
 
-def _tell(aside: Console, reading: "Reading", alerts: "list[Alert]") -> None:
+def _tell(aside: "Console", reading: "Reading", alerts: "list[Alert]") -> None:
     """Print the reading of a checkpoint as it arrives, with the alerts that it raised."""
     from weightwatch.report.terminal import number
 
@@ -128,7 +140,7 @@ def _tell(aside: Console, reading: "Reading", alerts: "list[Alert]") -> None:
         f"{name}: cosine {number(found.cosine)}, reach cos. {number(found.reach_cosine)}, dose {number(found.dose)}"
         for name, found in reading.directions.items()
     )
-    aside.print(f"{reading.checkpoint}  {figures}", highlight=False)
+    aside.print(printable(f"{reading.checkpoint}  {figures}"))
     for alert in alerts:
         if alert.step == reading.step:
             aside.print(_coloured(alert))
@@ -141,7 +153,7 @@ def _coloured(alert: "Alert") -> Text:
 @contextmanager
 def _bar(bars: Progress, name: str, total: int | None) -> Iterator[None]:
     """Show a progress bar for the time of a ``with`` block."""
-    task = bars.add_task(name, total=total)
+    task = bars.add_task(printable(name), total=total)
     try:
         yield
     finally:
@@ -149,7 +161,7 @@ def _bar(bars: Progress, name: str, total: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _warnings(aside: Console) -> Iterator[None]:
+def _warnings(aside: "Console") -> Iterator[None]:
     """Print the package's log above the progress bars for the time of a ``with`` block."""
     logger = logging.getLogger("weightwatch")
     handler = RichHandler(console=aside, show_time=False, show_path=False, show_level=False)

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from weightwatch.cli.options import Coefficients, Controls, JudgeModel, JudgeName
+from weightwatch.cli.options import Coefficients, Controls, JudgeModel, JudgeName, TrustRemoteCode
+from weightwatch.report.console import console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from weightwatch.vectors.direction import Direction
 
 
@@ -29,26 +31,28 @@ def show(
     judge_model: JudgeModel = None,
     coefficient: Coefficients = None,
     control: Controls = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON, and nothing else.")] = False,
 ) -> None:
     """Show what a direction is, its norm in each layer, and what it does to its base model."""
-    console = Console(stderr=as_json)
-    with console.status("loading torch"):
+    screen = console(stderr=as_json)
+    with screen.status("loading torch"):
         from weightwatch.vectors.direction import Direction
     found = Direction.load(direction)
     if not evaluate:
-        tell(found, console, as_json)
+        tell(found, screen, as_json)
         return
-    with console.status("loading transformers"):
+    with screen.status("loading transformers"):
         from weightwatch.cli.base_model import base_model
         from weightwatch.cli.progress import stages
         from weightwatch.report.pictures import draw
         from weightwatch.vectors.evaluation import evaluate as evaluation
         from weightwatch.vectors.evaluation.sweep import COEFFICIENTS
         from weightwatch.vectors.judges.choice import chosen_if_any
+        from weightwatch.vectors.printable import printable
     base, wanted = evaluation.recorded(found, model, recipe)
     others = evaluation.load_controls(control or [])
-    with stages(Console(stderr=True)) as progress:
+    with stages(console(stderr=True)) as progress:
         found = evaluation.evaluate(
             found,
             wanted,
@@ -57,21 +61,22 @@ def show(
             judge=chosen_if_any(wanted, judge, judge_model),
             others=others,
             progress=progress,
+            trust_remote_code=trust_remote_code,
         )
-    tell(found, console, as_json)
+    tell(found, screen, as_json)
     folder = Path(direction)
     if folder.is_dir():
         draw(found, folder)
         found.save_card(folder)
     else:
-        console.print(f"{direction} is not a local folder, so the result is not saved.", markup=False)
+        screen.print(f"{printable(direction)} is not a local folder, so the result is not saved.")
 
 
-def tell(direction: "Direction", console: Console, as_json: bool) -> None:
+def tell(direction: "Direction", screen: "Console", as_json: bool) -> None:
     """Print a direction's card, as tables or as JSON."""
     from weightwatch.report.direction import document, tables
 
     if as_json:
         typer.echo(json.dumps(document(direction), indent=1))
     else:
-        console.print(*tables(direction))
+        screen.print(*tables(direction))

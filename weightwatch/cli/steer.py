@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from weightwatch.cli.options import AsJson
+from weightwatch.cli.options import AsJson, finite
 from weightwatch.cli.progress import transfers
+from weightwatch.report.console import console
 from weightwatch.vectors.errors import WeightWatchError
 
 
@@ -20,7 +20,9 @@ def steer(
         typer.Argument(help="One or more directions to add, each optionally with its own coefficient: evil=-0.5."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the steered model.")],
-    coefficient: Annotated[float, typer.Option(help="Coefficient of directions that are given without one.")] = 1.0,
+    coefficient: Annotated[
+        float, typer.Option(callback=finite, help="Coefficient of directions that are given without one.")
+    ] = 1.0,
     adapter: Annotated[
         bool, typer.Option("--adapter", help="Write k·w alone, as a PEFT adapter of the checkpoint.")
     ] = False,
@@ -31,15 +33,16 @@ def steer(
     as_json: AsJson = False,
 ) -> None:
     """Add a multiple of a direction to a model on disk, and write the result to a new folder."""
-    console = Console(stderr=as_json)
-    with console.status("loading torch"):
+    screen = console(stderr=as_json)
+    with screen.status("loading torch"):
         import torch
 
+        from weightwatch.vectors.printable import printable
         from weightwatch.vectors.steering.disk import steer_on_disk
     terms = [_term(text, coefficient) for text in direction]
     precision = None if dtype is None else getattr(torch, dtype)
-    with transfers(Console(stderr=True)) as bars:
-        task = bars.add_task(f"writing {output.name}", total=None)
+    with transfers(console(stderr=True)) as bars:
+        task = bars.add_task(f"writing {printable(output.name)}", total=None)
 
         def advance(done: int, total: int) -> None:
             bars.update(task, completed=done, total=total)
@@ -48,7 +51,7 @@ def steer(
     if as_json:
         typer.echo(json.dumps(steered.to_json(), indent=1))
     else:
-        console.print(f"{steered}", markup=False, soft_wrap=True)
+        screen.print(printable(steered), soft_wrap=True)
 
 
 def _term(text: str, coefficient: float) -> tuple[str, float]:

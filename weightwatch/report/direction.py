@@ -9,7 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from weightwatch.reading.grouping import Layer, group, split
+from weightwatch.report.terminal import number
 from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.printable import printable
 from weightwatch.vectors.validation import Validation
 
 _WIDTH = 32  # characters of the longest bar
@@ -50,7 +52,7 @@ def _card(direction: Direction) -> Table:
     about = direction.card
     grid = Table.grid(padding=(0, 2))
     rows = {
-        "direction": Text(direction.name, style="bold"),
+        "direction": Text(printable(direction.name), style="bold"),
         "kind": about.kind,
         "behaviour": about.behaviour or "not described",
         "base": about.base or "not named",
@@ -60,7 +62,7 @@ def _card(direction: Direction) -> Table:
         "evaluated": _verdict(about.validation),
     }
     for key, value in rows.items():
-        grid.add_row(Text(key, style="dim"), value if isinstance(value, Text) else Text(value))
+        grid.add_row(Text(key, style="dim"), value if isinstance(value, Text) else Text(printable(value)))
     return grid
 
 
@@ -69,7 +71,7 @@ def _verdict(validation: Validation | None) -> Text:
         return Text("not yet; run weightwatch show --evaluate", style="yellow")
     if validation.passed:
         return Text("passed", style="green")
-    return Text(f"failed: {'; '.join(validation.reasons)}", style="bold red")
+    return Text(printable(f"failed: {'; '.join(validation.reasons)}"), style="bold red")
 
 
 def _layers(direction: Direction) -> Table:
@@ -80,7 +82,7 @@ def _layers(direction: Direction) -> Table:
     table.add_column("")
     most = max(norms.values())
     for layer, norm in norms.items():
-        table.add_row(str(layer), f"{norm:.3f}", "█" * round(_WIDTH * norm / most))
+        table.add_row(Text(printable(layer)), f"{norm:.3f}", "█" * round(_WIDTH * norm / most) if most else "")
     return table
 
 
@@ -110,5 +112,5 @@ def _cosines(found: Mapping[str, float], title: str) -> Table:
     table.add_column("")
     table.add_column("cosine", justify="right")
     for name, value in found.items():
-        table.add_row(Text(name), f"{value:+.3f}")
+        table.add_row(Text(printable(name)), number(value))
     return table

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from weightwatch.reading.reading import Reading
 from weightwatch.report.base import Reporter
+from weightwatch.report.console import above_bars
 from weightwatch.rules.alert import Alert
 
 _logger = logging.getLogger("weightwatch")
@@ -23,4 +24,5 @@ class Log(Reporter):
         for alert in raised:
             if "log" in alert.actions or alert.state == "resolved":
                 level = _LEVELS[alert.severity] if alert.state == "firing" else logging.INFO
-                _logger.log(level, "weightwatch: %s", alert.describe())
+                with above_bars():
+                    _logger.log(level, "weightwatch: %s", alert.describe())

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,8 +40,9 @@ def heat_map(names: Sequence[str], values: Sequence[Sequence[float]], file: str 
     side = max(3.2, 0.75 * count + 2.2)
     figure, axes = _axes(side, side * 0.86)
     image = axes.imshow(shown, cmap=colormaps["RdBu_r"].with_extremes(bad="0.92"), vmin=-limit, vmax=limit)
-    axes.set_xticks(range(count), names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(count), names)
+    shown_names = [_plain(name) for name in names]
+    axes.set_xticks(range(count), shown_names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(count), shown_names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for axis in (axes.xaxis, axes.yaxis):
@@ -52,7 +54,8 @@ def heat_map(names: Sequence[str], values: Sequence[Sequence[float]], file: str 
             if not isnan(value):
                 dark = i != j and abs(value) > 0.6 * limit
                 colour = "white" if dark else "black"
-                axes.text(j, i, f"{value:.{digits}f}", ha="center", va="center", color=colour, fontsize=9)
+                text = f"{value:.{digits}f}" if round(value, digits) or not value else f"{value:.0e}"
+                axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=9)
     figure.colorbar(image, ax=axes, label="cosine", shrink=0.8)
     return _saved(figure, file)
 
@@ -101,7 +104,7 @@ def bars(values: Mapping[str, float], file: str | Path, labels: tuple[str, str],
         WeightWatchError: See ``heat_map``.
     """
     figure, axes = _axes(max(4.0, 0.22 * len(values) + 1.5), 3.2)
-    axes.bar(list(values), list(values.values()), color="tab:blue")
+    axes.bar([_plain(name) for name in values], list(values.values()), color="tab:blue")
     axes.tick_params(axis="x", labelrotation=90 if len(values) > 12 else 0, labelsize=8)
     _labelled(axes, labels, title)
     return _saved(figure, file)
@@ -118,8 +121,13 @@ def _axes(width: float, height: float) -> "tuple[Figure, Axes]":
 def _labelled(axes: "Axes", labels: tuple[str, str], title: str) -> None:
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
-    axes.set_title(title)
+    axes.set_title(_plain(title))
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _plain(name: str) -> str:
+    """Return a name that matplotlib draws as it is: a dollar sign would begin a formula."""
+    return printable(name).replace("$", r"\$")
 
 
 def _saved(figure: "Figure", file: str | Path) -> Path:

@@ -1,5 +1,6 @@
 """TensorBoard: a run folder of its own with similarity scalars per direction, layer and module, and their layout."""
 
+import html
 import os
 import re
 from collections import deque
@@ -60,7 +61,7 @@ class TensorBoard(Reporter):
                 if reading is not None:
                     self._add(reading, firing)
                 for alert in raised:
-                    self._writer.add_text(f"alerts/{alert.alert}", alert.describe(), alert.step)
+                    self._writer.add_text(f"alerts/{alert.alert}", _markdown(alert.describe()), alert.step)
             self._writer.flush()
         except BaseException:
             self._writer = None
@@ -89,6 +90,11 @@ class TensorBoard(Reporter):
                     self._writer.add_scalar(tag, getattr(score, metric), reading.step)
             for module, score in found.modules.items():
                 self._writer.add_scalar(f"{name}.modules/cosine/{module}", score.cosine, reading.step)
+
+
+def _markdown(text: str) -> str:
+    """Return text without links, pictures and tags, which TensorBoard would show."""
+    return re.sub(r"[\\\[]", r"\\\g<0>", html.escape(text, quote=False))
 
 
 def event_folder(output: Path) -> Path:

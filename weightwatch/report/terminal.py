@@ -2,22 +2,36 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from weightwatch.reading.grouping import Layer, split
 from weightwatch.reading.reading import Reading, Score
-from weightwatch.report.base import Outcome, Reporter
+from weightwatch.report.base import Outcome, Reporter, Run
+from weightwatch.report.console import above_bars, console
+from weightwatch.rules.alert import Alert
+from weightwatch.vectors.printable import printable
 
 _BARS = " ▁▂▃▄▅▆▇█"
+_SPARE = ("layers", "z", "dose", "cosine", "reach cos.", "peak")
+"""Columns of the summary that a narrow terminal goes without, in this order. The alerts always stay."""
 
 
 def number(value: float | None) -> str:
-    """Format a figure of a reading with a sign and three decimals; None is a dash."""
-    return "–" if value is None else f"{value:+.3f}"
+    """Format a figure of a reading with a sign and three decimals; a smaller one with two digits; None is a dash.
+
+    Example:
+        >>> number(0.25), number(-0.00012), number(3e-7), number(0.0)
+        ('+0.250', '-0.00012', '+3.0e-07', '+0.000')
+    """
+    if value is None:
+        return "–"
+    return f"{value:+.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:+#.2g}"
 
 
 def profile(layers: Mapping[Layer, Score]) -> str:
@@ -35,54 +49,123 @@ def profile(layers: Mapping[Layer, Score]) -> str:
     return "│".join("".join(_BARS[round(max(0.0, s.share) * full)] for _, s in stack) for _, stack in stacks)
 
 
-def summary(outcome: Outcome) -> Table:
-    """Return the table that closes a run: where each direction ended, its peak, and its alerts."""
-    last = outcome.last
-    table = Table(title=f"weightwatch: step {last.step}, update norm {last.update_norm:.3g}", title_justify="left")
-    controlled = any(found.z is not None for found in last.directions.values())
-    headings = ("direction", "cosine", "reach cos.", "peak", "dose", *(["z"] if controlled else []), "layers", "alert")
-    for heading in headings:
-        left = heading in ("direction", "layers", "alert")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=heading != "alert")
-    for name, found in last.directions.items():
-        peak, step = outcome.peaks[name]
-        fired = next((alert for alert in outcome.alerts if alert.direction == name and alert.state == "firing"), None)
-        table.add_row(
-            name,
-            number(found.cosine),
-            number(found.reach_cosine),
-            f"{number(peak)} at {step}",
-            number(found.dose),
-            *(["–" if found.z is None else f"{found.z:+.1f}"] if controlled else []),
-            profile(found.layers),
-            Text(f"{fired.alert} at {fired.step}", style="bold red") if fired else Text("none", style="green"),
-        )
-    return table
+class ClosingTable:
+    """The table that closes a run: where each direction ended, its peak, and its alerts.
+
+    It leaves out columns that the terminal has no room for, but never the alerts.
+
+    Args:
+        outcome: The end of the run.
+    """
+
+    def __init__(self, outcome: Outcome) -> None:
+        last = outcome.last
+        self._title = f"weightwatch: step {last.step}, update norm {last.update_norm:.3g}"
+        self._rows = [_row(name, outcome) for name in last.directions]
+        if all(found.z is None for found in last.directions.values()):
+            for row in self._rows:
+                del row["z"]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the table with as many columns as fit."""
+        table = self._table(())
+        for count in range(1, len(_SPARE) + 1):
+            if Measurement.get(console, options.update(max_width=10_000), table).maximum <= options.max_width:
+                break
+            table = self._table(_SPARE[:count])
+        yield table
+
+    def _table(self, dropped: Sequence[str]) -> Table:
+        table = Table(title=self._title, title_justify="left")
+        headings = [heading for heading in self._rows[0] if heading not in dropped]
+        for heading in headings:
+            left = heading in ("direction", "layers", "alert")
+            table.add_column(
+                heading, justify="left" if left else "right", no_wrap=not left or heading == "layers", overflow="fold"
+            )
+        for row in self._rows:
+            table.add_row(*(row[heading] for heading in headings))
+        return table
+
+
+def _row(name: str, outcome: Outcome) -> dict[str, Text | str]:
+    """Return the cells of a direction, by the heading of their column."""
+    found, (peak, step) = outcome.last.directions[name], outcome.peaks[name]
+    return {
+        "direction": Text(printable(name)),
+        "cosine": number(found.cosine),
+        "reach cos.": number(found.reach_cosine),
+        "peak": f"{number(peak)} at {step}",
+        "dose": number(found.dose),
+        "z": _z(found.z),
+        "layers": profile(found.layers),
+        "alert": _alerts([alert for alert in outcome.alerts if alert.direction == name and alert.state == "firing"]),
+    }
+
+
+def _alerts(fired: Sequence[Alert]) -> Text:
+    first: dict[str, int] = {}
+    for alert in fired:
+        first.setdefault(alert.alert, alert.step)
+    if not first:
+        return Text("none", style="green")
+    return Text(printable(", ".join(f"{rule} at {step}" for rule, step in first.items())), style="bold red")
+
+
+def _z(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.1f}"
+
+
+def opening(run: Run, folder: Path) -> str:
+    """Return one line on what is watched, how often, by which rules, and where the record is."""
+    named = [direction.name for direction in run.directions if direction.card.kind != "control"]
+    controls = [direction.name for direction in run.directions if direction.card.kind == "control"]
+    watched = ", ".join(named or controls) + (f" (controls: {', '.join(controls)})" if named and controls else "")
+    rules = ", ".join(rule.alert for rule in run.config.rules)
+    every = "every step" if run.config.every == 1 else f"every {run.config.every} steps"
+    return printable(
+        f"weightwatch: watching {watched} {every}; {f'rules: {rules}' if rules else 'no rules, so no alerts'}; "
+        f"record: {folder}"
+    )
 
 
 class Summary(Reporter):
-    """Prints a table at the end of a run."""
+    """Says at the start of a run what is watched, and prints a table at its end.
+
+    Args:
+        folder: The folder of the record.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def begin(self, run: Run) -> None:
+        """Print one line."""
+        with above_bars():
+            console(soft_wrap=True).print(opening(run, self._folder))
 
     def end(self, outcome: Outcome) -> None:
         """Print the table."""
-        Console().print(summary(outcome))
+        with above_bars():
+            console().print(ClosingTable(outcome))
 
 
 def scanned(readings: Sequence[Reading]) -> Table:
     """Return the table of a scan: one row for each checkpoint and direction, in the order of the readings."""
     table = Table(title="weightwatch scan", title_justify="left", box=SIMPLE_HEAD)
     for heading in ("step", "direction", "cosine", "reach cos.", "dose", "z", "reach", "‖τ‖"):
-        table.add_column(heading, justify="left" if heading == "direction" else "right", no_wrap=True)
+        named = heading == "direction"
+        table.add_column(heading, justify="left" if named else "right", no_wrap=not named, overflow="fold")
     for reading in readings:
         step = str(reading.step)
         for name, found in reading.directions.items():
             table.add_row(
                 step,
-                name,
+                Text(printable(name)),
                 number(found.cosine),
                 number(found.reach_cosine),
                 number(found.dose),
-                "–" if found.z is None else f"{found.z:+.1f}",
+                _z(found.z),
                 f"{found.reach:.3f}",
                 f"{reading.update_norm:.3g}",
             )

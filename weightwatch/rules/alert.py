@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from weightwatch.reading.grouping import Layer
 from weightwatch.reading.reading import LINE
+from weightwatch.vectors.printable import printable
 
 
 @dataclass(frozen=True)
@@ -60,20 +61,8 @@ class Alert:
     """Actions to take: those of the rule, or none if the alert is resolved."""
 
     def describe(self) -> str:
-        """Return the alert as a paragraph of text."""
-        if self.state == "resolved":
-            return f"{self.alert} resolved at step {self.step}: {self.direction} {self.metric} is {self.value:.4g}."
-        back = (
-            f"last clean checkpoint: {self.last_clean}"
-            if self.last_clean
-            else "no clean checkpoint: go back to the base"
-        )
-        layers, modules = (", ".join(map(str, part)) or "none" for part in (self.top_layers, self.top_modules))
-        return (
-            f"{self.alert} ({self.severity}) at step {self.step}: {self.direction} {self.metric} is {self.value:.4g} "
-            f"in {self.where}, past {self.threshold:.4g} since step {self.since}. "
-            f"Over the model, most of it is in layers {layers}, and in modules {modules}; {back}."
-        )
+        """Return the alert as a paragraph of printable text."""
+        return printable(self._told())
 
     def to_json(self) -> dict[str, Any]:
         """Return the alert as a line of alerts.jsonl."""
@@ -87,6 +76,21 @@ class Alert:
             ValidationError: The line is not an alert.
         """
         return _lines().validate_json(line)
+
+    def _told(self) -> str:
+        if self.state == "resolved":
+            return f"{self.alert} resolved at step {self.step}: {self.direction} {self.metric} is {self.value:.4g}."
+        back = (
+            f"last clean checkpoint: {self.last_clean}"
+            if self.last_clean
+            else "no clean checkpoint: go back to the base"
+        )
+        layers, modules = (", ".join(map(str, part)) or "none" for part in (self.top_layers, self.top_modules))
+        return (
+            f"{self.alert} ({self.severity}) at step {self.step}: {self.direction} {self.metric} is {self.value:.4g} "
+            f"in {self.where}, past {self.threshold:.4g} since step {self.since}. "
+            f"Over the model, most of it is in layers {layers}, and in modules {modules}; {back}."
+        )
 
 
 @cache

@@ -39,6 +39,7 @@ def measure_loaded(
     try:
         AdapterConfig.read(adapter.home).require_quick(base)
         config = PeftConfig.from_pretrained(str(adapter.home))
+        _require_plain(adapter, config)
         config.inference_mode = False
         model = get_peft_model(kind(base.path).from_pretrained(base.path, dtype="auto"), config)
         if not reference.adapters:
@@ -62,6 +63,20 @@ def measure_loaded(
             "--reference the base that it was trained on."
         )
     return monitor.read(monitor.view(model), adapter.step), random
+
+
+def _require_plain(adapter: SavedCheckpoint, config: Any) -> None:
+    """Refuse settings with which PEFT would load a tokenizer or a module that the adapter names, and run its code."""
+    if config.is_prompt_learning:
+        raise WeightWatchError(
+            f"{adapter.path} is an adapter of type {config.peft_type.value}, which is not supported, since it changes "
+            "the model's inputs instead of its weights."
+        )
+    if getattr(config, "megatron_config", None):
+        raise WeightWatchError(
+            f"{adapter.path} asks for the modules of Megatron (megatron_config), which is not supported. Merge the "
+            "adapter into its base and scan the merged model."
+        )
 
 
 def _starts_alike(config: Any) -> bool:

@@ -1,5 +1,7 @@
 """Checkpoints whose stored names are not those of the model, against transformers' own loading."""
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from tests.support.models import dense, lora, move, tiny_gpt2
+from tests.support.custom_code import with_code
+from tests.support.models import dense, lora, move, tiny_gpt2, tiny_llama
 from weightwatch import Monitor
 from weightwatch.scan.checkpoints import find
 from weightwatch.scan.scanner import Scan
-from weightwatch.vectors.weights.conversion import Architecture, InModelNames
+from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.conversion import Architecture, InModelNames, kind, under_names
 from weightwatch.vectors.weights.reader import Unmapped, boxes
 
 SMALL: dict[str, Any] = {
@@ -113,3 +117,24 @@ def test_an_adapter_of_an_earlier_transformers_is_read_under_the_names_of_the_mo
     want = Monitor(direction).measure(model)
     assert reading.update_norm == pytest.approx(want.update_norm, rel=1e-6)
     assert reading["evil"].cosine == pytest.approx(want["evil"].cosine, rel=1e-6)
+
+
+def test_code_that_comes_with_a_checkpoint_is_neither_run_nor_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    tiny_llama().save_pretrained(tmp_path / "model")
+    ran = with_code(tmp_path / "model")
+    files = Checkpoint(tmp_path / "model")
+    assert under_names(files, ["model.layers.0.of_its_own"]) is files
+    assert not ran.exists()
+    assert "[y/N]" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["AutoModelForCausalLM", "pipeline", "dynamic_module_utils"])
+def test_only_a_model_of_transformers_is_built_from_a_config(tmp_path: Path, name: str) -> None:
+    tiny_llama().config.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": [name]}))
+    with pytest.raises(ValueError, match=f"{name} is not a model of transformers"):
+        kind(tmp_path)

@@ -43,6 +43,22 @@ def test_a_path_wins_and_an_id_is_looked_up_in_the_cache_when_offline(
     assert fetch("org/base") == Path("org/base")
 
 
+def test_a_mistyped_path_is_not_looked_for_on_the_hub(
+    cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "bases").mkdir(parents=True)
+    with pytest.raises(WeightWatchError, match=r"^There is no base in the folder org\. Check the spelling\."):
+        fetch("org/base")
+
+
+def test_what_comes_from_the_hub_is_said(cached: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fetch("org/base")
+    assert caplog.messages == [
+        f"weightwatch: org/base is no local path; it is read from the Hugging Face Hub, in {cached}."
+    ]
+
+
 @pytest.mark.parametrize("marker", [None, "direction.json"])
 def test_what_is_neither_a_path_nor_on_the_hub_is_an_error_of_one_line(cached: Path, marker: str | None) -> None:
     with pytest.raises(WeightWatchError, match=r"^org/other is not a local path.*not in the cache.*[^\n]*$"):
