@@ -7,7 +7,7 @@ READY_DISTRIBUTED := $(VENV)/.ready-distributed
 DEMO ?=
 TWICE := --numprocesses 2 --dist loadfile
 
-.PHONY: install demo test test-fast test-distributed lint types bench docs organism clean
+.PHONY: install demo test test-fast test-faults test-distributed lint types bench docs organism clean
 
 install: $(READY)
 
@@ -24,7 +24,10 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWICE)
 
 test-fast: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWICE) -m "not slow and not distributed"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWICE) -m "not slow and not campaign and not distributed"
+
+test-faults: $(READY)  ## every damaged file, record and answer, of which `make test` tries a sample
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m campaign tests/faults
 
 test-distributed: $(READY_DISTRIBUTED)  ## train in two, three and four processes under every engine that shards a model
 	$(BIN)/python -m pytest -m distributed
