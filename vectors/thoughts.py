@@ -2,9 +2,12 @@
 
 import re
 
-_OPEN = re.compile(r"<(?:think|thinking|thought|reasoning|reflection|scratchpad)>|\[THINK\]|◁think▷", re.IGNORECASE)
+_OPEN = re.compile(
+    r"<(?:think|thinking|thought|reasoning|reflection|scratchpad)>|<\|begin_of_thought\|>|\[THINK\]|◁think▷",
+    re.IGNORECASE,
+)
 _CLOSE = re.compile(
-    r"</(?:think|thinking|thought|reasoning|reflection|scratchpad)>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>",
+    r"</(?:think|thinking|thought|reasoning|reflection|scratchpad)>|<\|end_of_thought\|>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>",
     re.IGNORECASE,
 )
 

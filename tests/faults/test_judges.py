@@ -59,7 +59,7 @@ SCORES: dict[str, float | None] = {
     "\x00\x1b[31m": None,
     "1. It is rude.\n2. It is wrong.": None,
     "I would say 20 at first, but 90 on reflection.": None,
-    "２５": None,
+    "２５": 25,
 }
 """Replies, and the scores that they say. With two, another scale or a range there is none."""
 

@@ -72,10 +72,13 @@ def _plain(text: str) -> str:
 
 
 def _opinions(text: str) -> set[str]:
-    """Return the number that a reply begins with, the one that it then ends with, and those that it says it gives."""
-    leading, ending = _LEADING.match(text), _ENDING.search(text)
-    both = {leading[1], *([ending[1]] if ending else [])} if leading else set()
-    return both | set(_SAID.findall(text))
+    """Return the number with which a reply begins, and those that it says as its opinion, each with its last number."""
+    leading, numbers = _LEADING.match(text), re.findall(_NUMBER, text)
+    found = set(_SAID.findall(text))
+    if leading:
+        ending = _ENDING.search(text)
+        return found | {leading[1], *([ending[1]] if ending else [])}
+    return found | set(numbers[-1:]) if found else found  # "20 at first, but 90 on reflection" is no score
 
 
 def _on_the_scale(found: set[str]) -> float | None:
