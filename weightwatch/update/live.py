@@ -46,11 +46,8 @@ class Update(Mapping[str, Change]):
         self._changes: dict[str, Change] = {}
         self.rounded: set[str] = set()
         start = reference.start
-        additive: set[str] = set()
         for adapted in view.adapters:
-            found = changes(adapted, view.values, start, view.every)
-            self._changes.update(found)
-            additive.update(found if is_additive(adapted, start) else ())
+            self._changes.update(changes(adapted, view.values, start, view.every))
         for path in start.adapters.keys() - {adapted.path for adapted in view.adapters}:
             raise WeightWatchError(
                 f"The adapter {start.adapters[path][0]!r} of {path}, with which the run began, is gone from the model "
@@ -73,7 +70,7 @@ class Update(Mapping[str, Change]):
         if not self._changes:
             raise WeightWatchError("The model has no trained parameters: nothing requires a gradient.")
         if reference.frozen is not None:
-            self._add_base(view, reference, reference.frozen, additive)
+            self._add_base(view, reference, reference.frozen)
 
     def __getitem__(self, name: str) -> Change:
         return self._changes[name]
@@ -102,7 +99,7 @@ class Update(Mapping[str, Change]):
             )
         self._changes[name] = Difference(parameter, lambda box: weights.read(name, box))
 
-    def _add_base(self, view: ModelView, reference: Reference, frozen: FrozenBase, additive: set[str]) -> None:
+    def _add_base(self, view: ModelView, reference: Reference, frozen: FrozenBase) -> None:
         """Add the change of the frozen weights, into which an adapter may have been merged in mid-run."""
         changed = frozen.changed(view)
         self.rounded = {name for name, beyond in changed.items() if not beyond}
@@ -118,7 +115,8 @@ class Update(Mapping[str, Change]):
         beneath = [name for name in self._changes if name in view.frozen and name not in view.direct]
         tensors = {name: view.frozen[name] for name in {*beneath, *moved}}  # of all, in case a sample missed a change
         base = frozen.checkpoint(tensors)
-        if base is not None and additive.issuperset(beneath) and not any(t.sharded for t in tensors.values()):
+        additive = all(is_additive(adapted, reference.start) for adapted in view.adapters)
+        if base is not None and additive and not any(local.sharded for local in tensors.values()):
             for name, local in sorted(tensors.items()):
                 start, change = partial(base.read, name), self._changes.get(name)
                 self._changes[name] = rebased(change, local, start) if change else Difference(local, start)

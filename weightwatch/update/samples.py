@@ -132,10 +132,7 @@ def of_source(tensors: Mapping[str, LocalTensor], read: Read) -> Samples:
         read: Reads a box of the source.
     """
     return Samples(
-        {
-            name: [read(name, box).reshape(-1) for box, _, _ in _local_parts(name, local)]
-            for name, local in tensors.items()
-        }
+        {name: [read(name, box).reshape(-1) for box in _boxes(name, local)] for name, local in tensors.items()}
     )
 
 
@@ -160,6 +157,13 @@ def _now(name: str, local: LocalTensor) -> Iterator[Tensor]:
         for box, _, place in _local_parts(name, local)
         for piece in [local.pieces[place]]
     )
+
+
+def _boxes(name: str, local: LocalTensor) -> Iterator[Box]:
+    """Yield the local boxes of a tensor's sample."""
+    if local.sharded:
+        return (box for box, _, _ in _local_parts(name, local))
+    return (box for box, _ in _places(name, local.shape))
 
 
 @lru_cache(_KNOWN)

@@ -102,11 +102,15 @@ class AdapterModule:
 
     def frozen(self, every: bool) -> list[str]:
         """Return the names in the model of the parameters of active adapters that are not trained at all."""
+        if len(self.trained) == len(self.names):
+            return []
         still = set(self.active).difference(self.adapters(every))
         return [self.names[local] for local, owner in self.owners.items() if owner in still]
 
     def started(self, start: Start) -> list[str]:
         """Return the adapters whose start is recorded, those included that the module has no longer."""
+        if not start.values:
+            return []
         have = {owner: None for local, owner in self.owners.items() if self.names[local] in start.values}
         have.update(dict.fromkeys(start.adapters.get(self.path, ())))
         order = {adapter: place for place, adapter in enumerate(self.module.active_adapters)}
