@@ -18,7 +18,7 @@ from tests.support.scans import base_folder, changed, figures, full_run, live_re
 from weightwatch import Monitor, WeightWatchCallback
 from weightwatch.config import Config
 from weightwatch.record.history import History
-from weightwatch.scan.checkpoints import find
+from weightwatch.scan.checkpoints import checkpoint_at, find
 from weightwatch.scan.scanner import Scan
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.reference import Reference
@@ -447,3 +447,17 @@ def test_a_new_score_head_is_compared_with_its_recorded_start_or_left_out_by_nam
     live = Monitor(evil).measure(model)
     assert list(ours.left_out) == ([] if watched else ["score.weight"])
     assert (ours.update_norm == pytest.approx(live.update_norm, rel=1e-6)) == watched
+
+
+@pytest.mark.parametrize("kind", ["LORA", "IA3"])
+def test_a_pickled_adapter_is_refused_and_never_loaded(tmp_path: Path, kind: str) -> None:
+    base, reference = base_folder(tmp_path)
+    evil = save(low_rank(base, 1), tmp_path / "evil")
+    lora(base).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
+    settings = (tmp_path / "adapter" / "adapter_config.json").read_text()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(settings.replace('"LORA"', f'"{kind}"'))
+    one = checkpoint_at(tmp_path / "adapter")
+    assert one is not None
+    with pytest.raises(WeightWatchError, match="pickled" if kind == "LORA" else "is a IA3 adapter"):
+        Scan([evil], reference=str(reference)).add(one)

@@ -96,9 +96,9 @@ def _may_tie(tensors: Tensors) -> bool:
     """Whether no config states that the model's head is a separate weight."""
     try:
         config = json.loads((tensors.path / "config.json").read_text()) if isinstance(tensors, Checkpoint) else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return True
-    return config.get("tie_word_embeddings") is not False
+    return not (isinstance(config, dict) and config.get("tie_word_embeddings") is False)
 
 
 def _equal(tensors: Tensors, one: str, other: str) -> bool:

@@ -178,7 +178,7 @@ def content(file: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file; None if the file is missing or incomplete."""
     try:
         found = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

@@ -239,7 +239,7 @@ class Scan:
 def _raise_unless_deleted(checkpoint: SavedCheckpoint, error: Exception) -> None:
     """Raise what went wrong with a checkpoint, unless it was deleted meanwhile."""
     lack = checkpoint.incomplete()
-    if lack is not None:
+    if lack is not None and checkpoint.pickled is None:
         _logger.warning("weightwatch: %s was deleted before it was measured (%s).", checkpoint.path, lack)
     elif isinstance(error, WeightWatchError):
         raise error

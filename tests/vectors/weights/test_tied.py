@@ -100,3 +100,10 @@ def test_the_model_of_the_config_tells_which_head_is_tied(tmp_path: Path) -> Non
         shapes = dict.fromkeys((HEAD, "score.weight", "classifier.weight"), (48, 32))
         found[name] = unsaved_heads(Checkpoint(tmp_path / name), shapes)
     assert found == {"tied": {HEAD: EMBEDDING}, "untied": {}, "score": {}}
+
+
+@pytest.mark.parametrize("config", ["[1]", "{", "[" * 100_000, "null"])
+def test_a_damaged_config_unties_nothing(tmp_path: Path, table: Tensor, config: str) -> None:
+    stored = saved(tmp_path, {EMBEDDING: table, HEAD: table})
+    (tmp_path / "config.json").write_text(config)
+    assert copies(stored) == {HEAD: EMBEDDING}
