@@ -395,7 +395,7 @@ def test_a_base_without_a_chat_template_is_told_before_it_is_trained(tmp_path: P
 
 
 def test_a_base_that_is_not_there_is_an_error(tmp_path: Path, evil: Recipe) -> None:
-    for name in ("weightwatch/no-such-model", str(tmp_path / "none")):
+    for name in ("nobody/no-such-model", str(tmp_path / "none")):
         with pytest.raises(WeightWatchError, match=rf"{name} is not a local path, and it can't be downloaded"):
             build(evil, name, tmp_path, chosen(evil))
     assert list(tmp_path.iterdir()) == []
