@@ -12,7 +12,7 @@ from torch import Tensor
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.weights.checkpoint import Checkpoint
-from weightwatch.vectors.weights.reader import Mapped, Opener
+from weightwatch.vectors.weights.reader import Opener, Unmapped
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -92,7 +92,7 @@ class PeftAdapter:
         """The rank that the config names."""
         return int(self.config["r"])
 
-    def changes(self, opener: Opener = Mapped) -> dict[str, LowRank]:
+    def changes(self, opener: Opener = Unmapped) -> dict[str, LowRank]:
         """Return the changes by parameter name, with the scaling in ``left``.
 
         rsLoRA, ``rank_pattern`` and ``alpha_pattern`` count as in PEFT.

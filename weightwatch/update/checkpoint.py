@@ -17,7 +17,7 @@ from weightwatch.vectors.low_rank import join
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.names import canonical
 from weightwatch.vectors.weights.peft_adapter import PeftAdapter, is_adapter
-from weightwatch.vectors.weights.reader import FLOATS, Mapped, Opener
+from weightwatch.vectors.weights.reader import FLOATS, Opener, Unmapped
 from weightwatch.vectors.weights.tied import copies
 
 Source = Checkpoint | Snapshot
@@ -84,7 +84,7 @@ def of_weights(now: Checkpoint, start: Source) -> SavedUpdate:
     return SavedUpdate(changes, left_out, frozenset(tied), now)
 
 
-def of_adapter(adapter: PeftAdapter, starts: Mapping[str, Tensor], opener: Opener = Mapped) -> SavedUpdate:
+def of_adapter(adapter: PeftAdapter, starts: Mapping[str, Tensor], opener: Opener = Unmapped) -> SavedUpdate:
     """Read a LoRA adapter as an update since its start, or since the copy that TRL saves as the adapter ``ref``.
 
     Args:

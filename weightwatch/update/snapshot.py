@@ -8,9 +8,10 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,7 +19,30 @@ from weightwatch.update.sharding.local import LocalTensor
 from weightwatch.update.sharding.ranks import Ranks
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.atomic import whole_file
-from weightwatch.vectors.weights.reader import Box, Mapped, Opener
+from weightwatch.vectors.weights.reader import Box, Opener, Unmapped
+
+
+_Natural = Annotated[int, Field(ge=0)]
+
+
+class _Place(BaseModel):
+    """The position of a shard in its tensor."""
+
+    name: str
+    shape: tuple[_Natural, ...]
+    box: tuple[tuple[_Natural, _Natural], ...]
+
+    @property
+    def slices(self) -> Box:
+        return tuple(slice(first, last) for first, last in self.box)
+
+    def fits(self, shard: Iterable[int], shape: tuple[int, ...]) -> bool:
+        """Whether a shard of a shape fills this place, in a tensor of a shape."""
+        inside = len(self.box) == len(shape) and all(b[1] <= size for b, size in zip(self.box, shape, strict=True))
+        return self.shape == shape and inside and [last - first for first, last in self.box] == list(shard)
+
+
+_Places: TypeAdapter[dict[str, _Place]] = TypeAdapter(dict[str, _Place])
 
 
 class Snapshot:
@@ -26,28 +50,30 @@ class Snapshot:
 
     Args:
         folder: The folder that was passed to ``write``.
-        opener: Opens a safetensors file. Default: memory-mapped.
+        opener: Opens a safetensors file.
 
     Raises:
         WeightWatchError: The folder has no snapshot, or a file is damaged.
     """
 
-    def __init__(self, folder: Path, opener: Opener = Mapped) -> None:
+    def __init__(self, folder: Path, opener: Opener = Unmapped) -> None:
         self._folder = folder
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._pieces: dict[str, list[tuple[Box, Any, str]]] = {}
         for path in _files(folder):
             try:
                 file = opener(path)
-                places: Mapping[str, Any] = json.loads(file.metadata()["places"])
-            except Exception as error:
+                places = _Places.validate_json(file.metadata().get("places", "null"))
+                for key, place in places.items():
+                    if not place.fits(file.get_slice(key).get_shape(), self._shapes.get(place.name, place.shape)):
+                        raise ValueError(f"the place of {key} does not fit its shape")
+                    self._shapes[place.name] = place.shape
+                    self._pieces.setdefault(place.name, []).append((place.slices, file, key))
+            except (OSError, ValueError, KeyError) as error:
+                reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
                 raise WeightWatchError(
-                    f"{path} can't be read ({error}). Pass reference=, the base checkpoint."
+                    f"{path} can't be read ({reason}). Pass reference=, the base checkpoint."
                 ) from error
-            for key, place in places.items():
-                box = tuple(slice(first, last) for first, last in place["box"])
-                self._shapes[place["name"]] = tuple(place["shape"])
-                self._pieces.setdefault(place["name"], []).append((box, file, key))
         if not self._pieces:
             raise WeightWatchError(
                 f"The copy of θ₀ that this run wrote to {folder} is gone. Pass reference=, the base checkpoint."
@@ -75,11 +101,11 @@ class Snapshot:
             common = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, place, strict=True))
             if any(part.stop <= part.start for part in common):
                 continue
-            values: Tensor = file.get_slice(key)[_within(common, place)] if box else file.get_tensor(key)
+            values: Tensor = file.get_slice(key)[_within(common, place)]
             if common == box:
                 return values
             if found is None:
-                found = torch.empty([part.stop - part.start for part in box], dtype=values.dtype)
+                found = torch.empty([part.stop - part.start for part in box], dtype=values.dtype, device="cpu")
             found[_within(common, box)] = values
             missing -= values.numel()
         if found is None or missing:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from weightwatch.update.model_view import ModelView
@@ -25,7 +25,7 @@ from weightwatch.vectors.weights.atomic import write_text
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import under_names
 from weightwatch.vectors.weights.names import canonical
-from weightwatch.vectors.weights.reader import Mapped, Opener
+from weightwatch.vectors.weights.reader import Opener, Unmapped, tensors
 from weightwatch.vectors.weights.sources import local_folder
 
 NOTE, ADAPTERS = "reference.json", "adapters.safetensors"
@@ -110,7 +110,7 @@ def _restored(
     return Reference(weights, begun)
 
 
-def recorded_weights(folder: Path, opener: Opener = Mapped) -> Snapshot | Checkpoint | None:
+def recorded_weights(folder: Path, opener: Opener = Unmapped) -> Snapshot | Checkpoint | None:
     """Return the recorded θ₀ of a run's fully trained tensors; None if none is recorded.
 
     Args:
@@ -153,7 +153,7 @@ def _read_note(folder: Path) -> tuple[dict[str, str], dict[str, Tensor]] | None:
         return None
     try:
         note = json.loads((folder / NOTE).read_text())
-        begun = load_file(folder / ADAPTERS) if note["adapters"] else {}
+        begun = tensors(folder / ADAPTERS) if note["adapters"] else {}
         return {"weights": note["weights"], "path": str(note.get("path", ""))}, begun
     except Exception as error:  # safetensors raises its own, json its own
         raise WeightWatchError(f"{folder / NOTE} is damaged ({error}). Pass reference=.") from error
