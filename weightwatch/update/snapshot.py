@@ -60,7 +60,14 @@ class Snapshot:
         self._folder = folder
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._pieces: dict[str, list[tuple[Box, Any, str]]] = {}
-        for path in _files(folder):
+        files = _files(folder)
+        counts = {path.stem.rpartition("-of-")[2] for path in files}
+        if len(counts) > 1:
+            raise WeightWatchError(
+                f"{folder} has copies of θ₀ from runs on {' and '.join(str(int(n)) for n in sorted(counts))} processes. "
+                "Remove those of the older run, or pass reference=, the base checkpoint."
+            )
+        for path in files:
             try:
                 file = opener(path)
                 places = _Places.validate_json(file.metadata().get("places", "null"))
@@ -155,8 +162,8 @@ def remove(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _files(folder: Path) -> Iterable[Path]:
-    return sorted(folder.glob("reference-*-of-*.safetensors"))
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("reference-*-of-[0-9]*.safetensors"))
 
 
 def _within(inner: Box, outer: Box) -> Box:
