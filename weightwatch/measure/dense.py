@@ -26,7 +26,7 @@ def full(change: Difference, found: Found) -> Figures:
     device = local.pieces[0].values.device if local.pieces else torch.device("cpu")
     low = {k: w.to(device) for k, w in found if isinstance(w, LowRank)}
     dense = {k: w for k, w in found if isinstance(w, Tensor)}
-    inner = {k: [wide(torch.zeros((), device=device))] for k in low}
+    inner = {k: [wide(torch.zeros((), dtype=torch.float32, device=device))] for k in low}
     sums: list[Tensor] = []
     for box, now in _parts(change, _BLOCK if low else _PART if device.type != "cpu" else None):
         before = change.start(box).to(device).reshape(now.shape)
@@ -36,7 +36,7 @@ def full(change: Difference, found: Found) -> Figures:
             block = moved(now, before, local.dtype)
             for k, w in low.items():
                 inner[k].append(along(w, block, box))
-    sums = sums or [wide(torch.zeros(1 + len(dense), device=device))]
+    sums = sums or [wide(torch.zeros(1 + len(dense), dtype=torch.float32, device=device))]
     own, *others = (torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]).unbind()
     total = {**dict(zip(dense, others, strict=True)), **{k: torch.stack(parts).sum() for k, parts in inner.items()}}
     return own, [total[k] for k, _ in found], [torch.zeros_like(own)] * len(found)

@@ -52,7 +52,9 @@ class BaseWeights:
         """
         if self._weights is not None and name in self._weights:
             return values_at(self._weights, name, positions)
-        found = torch.tensor(_values(self._local[name], places(positions, self._local[name].shape)))
+        found = torch.tensor(
+            _values(self._local[name], places(positions, self._local[name].shape)), dtype=torch.float64, device="cpu"
+        )
         if self._local[name].sharded:
             found = torch.from_numpy(self._ranks.add(found.numpy()))
         if name in self._starts:

@@ -124,15 +124,15 @@ def _tokens(adapted: AdapterModule, now: Values, adapters: Names, before: Values
     width = originals[adapters[0]].shape[1]
     found = []
     for value, counted in ((now, adapters), (before, recorded)):
-        table = torch.zeros(len(places), width, device=originals[adapters[0]].device)
+        table = torch.zeros(len(places), width, dtype=torch.float32, device=originals[adapters[0]].device)
         for adapter, rows in [(a, originals[a]) for a in adapters] + [
             (a, _token_rows(adapted, value, a)) for a in counted
         ]:
             mine = [(places[row], i) for i, row in enumerate(module.token_indices[adapter]) if row in places]
-            into, out = torch.tensor(mine, device=table.device).reshape(-1, 2).T
+            into, out = torch.tensor(mine, dtype=torch.long, device=table.device).reshape(-1, 2).T
             table[into] = rows.to(table)[out]
         found.append(table)
-    left = torch.zeros(size, len(places), device=found[0].device)
+    left = torch.zeros(size, len(places), dtype=torch.float32, device=found[0].device)
     left[list(places), list(places.values())] = 1.0
     return LowRank(left, found[0] - found[1], limited="left")
 

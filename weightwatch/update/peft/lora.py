@@ -119,7 +119,7 @@ def bias(adapted: AdapterModule, now: Values, adapters: Names, before: Values, r
     def total(value: Values, counted: Sequence[str]) -> Tensor:
         own = [(a, adapted.names[f"lora_B.{a}.bias"]) for a in counted if adapted.module.lora_bias.get(a)]
         parts = [wide(known(value, name)) * adapted.module.scaling[adapter] for adapter, name in own]
-        return torch.stack(parts).sum(0) if parts else torch.zeros(())
+        return torch.stack(parts).sum(0) if parts else torch.zeros((), dtype=torch.float64, device="cpu")
 
     (size,) = next(
         known(now, adapted.names[f"lora_B.{a}.bias"]).shape for a in adapters if adapted.module.lora_bias.get(a)
@@ -220,7 +220,7 @@ def _gains(
         value: The adapters' parameters.
         adapters: Name of each adapter in the result and in the module, in the order in which PEFT applies them.
     """
-    rows = wide(torch.ones(len(weight), device=weight.device))
+    rows = wide(torch.ones(len(weight), dtype=torch.float32, device=weight.device))
     lefts: dict[str, Tensor] = {}
     for key, adapter in adapters.items():
         lefts[key] = wide(_pair(adapted, value, adapter)[0]).to(rows.device)

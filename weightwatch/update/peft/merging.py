@@ -104,7 +104,8 @@ def _trial(module: Any, adapters: Sequence[str], moved: Collection[str]) -> tupl
     for name, parameter in trial.named_parameters():
         if name in moved and parameter.is_floating_point():
             parameter.nan_to_num_()  # the trial is about the kind of module, not about a run that has diverged
-            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+            generator = torch.Generator("cpu").manual_seed(len(name))
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32, device="cpu")
             scale = float(parameter.std(correction=0)) or 1.0
             parameter.add_(_MOVE * scale * noise.to(parameter))
     inputs = _inputs(trial.get_base_layer())
@@ -176,17 +177,18 @@ def _outputs(module: Any, inputs: tuple[Tensor, ...]) -> Tensor:
 
 def _inputs(base: Any) -> tuple[Tensor, ...]:
     """Return random inputs for a base layer."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     like = next(base.parameters())
 
     def noise(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(like)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(like)
 
     if isinstance(base, nn.MultiheadAttention):
         return (noise(3, 3, base.embed_dim),) * 3
     weight = base.weight
     if isinstance(base, nn.Embedding):
-        return (torch.randint(len(weight), (4, 8), generator=generator).to(weight.device),)
+        tokens = torch.randint(len(weight), (4, 8), generator=generator, dtype=torch.long, device="cpu")
+        return (tokens.to(weight.device),)
     if isinstance(base, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         sizes = [d * (k - 1) + 3 for k, d in zip(base.kernel_size, base.dilation, strict=True)]
         return (noise(2, base.in_channels, *sizes),)

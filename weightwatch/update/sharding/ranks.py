@@ -144,7 +144,7 @@ class Ranks:
             return {}
         tensors = dict(sorted(tensors.items()))  # in the same order everywhere
         sizes = [prod(local.shape) for local in tensors.values()]
-        flat = torch.zeros(sum(sizes), device=_device())
+        flat = torch.zeros(sum(sizes), dtype=torch.float32, device=_device())
         whole = {}
         for (name, local), part in zip(tensors.items(), flat.split(sizes), strict=True):
             whole[name] = part.view(local.shape)
