@@ -44,6 +44,7 @@ FLOATS = {"F64", "F32", "F16", "BF16"}
 """Element types, as safetensors names them, of weights that are not quantised."""
 
 _RUN = 1 << 24  # bytes that are copied at a time
+_FREED = (1 << 25) - (1 << 16)  # bytes: the largest block that glibc can be made to keep
 
 Box: TypeAlias = tuple[slice, ...]
 """A part of a tensor: one slice for each dimension."""
@@ -69,6 +70,8 @@ class Unmapped:
     def __init__(self, path: Path, on_read: Callable[[int], None] | None = None) -> None:
         file = path.open("rb", buffering=0)
         weakref.finalize(self, file.close)
+        # Until a larger block was freed once, glibc returns every freed block to the system, and page faults cost time.
+        torch.empty(_FREED, dtype=torch.uint8, device="cpu")
         self.path = path
         self._number = file.fileno()
         self._on_read = on_read

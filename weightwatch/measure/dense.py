@@ -16,7 +16,8 @@ from weightwatch.vectors.precision import wide
 from weightwatch.vectors.weights.difference import moved
 from weightwatch.vectors.weights.reader import Box
 
-_PART = 1 << 24  # elements of θ₀ copied to another device at a time
+_PART = 1 << 22  # elements of θ₀ read at a time, which stay in the cache of a CPU
+_COPIED = 1 << 24  # elements of θ₀ copied to another device at a time
 _BLOCK = 1 << 19  # elements of the change multiplied with a direction's factors at a time
 
 
@@ -28,7 +29,7 @@ def full(change: Difference, found: Found) -> Figures:
     dense = {k: w for k, w in found if isinstance(w, Tensor)}
     inner = {k: [wide(torch.zeros((), dtype=torch.float32, device=device))] for k in low}
     sums: list[Tensor] = []
-    for box, now in _parts(change, _BLOCK if low else _PART if device.type != "cpu" else None):
+    for box, now in _parts(change, _BLOCK if low else _PART if device.type == "cpu" else _COPIED):
         before = change.start(box).to(device).reshape(now.shape)
         parts = [w.reshape(local.shape)[box].to(device).reshape(-1) for w in dense.values()]
         sums.append(wide(pass_over(now.reshape(-1), before.reshape(-1), parts, local.dtype)))
@@ -74,11 +75,11 @@ def together(changes: Sequence[Difference], found: Sequence[Found]) -> Figures:
     return own, inner, [torch.zeros_like(own)] * len(inner)
 
 
-def _parts(change: Difference, size: int | None) -> Iterator[tuple[Box, Tensor]]:
-    """Yield the local part of a tensor in whole rows of about ``size`` elements; None for all of it at once."""
+def _parts(change: Difference, size: int) -> Iterator[tuple[Box, Tensor]]:
+    """Yield the local part of a tensor in whole rows of about ``size`` elements."""
     for piece in change.local.pieces:
         values, box = piece.values, piece.box
-        if not box or size is None or values.numel() <= size:
+        if not box or values.numel() <= size:
             yield box, values
             continue
         step = max(1, size * len(values) // values.numel())
