@@ -120,7 +120,7 @@ def test_a_damaged_mark_is_measured_again(tmp_path: Path) -> None:
 def test_two_scans_of_two_processes_do_not_mix(tmp_path: Path) -> None:
     (tmp_path / "scan").mkdir()
     other = FileLock(tmp_path / "scan" / "lock")
-    with other, pytest.raises(WeightWatchError, match="Another scan is recording to .*scan. Wait until"):
+    with other, pytest.raises(WeightWatchError, match=r"Another scan is recording to .*scan\. Wait until"):
         ScanRecord(tmp_path / "scan", [rule()]).begin(tmp_path, SETTINGS)
     assert {file.name for file in (tmp_path / "scan").iterdir()} <= {"lock"}
     record = scanned(tmp_path, 2)

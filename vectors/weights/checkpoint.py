@@ -43,7 +43,9 @@ class ShardIndex(BaseModel):
         try:
             return cls.model_validate_json(file.read_bytes())
         except (OSError, ValidationError) as error:
-            reason = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
+            reason = (
+                error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
+            )
             raise WeightWatchError(f"{file} is not a safetensors index: {reason}. Copy or save it again.") from error
 
     @property

@@ -98,7 +98,7 @@ class Unmapped:
         part = self.get_slice(name)
         return self.read(part.entry, 0, prod(part.get_shape())).reshape(part.get_shape())
 
-    def raw(self, name: str) -> Iterator[bytes]:
+    def raw(self, name: str) -> Iterator[bytearray]:
         """Yield the bytes of a tensor as they are on disk, some megabytes at a time."""
         at, end = self._header.entries[name].data_offsets
         while at < end:

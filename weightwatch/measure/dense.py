@@ -29,7 +29,7 @@ def full(change: Difference, found: Found) -> Figures:
     dense = {k: w for k, w in found if isinstance(w, Tensor)}
     inner = {k: [wide(torch.zeros((), dtype=torch.float32, device=device))] for k in low}
     sums: list[Tensor] = []
-    for box, now in _parts(change, _BLOCK if low else _PART if device.type == "cpu" else _COPIED):
+    for box, now in _parts(change, _size(change, device, bool(low))):
         before = change.start(box).to(device).reshape(now.shape)
         parts = [w.reshape(local.shape)[box].to(device).reshape(-1) for w in dense.values()]
         sums.append(wide(pass_over(now.reshape(-1), before.reshape(-1), parts, local.dtype)))
@@ -75,11 +75,18 @@ def together(changes: Sequence[Difference], found: Sequence[Found]) -> Figures:
     return own, inner, [torch.zeros_like(own)] * len(inner)
 
 
-def _parts(change: Difference, size: int) -> Iterator[tuple[Box, Tensor]]:
-    """Yield the local part of a tensor in whole rows of about ``size`` elements."""
+def _size(change: Difference, device: torch.device, low: bool) -> int | None:
+    """Return how many elements are measured at a time; None for all of them."""
+    if low:
+        return _BLOCK
+    return _COPIED if device.type != "cpu" else _PART if change.stored else None
+
+
+def _parts(change: Difference, size: int | None) -> Iterator[tuple[Box, Tensor]]:
+    """Yield the local part of a tensor in whole rows of about ``size`` elements; None for all of it at once."""
     for piece in change.local.pieces:
         values, box = piece.values, piece.box
-        if not box or values.numel() <= size:
+        if not box or size is None or values.numel() <= size:
             yield box, values
             continue
         step = max(1, size * len(values) // values.numel())

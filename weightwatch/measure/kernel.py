@@ -82,7 +82,7 @@ def pass_over(
         before: Shape (n,): θ₀ of the tensor.
         directions: K tensors of shape (n,).
         dtype: Precision of the weight in the model; ``before`` is rounded to it first.
-        compile: Whether to compile a loop once ``BREAK_EVEN`` products are exceeded (elements times 1 + K): those of all
+        compile: Whether to compile a loop once there are ``BREAK_EVEN`` products (elements times 1 + K): those of all
             passes so far, and those ahead.
         ahead: Products that will follow this pass, as far as is known.
 

@@ -114,7 +114,9 @@ class ScanRecord:
             WeightWatchError: Another scan has taken the folder.
         """
         if not self.taken:
-            raise WeightWatchError("Another scan of this process records to the same folder. Start one after the other.")
+            raise WeightWatchError(
+                "Another scan of this process records to the same folder. Start one after the other."
+            )
         raised = self._rules.apply(reading)
         if self._history is not None:
             # The mark comes first: a scan that is killed after it measures the checkpoint again.
@@ -186,8 +188,7 @@ def _own(path: Path) -> bool:
 
 
 def _scanned(file: Path) -> dict[str, str]:
-    """Return what tells the files of each checkpoint; a damaged line is passed over, and its checkpoint measured again.
-    """
+    """Return what tells the files of each checkpoint. One whose line is damaged is measured again."""
     found: dict[str, str] = {}
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
         try:

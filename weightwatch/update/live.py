@@ -86,7 +86,8 @@ class Update(Mapping[str, Change]):
                 f"The reference of {name} shares the model's own memory, so training changes it too. Pass a copy from "
                 "before training: {name: tensor.clone() for name, tensor in model.state_dict().items()}."
             )
-        self._changes[name] = Difference(parameter, lambda box: weights.read(name, box))
+        stored = not isinstance(weights, StateDict)
+        self._changes[name] = Difference(parameter, lambda box: weights.read(name, box), stored)
 
 
 def resized(name: str, old: tuple[int, ...], new: tuple[int, ...], where: str, advice: str, source: str = "θ₀") -> str:

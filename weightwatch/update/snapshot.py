@@ -21,7 +21,6 @@ from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.atomic import whole_file
 from weightwatch.vectors.weights.reader import Box, Opener, Unmapped
 
-
 _Natural = Annotated[int, Field(ge=0)]
 
 
@@ -61,11 +60,11 @@ class Snapshot:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._pieces: dict[str, list[tuple[Box, Any, str]]] = {}
         files = _files(folder)
-        counts = {path.stem.rpartition("-of-")[2] for path in files}
+        counts = {path.stem.rpartition("-of-")[2].lstrip("0") for path in files}
         if len(counts) > 1:
             raise WeightWatchError(
-                f"{folder} has copies of θ₀ from runs on {' and '.join(str(int(n)) for n in sorted(counts))} processes. "
-                "Remove those of the older run, or pass reference=, the base checkpoint."
+                f"{folder} has copies of θ₀ from runs on {' and '.join(sorted(counts))} processes. Remove those of the "
+                "older run, or pass reference=, the base checkpoint."
             )
         for path in files:
             try:

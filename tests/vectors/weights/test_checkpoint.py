@@ -98,7 +98,9 @@ def sharded(folder: Path, shards: dict[str, dict[str, torch.Tensor]], **named: s
 @pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a/../../b", "..\\\\b", ""])
 def test_an_index_that_names_a_file_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     folder = sharded(tmp_path / "model", {"one.safetensors": {"a": torch.ones(2)}}, b=name)
-    with pytest.raises(WeightWatchError, match=r"index\.json is not a safetensors index: the shard .* is not a file in"):
+    with pytest.raises(
+        WeightWatchError, match=r"index\.json is not a safetensors index: the shard .* is not a file in"
+    ):
         Checkpoint(folder)
 
 
