@@ -16,7 +16,7 @@ from weightwatch.vectors.precision import wide
 from weightwatch.vectors.weights.difference import moved
 from weightwatch.vectors.weights.reader import Box
 
-_PART = 1 << 22  # elements of θ₀ read at a time, which stay in the cache of a CPU
+_PART = 1 << 23  # elements of θ₀ read from disk at a time: as many as one call of the compiled loop takes
 _COPIED = 1 << 24  # elements of θ₀ copied to another device at a time
 _BLOCK = 1 << 19  # elements of the change multiplied with a direction's factors at a time
 

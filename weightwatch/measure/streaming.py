@@ -16,7 +16,7 @@ from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.weights.difference import moved
 from weightwatch.vectors.weights.reader import Box, boxes
 
-_BLOCK = 1 << 20  # elements per block: those of a bf16 checkpoint, of θ₀ and of a direction stay in a CPU's cache
+_BLOCK = 1 << 21  # elements per block
 _AHEAD = 8  # blocks queued per thread
 
 Summed = tuple[str, Tensor, dict[int, Tensor]]
