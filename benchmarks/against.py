@@ -1,7 +1,9 @@
-"""A check of this tree, relative to one of another checkout of the repository: ``python -m benchmarks.against FOLDER``.
+"""A check and a scan of this tree, relative to another checkout of the repository: ``benchmarks.against FOLDER``.
 
-A Llama of 110M parameters, with LoRA and trained in full. Each tree measures in a process of its own, through the
-public interface alone, and the calls alternate. Figures are medians, with the middle half of the rounds in brackets.
+The check is of a Llama of 110M parameters, with LoRA and trained in full, its θ₀ in memory or in a checkpoint. The scan
+is of a bf16 checkpoint of 250M parameters: one that is too small for a compiled loop, and the same one with it. Each
+tree measures in a process of its own, and the calls alternate. Figures are medians, with the middle half of the rounds
+in brackets.
 """
 
 import argparse
@@ -16,17 +18,18 @@ from benchmarks.machine import alternate, described, ratios
 
 HERE = Path(__file__).parent.parent
 SERVER = Path(__file__).with_name("check_server.py")
-CASES = [(kind, count) for kind in ("LoRA", "full") for count in (1, 4)]
+CASES = [*((kind, count) for kind in ("LoRA", "full", "full-file") for count in (1, 4)), ("scan", 1), ("scan-on", 1)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="Root of the other checkout.")
+    parser.add_argument("--only", nargs="*", default=sorted({kind for kind, _ in CASES}), help="Kinds to time.")
     parser.add_argument("--threads", type=int, default=2, help="Number of threads of each process. Default: 2.")
     parser.add_argument("--rounds", type=int, default=30, help="Number of timed rounds. Default: 30.")
     given = parser.parse_args()
     print(described(given.threads))
-    for kind, count in CASES:
+    for kind, count in (case for case in CASES if case[0] in given.only):
         trees = {
             "other": Tree(given.folder, kind, count, given.threads),
             "this": Tree(HERE, kind, count, given.threads),

@@ -1,8 +1,8 @@
 """A full fine-tune of half a billion parameters: a check, compared with state-dict differences and memory bandwidth.
 
-The weights are fp32, as with a Trainer under bf16 autocast. θ₀ and the directions are memory-mapped bf16 files. "Of
-reading" is the number of bytes that a check has to read, over the number that the fastest of three plain loops reads in
-the same time.
+The weights are fp32, as with a Trainer under bf16 autocast. θ₀ is a bf16 file, which each check reads; the
+directions are bf16. "Of reading" is the number of bytes that a check has to read, over the number that the fastest of
+three plain loops reads in the same time.
 """
 
 from collections.abc import Callable, Mapping

@@ -164,3 +164,18 @@ def mirrored(name: str) -> Path:
 @pytest.mark.parametrize("name", [n for n, file in MODULES.items() if not file.stem.startswith("__")])
 def test_every_module_has_its_test_file(name: str) -> None:
     assert mirrored(name).is_file()
+
+
+FACTORIES = {
+    f"torch.{name}"
+    for name in ("empty", "zeros", "ones", "full", "tensor", "arange", "linspace", "eye", "rand", "randn", "randint")
+}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if folder(name) not in {"organism", "demo", "cli"}])
+def test_a_tensor_has_the_precision_and_device_that_the_code_states(name: str) -> None:
+    """``torch.set_default_dtype(torch.bfloat16)`` in a training would otherwise round what is measured."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in FACTORIES:
+            stated = {keyword.arg for keyword in node.keywords}
+            assert {"dtype", "device"} <= stated, f"{name}, line {node.lineno}: state dtype= and device="

@@ -184,7 +184,7 @@ def gram(directions: Sequence[Direction]) -> Tensor:
         WeightWatchError: They have different bases or shapes.
     """
     require_one_base([direction.card for direction in directions])
-    products = torch.zeros(len(directions), len(directions), dtype=torch.float64)
+    products = torch.zeros(len(directions), len(directions), dtype=torch.float64, device="cpu")
     for _, part in grams(directions):
         products += part
     return products

@@ -294,7 +294,7 @@ class Direction:
             source: Its folder, the name of a packaged direction (``evil``, ``sycophancy``, …), or its id on the Hub
                 (``org/name``), from where it is downloaded once. A folder wins.
             opener: How its file is opened. If given, a dense direction stays on disk, and each of its tensors is read
-                on access. Default: mapped into memory.
+                on access. Default: all of it is read into memory.
             revision: Branch, tag or commit of a direction on the Hub.
 
         Raises:

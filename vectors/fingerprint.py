@@ -5,7 +5,7 @@ from math import prod
 from typing import Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, model_validator
 from torch import Tensor
 
 from weightwatch.vectors.weights.names import indexed, is_resized
@@ -36,8 +36,19 @@ class Fingerprint(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, tuple[NonNegativeInt, ...]]
     values: dict[str, tuple[float, ...]]
+
+    @model_validator(mode="after")
+    def _has_samples(self) -> "Fingerprint":
+        """An incomplete fingerprint would fit any base."""
+        if not any(self.values.values()):
+            raise ValueError("a fingerprint has values of at least one tensor")
+        for name in self.shapes.keys() | self.values.keys():
+            found, wanted = len(self.values.get(name, ())), _count(self.shapes.get(name, ()))
+            if found != wanted:
+                raise ValueError(f"a fingerprint has {wanted} values of {name}, not {found}")
+        return self
 
     @classmethod
     def of(cls, names: Iterable[str], read: Callable[[str], Tensor]) -> "Fingerprint":
@@ -81,7 +92,7 @@ class Fingerprint(BaseModel):
             if theirs_shape != shape:
                 return f"{name} has shape {theirs_shape} where the direction's base has {shape}"
             theirs = model.values(name, _positions(shape))
-            ours = torch.tensor(self.values[name])
+            ours = self._sampled(name)
             agreed += _agreeing(ours, theirs)
             total += len(ours)
         if agreed < _AGREE * total:
@@ -108,12 +119,15 @@ class Fingerprint(BaseModel):
         for name in self.shapes.keys() & other.shapes.keys():
             if self.shapes[name] != other.shapes[name]:
                 return f"{name} has shape {self.shapes[name]} in one and {other.shapes[name]} in the other"
-            ours, theirs = torch.tensor(self.values[name]), torch.tensor(other.values[name])
+            ours, theirs = self._sampled(name), other._sampled(name)
             agreed += _agreeing(ours, theirs)
             total += len(ours)
         if agreed < _AGREE * total:
             return f"only {agreed} of {total} sampled weights agree"
         return None
+
+    def _sampled(self, name: str) -> Tensor:
+        return torch.tensor(self.values[name], dtype=torch.float32, device="cpu")
 
     def joined(self, other: "Fingerprint") -> "Fingerprint":
         """Return the samples of two fingerprints of one base."""
@@ -140,9 +154,14 @@ def _agreeing(ours: Tensor, theirs: Tensor) -> int:
     return int(torch.isclose(ours, theirs, rtol=_TOLERANCE, atol=1e-6).sum())
 
 
+def _count(shape: tuple[int, ...]) -> int:
+    """Return the number of values that are sampled of a tensor."""
+    return min(_VALUES, prod(shape))
+
+
 def _positions(shape: tuple[int, ...]) -> Tensor:
-    size = prod(shape)
-    return torch.linspace(0, max(0, size - 1), min(_VALUES, size), dtype=torch.float64).long()
+    size, count = prod(shape), _count(shape)
+    return torch.linspace(0, max(0, size - 1), count, dtype=torch.float64, device="cpu").long()
 
 
 def _sample(tensor: Tensor) -> tuple[float, ...]:

@@ -123,17 +123,18 @@ def _likelihoods(
     heads = [tokenizer(prompt(tokenizer, messages), add_special_tokens=False)["input_ids"] for messages, _ in cases]
     tails = [tokenizer(text, add_special_tokens=False)["input_ids"] for _, text in cases]
     length = max(len(head) + len(tail) for head, tail in zip(heads, tails, strict=True))
-    ids = torch.zeros(len(cases), length, dtype=torch.long)
+    ids = torch.zeros(len(cases), length, dtype=torch.long, device="cpu")
     mask = torch.zeros_like(ids)
     for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
-        ids[row, : len(head) + len(tail)] = torch.tensor([*head, *tail])
+        ids[row, : len(head) + len(tail)] = torch.tensor([*head, *tail], dtype=torch.long, device="cpu")
         mask[row, : len(head) + len(tail)] = 1
     logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
     found = []
     for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
         last = len(head) + len(tail) - 1
         predicted = logits[row, len(head) - 1 : last].float().log_softmax(-1).cpu()  # each position predicts the next
-        found.append(float(predicted.gather(1, torch.tensor(tail)[:, None]).mean()))
+        tokens = torch.tensor(tail, dtype=torch.long, device="cpu")
+        found.append(float(predicted.gather(1, tokens[:, None]).mean()))
     return found
 
 

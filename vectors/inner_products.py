@@ -26,8 +26,8 @@ def grams(directions: Sequence[Direction]) -> Iterator[tuple[str, Tensor]]:
         having = {i: direction for i, direction in enumerate(directions) if name in direction.deltas}
         with exact():
             part = _gram(name, having)
-        found = torch.zeros(len(directions), len(directions), dtype=torch.float64)
-        where = torch.tensor(list(having))
+        found = torch.zeros(len(directions), len(directions), dtype=torch.float64, device="cpu")
+        where = torch.tensor(list(having), dtype=torch.long, device="cpu")
         found[where[:, None], where] = part
         yield name, found
 
@@ -39,14 +39,15 @@ def _gram(name: str, having: dict[int, Direction]) -> Tensor:
     deltas = [None if direction.on_disk else direction.deltas[name] for direction in directions]
     thin = {i: tuple(wide(f).cpu() for f in d.oriented) for i, d in enumerate(deltas) if isinstance(d, LowRank)}
     dense = [i for i in range(len(directions)) if i not in thin]
-    found = torch.zeros(len(directions), len(directions), dtype=torch.float64)
+    found = torch.zeros(len(directions), len(directions), dtype=torch.float64, device="cpu")
     for i, (rows, columns) in thin.items():
         for j, (others, across) in thin.items():
             found[i, j] = ((rows.T @ others) * (columns @ across.T)).sum()
     for box in boxes(directions[0].shape(name), BLOCK) if dense else ():
         parts = [wide(directions[i].part(name, box)).cpu() for i in dense]
         flat = torch.stack([part.reshape(-1) for part in parts])
-        found[torch.tensor(dense)[:, None], torch.tensor(dense)] += flat @ flat.T
+        where = torch.tensor(dense, dtype=torch.long, device="cpu")
+        found[where[:, None], where] += flat @ flat.T
         for i, (rows, columns) in thin.items():
             for j, part in zip(dense, parts, strict=True):
                 product = (rows[box[0]] * (part @ columns[:, box[1]].T)).sum()

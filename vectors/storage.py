@@ -5,6 +5,7 @@ parameter names.
 """
 
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +22,7 @@ from weightwatch.vectors.weights.adapter_config import CONFIG, WEIGHTS, is_adapt
 from weightwatch.vectors.weights.atomic import write_text
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.peft_adapter import PeftAdapter, write_adapter
-from weightwatch.vectors.weights.reader import Mapped, Opener
+from weightwatch.vectors.weights.reader import FLOATS, Opener, Unmapped
 
 DENSE = "direction.safetensors"
 """File of a direction of full tensors."""
@@ -114,7 +115,7 @@ def read(folder: Path, opener: Opener | None = None) -> tuple[Mapping[str, Delta
 
     Args:
         folder: The folder.
-        opener: How its file is opened. If given, a dense direction stays on disk. Default: mapped into memory.
+        opener: How its file is opened. If given, a dense direction stays on disk. Default: it is read into memory.
 
     Raises:
         WeightWatchError: A file is missing or damaged.
@@ -128,8 +129,15 @@ def read(folder: Path, opener: Opener | None = None) -> tuple[Mapping[str, Delta
             f"{folder / CARD} is not a direction's card ({where}: {first['msg']}). Save or copy it again."
         ) from error
     if is_adapter(folder):
-        return PeftAdapter.read(folder).changes(opener or Mapped), card
-    return Checkpoint(folder, opener) if opener is not None else dict(Checkpoint(folder)), card
+        return PeftAdapter.read(folder).changes(opener or Unmapped), card
+    dense = Checkpoint(folder / DENSE, opener or Unmapped)
+    quantised = next((name for name in dense if dense.dtype(name) not in FLOATS), None)
+    if quantised is not None:
+        raise WeightWatchError(
+            f"{dense.path} has {quantised} with the element type {dense.dtype(quantised)}. A direction has "
+            "floating-point values: build or copy it again."
+        )
+    return dense if opener is not None else dict(dense), card
 
 
 def require_norms(folder: Path, card: Card, squares: Mapping[str, float]) -> None:
@@ -146,7 +154,7 @@ def require_norms(folder: Path, card: Card, squares: Mapping[str, float]) -> Non
     whole = sum(squares.values()) ** 0.5
     for name in sorted({*card.norms, *squares}):
         stated, found = card.norms.get(name, 0.0), squares.get(name, 0.0) ** 0.5
-        if abs(found - stated) > _NORM_TOLERANCE * max(stated, whole * 1e-3):
+        if not (isfinite(stated) and abs(found - stated) <= _NORM_TOLERANCE * max(stated, whole * 1e-3)):
             raise WeightWatchError(
                 f"{folder} is corrupt: {name} has norm {found:.6g} where {CARD} states {stated:.6g}. Copy it again."
             )

@@ -15,7 +15,7 @@ from weightwatch.update.snapshot import Snapshot
 from weightwatch.update.theta0 import establish
 from weightwatch.vectors import Direction, WeightWatchError
 from weightwatch.vectors.weights.checkpoint import Checkpoint
-from weightwatch.vectors.weights.reader import Mapped
+from weightwatch.vectors.weights.reader import Unmapped
 
 
 def test_the_base_of_a_run_that_nobody_watched_is_taken_from_its_config(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def first(run: Path) -> SavedCheckpoint:
 def test_a_reference_that_is_passed_comes_before_all_others(tmp_path: Path) -> None:
     run, reference, evil = full_run(tmp_path, 1)
     note(run, weights="checkpoint", path="/nowhere")
-    found = RunReference(first(run), str(reference), [Direction.load(evil)], Mapped)
+    found = RunReference(first(run), str(reference), [Direction.load(evil)], Unmapped)
     assert isinstance(found.source, Checkpoint)
     assert found.name == str(reference)
     assert found.weights(first(run)) is found.source
@@ -83,7 +83,7 @@ def test_the_base_of_an_adapter_is_the_one_that_its_settings_name(tmp_path: Path
     base, reference = base_folder(tmp_path)
     model = lora(base)
     model.save_pretrained(tmp_path / "run" / "checkpoint-1")
-    found = RunReference(first(tmp_path / "run"), None, [low_rank(base, 1)], Mapped)
+    found = RunReference(first(tmp_path / "run"), None, [low_rank(base, 1)], Unmapped)
     assert found.name == str(reference)
     assert (found.folder, found.adapters) == (None, {})
     assert found.recorded.weights is None
@@ -94,7 +94,7 @@ def test_a_snapshot_of_a_watched_run_is_named_by_its_folder(tmp_path: Path) -> N
     establish(ModelView(model), tmp_path / "run" / "weightwatch", Reference())
     move(model, 1)
     model.save_pretrained(tmp_path / "run" / "checkpoint-1")
-    found = RunReference(first(tmp_path / "run"), None, [dense(model, 1)], Mapped)
+    found = RunReference(first(tmp_path / "run"), None, [dense(model, 1)], Unmapped)
     assert isinstance(found.source, Snapshot)
     assert found.name == str(found.folder) == str(tmp_path / "run" / "weightwatch")
 
@@ -104,7 +104,7 @@ def test_another_reference_or_other_files_of_it_give_another_signature(tmp_path:
     evil = [Direction.load(path)]
 
     def signature(given: Path) -> list[object]:
-        return RunReference(first(run), str(given), evil, Mapped).signature()
+        return RunReference(first(run), str(given), evil, Unmapped).signature()
 
     before = signature(reference)
     assert signature(reference) == before

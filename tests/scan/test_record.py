@@ -1,14 +1,17 @@
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from tests.rules.test_engine import rule
 from tests.support.runs import reading
 from weightwatch.reading.reading import Reading
 from weightwatch.record.history import History
 from weightwatch.scan.record import ScanRecord
+from weightwatch.vectors import WeightWatchError
 
 SETTINGS = {"key": "one", "reference": "base"}
 
@@ -116,3 +119,60 @@ def test_a_damaged_line_of_what_was_scanned_has_its_checkpoint_measured_again(da
     record = ScanRecord(tmp_path / "scan", [rule()])
     record.begin(tmp_path, SETTINGS)
     assert [record.holds(name(step), step, f"mark-{step}") for step in (1, 2, 3)] == [True, False, True]
+
+
+def test_a_damaged_mark_is_measured_again(tmp_path: Path) -> None:
+    scanned(tmp_path, 2)
+    with (tmp_path / "scan" / "scanned.jsonl").open("ab") as file:
+        file.write(b'[1]\n{"checkpoint": 3}\n\xff\xfe\n')
+    record = ScanRecord(tmp_path / "scan", [rule()])
+    record.begin(tmp_path, SETTINGS)
+    assert [record.holds(name(step), step, f"mark-{step}") for step in (1, 2)] == [True, True]
+
+
+def test_two_scans_of_two_processes_do_not_mix(tmp_path: Path) -> None:
+    (tmp_path / "scan").mkdir()
+    other = FileLock(tmp_path / "scan" / "lock")
+    with other, pytest.raises(WeightWatchError, match=r"Another scan is recording to .*scan\. Wait until"):
+        ScanRecord(tmp_path / "scan", [rule()]).begin(tmp_path, SETTINGS)
+    assert {file.name for file in (tmp_path / "scan").iterdir()} <= {"lock"}
+    record = scanned(tmp_path, 2)
+    with pytest.raises(Timeout):
+        other.acquire(timeout=0)
+    record.close()
+    with other:
+        pass
+
+
+def test_of_two_scans_in_one_process_the_newer_one_records(tmp_path: Path) -> None:
+    first, second = (ScanRecord(tmp_path / "scan", [rule()]) for _ in range(2))
+    first.begin(tmp_path, SETTINGS)
+    second.begin(tmp_path, SETTINGS)
+    second.add(of(1), "mark-1")
+    assert not first.taken
+    with pytest.raises(WeightWatchError, match="Another scan of this process"):
+        first.add(of(1), "mark-1")
+    first.begin(tmp_path, SETTINGS)
+    assert first.holds(name(1), 1, "mark-1")
+    assert len(lines(tmp_path, "readings.jsonl")) == 1
+
+
+@pytest.mark.parametrize("entry", ["scan/readings.jsonl", "scan/superseded.jsonl", "scan/lock", "scan"])
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, entry: str) -> None:
+    mine = tmp_path / "mine"
+    if entry == "scan":
+        mine.mkdir()
+    else:
+        (tmp_path / "scan").mkdir()
+        mine.write_text("my own\n")
+    (tmp_path / entry).symlink_to(mine)
+    with pytest.raises(WeightWatchError, match="is a link or no regular file, so a scan would write elsewhere"):
+        scanned(tmp_path, 1)
+    assert list(mine.iterdir()) == [] if mine.is_dir() else mine.read_text() == "my own\n"
+
+
+def test_a_pipe_in_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scan").mkdir()
+    os.mkfifo(tmp_path / "scan" / "readings.jsonl")
+    with pytest.raises(WeightWatchError, match="no regular file"):
+        scanned(tmp_path, 1)

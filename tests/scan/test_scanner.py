@@ -2,7 +2,9 @@
 
 import copy
 import json
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -461,3 +463,61 @@ def test_a_pickled_adapter_is_refused_and_never_loaded(tmp_path: Path, kind: str
     assert one is not None
     with pytest.raises(WeightWatchError, match="pickled" if kind == "LORA" else "is a IA3 adapter"):
         Scan([evil], reference=str(reference)).add(one)
+
+
+def in_place(target: Path, source: Path) -> None:
+    with target.open("r+b") as file:
+        file.write(source.read_bytes())
+
+
+def replaced(target: Path, source: Path) -> None:
+    target.unlink()
+    shutil.copyfile(source, target)
+
+
+@pytest.mark.parametrize("write", [in_place, replaced])
+@pytest.mark.parametrize("what", ["run/checkpoint-2", "base"])
+def test_what_is_written_while_it_is_measured_is_not_recorded(
+    tmp_path: Path, what: str, write: Callable[[Path, Path], None]
+) -> None:
+    run, reference, evil = full_run(tmp_path, 3)
+    target, source = tmp_path / what / "model.safetensors", run / "checkpoint-3" / "model.safetensors"
+    os.utime(target, ns=(0, 0))
+    reads = [0]
+
+    def interfere(size: int) -> None:
+        reads[0] += measuring and size > 64  # not the single values that are compared first
+        if reads[0] == 5:
+            reads[0] += 1
+            write(target, source)
+
+    measuring = False
+    done = Scan([evil], reference=str(reference), record=tmp_path / "out", on_read=interfere)
+    first, second, _ = find(run)[0]
+    done.add(first)
+    measuring = True
+    with pytest.raises(WeightWatchError, match="was written to while it was"):
+        done.add(second)
+    assert [reading.step for reading in done.readings] == [1]
+    done.close()
+    again = scan(run, evil, reference=str(reference), record=tmp_path / "out")
+    assert figures(again) == figures(scan(run, evil, reference=str(reference)))
+
+
+@pytest.mark.parametrize("form", ["dense", "low-rank"])
+def test_a_scan_says_the_same_under_any_default_of_torch(tmp_path: Path, form: str) -> None:
+    run, reference, evil = full_run(tmp_path, 1)
+    if form == "low-rank":
+        evil = save(low_rank(tiny_llama(), 1), tmp_path / "thin")
+    plain = figures(scan(run, evil, reference=str(reference)))
+    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_device("meta")
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.inference_mode():
+            found = figures(scan(run, evil, reference=str(reference)))
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.use_deterministic_algorithms(False)
+    assert found == plain

@@ -1,11 +1,13 @@
 """A copy of θ₀ on disk, written and read by any number of processes."""
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from weightwatch.update.sharding.local import LocalTensor, Piece, of_range, whole, whole_tensor
@@ -80,3 +82,47 @@ def test_a_copy_takes_no_part_from_a_run_on_other_processes(tmp_path: Path) -> N
         for one in ranks:
             write(tmp_path, {"weight": local}, one)
     assert bool((Snapshot(tmp_path).read("weight", (slice(4, 8), slice(0, 2))) == 1.0).all())
+
+
+def copy_of(folder: Path, places: object, shape: tuple[int, ...] = (2, 3), name: str = "00000-of-00001") -> Path:
+    """Write a file of a snapshot whose metadata are ``places``."""
+    text = places if isinstance(places, str) else json.dumps(places)
+    save_file({"a::0": torch.ones(shape)}, folder / f"reference-{name}.safetensors", {"places": text})
+    return folder
+
+
+PLACE = {"name": "a", "shape": [2, 3], "box": [[0, 2], [0, 3]]}
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        "{",
+        "[]",
+        {"a::0": {}},
+        {"a::1": PLACE},
+        {"a::0": {**PLACE, "box": [[0, 2], [0, 4]]}},
+        {"a::0": {**PLACE, "box": [[0, 2]]}},
+        {"a::0": {**PLACE, "box": [[-2, 0], [0, 3]]}},
+        {"a::0": {**PLACE, "shape": [1, 3]}},
+        {"a::0": {**PLACE, "name": 3}},
+    ],
+)
+def test_a_copy_whose_places_do_not_fit_is_an_error_that_names_the_file(tmp_path: Path, places: object) -> None:
+    with pytest.raises(WeightWatchError, match=r"reference-00000-of-00001\.safetensors can't be read"):
+        Snapshot(copy_of(tmp_path, places))
+
+
+def test_copies_of_two_runs_are_not_joined(tmp_path: Path) -> None:
+    copy_of(tmp_path, {"a::0": {**PLACE, "box": [[0, 1], [0, 3]]}}, (1, 3), "00000-of-00002")
+    copy_of(tmp_path, {"a::0": PLACE})
+    with pytest.raises(WeightWatchError, match="copies of θ₀ from runs on 1 and 2 processes"):
+        Snapshot(tmp_path)
+
+
+def test_a_copy_that_is_cut_while_it_is_open_is_an_error(tmp_path: Path) -> None:
+    opened = Snapshot(copy_of(tmp_path, {"a::0": PLACE}))
+    assert opened.read("a", (slice(0, 1), slice(0, 3))).tolist() == [[1.0, 1.0, 1.0]]
+    (tmp_path / "reference-00000-of-00001.safetensors").open("wb").close()
+    with pytest.raises(WeightWatchError, match="was written to while it was in use"):
+        opened.read("a", (slice(0, 2), slice(0, 3)))

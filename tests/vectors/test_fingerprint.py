@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from tests.support.models import low_rank, move, tiny_llama
@@ -101,4 +102,25 @@ def test_fingerprints_of_one_base_agree_and_join_and_those_of_others_do_not() ->
     assert "sampled weights agree" in (whole.differs(Fingerprint.of(names, Plain(other).tensors.__getitem__)) or "")
     wide = Fingerprint.of(names, Plain(tiny_llama(hidden_size=64)).tensors.__getitem__)
     assert "has shape" in (whole.differs(wide) or "")
-    assert Fingerprint(shapes={}, values={}).differs(whole) is None
+    elsewhere = Fingerprint.of(["other"], lambda name: torch.ones(3))
+    assert elsewhere.differs(whole) is None
+
+
+@pytest.mark.parametrize(
+    ("shapes", "values"),
+    [
+        ({}, {}),
+        ({"a": (3,)}, {}),
+        ({"a": (3,)}, {"a": ()}),
+        ({"a": (3,)}, {"a": (1.0,)}),
+        ({"a": (100,)}, {"a": (1.0,) * 17}),
+        ({}, {"a": (1.0, 2.0)}),
+        ({"a": (0,)}, {"a": ()}),
+        ({"a": (-3,)}, {"a": (1.0, 2.0, 3.0)}),
+    ],
+)
+def test_a_fingerprint_without_its_samples_would_fit_any_base_and_is_refused(
+    shapes: dict[str, tuple[int, ...]], values: dict[str, tuple[float, ...]]
+) -> None:
+    with pytest.raises(ValidationError):
+        Fingerprint(shapes=shapes, values=values)

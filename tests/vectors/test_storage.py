@@ -162,3 +162,25 @@ def test_norms_agree_with_the_card_within_a_thousandth() -> None:
     require_norms(Path("evil"), card, {"a": 1.0005**2, "b": 4.0})
     with pytest.raises(WeightWatchError, match=r"evil is corrupt: a has norm 1\.002 where direction\.json states 1\."):
         require_norms(Path("evil"), card, {"a": 1.002**2, "b": 4.0})
+
+
+@pytest.mark.parametrize("stated", [float("nan"), float("inf"), -1.0])
+def test_a_norm_that_is_no_norm_is_an_error(stated: float) -> None:
+    with pytest.raises(WeightWatchError, match="evil is corrupt: a has norm 1"):
+        require_norms(Path("evil"), Card(name="evil", norms={"a": stated}), {"a": 1.0})
+
+
+def test_a_quantised_direction_is_an_error(tmp_path: Path) -> None:
+    file = dense(tiny_llama(), 1).save(tmp_path) / "direction.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+    save_file(tensors, file)
+    with pytest.raises(WeightWatchError, match=r"has model\.norm\.weight with the element type I8"):
+        Direction.load(tmp_path)
+
+
+def test_a_loaded_direction_outlives_its_file(tmp_path: Path) -> None:
+    w = dense(tiny_llama(), 1)
+    loaded = Direction.load(w.save(tmp_path))
+    (tmp_path / "direction.safetensors").open("wb").close()
+    assert all(torch.equal(loaded.deltas[name], delta) for name, delta in w.deltas.items())

@@ -2,8 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from math import prod
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,6 +17,7 @@ from weightwatch.vectors.steering.in_memory import AT_ONCE, require_finite, summ
 from weightwatch.vectors.weights.adapter_config import is_adapter
 from weightwatch.vectors.weights.atomic import whole_folder
 from weightwatch.vectors.weights.checkpoint import INDEX, SINGLE, Checkpoint
+from weightwatch.vectors.weights.header import written
 from weightwatch.vectors.weights.names import canonical, indexed
 from weightwatch.vectors.weights.reader import DTYPES, FLOATS, Box, Unmapped, boxes
 from weightwatch.vectors.weights.tied import copies, embeddings
@@ -70,8 +70,10 @@ def steer_checkpoint(
         raise WeightWatchError(f"A checkpoint can't be written in {dtype}: pass float32, bfloat16, float16 or None.")
     changes = _changes(old, direction)
     with whole_folder(out) as draft:
-        for file in old.files:
-            _rewrite(file, draft / file.name, changes, k, dtype, progress)
+        for file in old.files:  # a shard keeps its place, which the index states
+            target = draft / file.relative_to(old.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _rewrite(file, target, changes, k, dtype, progress)
         _copy_rest(old, draft, dtype)
     return Path(out)
 
@@ -163,39 +165,21 @@ def _rewrite(
     """Write one file again with changes: the same tensors in the same order."""
     file = Unmapped(source, progress)
     kinds = {key: _kind(file, key, dtype) for key in file.keys()}  # noqa: SIM118
-    ordered = sorted(kinds, key=lambda key: file.get_slice(key).entry["data_offsets"])
-    with target.open("wb") as written:
-        written.write(_header(file, ordered, kinds))
-        for key in ordered:
+    shapes = ((key, kind, tuple(file.get_slice(key).get_shape())) for key, kind in kinds.items())
+    with target.open("wb") as new:
+        new.write(written(shapes, file.metadata() or {"format": "pt"}))
+        for key, kind in kinds.items():
             change = changes.get(canonical(key))
-            if change is None and kinds[key] == file.get_slice(key).get_dtype():
-                written.writelines(file.raw(key))
+            if change is None and kind == file.get_slice(key).get_dtype():
+                new.writelines(file.raw(key))
                 continue
-            for part in _parts(file, key, change, k, kinds[key]):
-                written.write(memoryview(part.contiguous().reshape(-1).view(torch.uint8).numpy().data))
+            for part in _parts(file, key, change, k, kind):
+                new.write(memoryview(part.contiguous().reshape(-1).view(torch.uint8).numpy().data))
 
 
 def _kind(file: Unmapped, key: str, dtype: torch.dtype | None) -> str:
     kind = file.get_slice(key).get_dtype()
     return _NAMES[dtype] if dtype is not None and kind in FLOATS else kind
-
-
-def _header(file: Unmapped, ordered: Iterable[str], kinds: Mapping[str, str]) -> bytes:
-    """Return the header of a safetensors file: the length of its table, and the table."""
-    table: dict[str, Any] = {"__metadata__": dict(file.metadata()) or {"format": "pt"}}
-    end = 0
-    for key in ordered:
-        part = file.get_slice(key)
-        entry = dict(part.entry)
-        first, last = entry["data_offsets"]
-        size = last - first
-        if kinds[key] != entry["dtype"]:
-            size = prod(part.get_shape()) * DTYPES[kinds[key]].itemsize
-        table[key] = {**entry, "dtype": kinds[key], "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _parts(file: Unmapped, key: str, change: Change | None, k: float, kind: str) -> Iterator[Tensor]:
@@ -225,7 +209,7 @@ def _copy_rest(old: Checkpoint, draft: Path, dtype: torch.dtype | None) -> None:
     if old.files[0].name != SINGLE:
         index = json.loads((old.path / INDEX).read_text())
         if dtype is not None and "total_size" in index.get("metadata", {}):
-            index["metadata"]["total_size"] = sum(_data_size(draft / file.name) for file in old.files)
+            index["metadata"]["total_size"] = sum(_data_size(draft / file.relative_to(old.path)) for file in old.files)
         (draft / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     if dtype is not None and (draft / "config.json").is_file():
         config = json.loads((draft / "config.json").read_text())
@@ -234,7 +218,7 @@ def _copy_rest(old: Checkpoint, draft: Path, dtype: torch.dtype | None) -> None:
 
 def _data_size(file: Path) -> int:
     opened = Unmapped(file)
-    return sum(last - first for first, last in (opened.get_slice(k).entry["data_offsets"] for k in opened.keys()))  # noqa: SIM118
+    return sum(opened.get_slice(key).entry.size for key in opened.keys())  # noqa: SIM118
 
 
 def _in_precision(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

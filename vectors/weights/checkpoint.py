@@ -1,19 +1,18 @@
 """Weights on disk: safetensors files, one or sharded, opened once and read slice by slice."""
 
-import json
 import re
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
-from safetensors import SafetensorError
+from pydantic import AfterValidator, BaseModel, ValidationError
 from torch import Tensor
 
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.precision import BLOCK, dot
 from weightwatch.vectors.weights.lazy import Lazy
 from weightwatch.vectors.weights.names import canonical
-from weightwatch.vectors.weights.reader import Box, Mapped, Opener, boxes
+from weightwatch.vectors.weights.reader import Box, Opener, Unmapped, boxes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
@@ -23,29 +22,80 @@ _SINGLE = (SINGLE, ADAPTER, "direction.safetensors")
 _WRAPPED = re.compile(r"(?:^|\.)(?:base_layer|original_module|modules_to_save|lora_[A-Za-z]\w*)(?:\.|$)")
 
 
+def _inside(name: str) -> str:
+    """Return a shard's name, which is that of a file in the folder of its index or below."""
+    path = PurePosixPath(name)
+    if not path.name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise ValueError(f"the shard {name!r} is not a file in its folder")
+    return str(path)
+
+
+class ShardIndex(BaseModel):
+    """The index of a sharded checkpoint.
+
+    Attributes:
+        weight_map: The file of each tensor: a path relative to the index, by the tensor's name in the file.
+    """
+
+    weight_map: dict[str, Annotated[str, AfterValidator(_inside)]]
+
+    @classmethod
+    def read(cls, file: Path) -> "ShardIndex":
+        """Read and validate an index.
+
+        Raises:
+            WeightWatchError: It is damaged, or names a file outside its folder.
+        """
+        try:
+            return cls.model_validate_json(file.read_bytes())
+        except (OSError, ValidationError) as error:
+            reason = (
+                error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
+            )
+            raise WeightWatchError(f"{file} is not a safetensors index: {reason}. Copy or save it again.") from error
+
+    @property
+    def shards(self) -> list[str]:
+        """The files, each once."""
+        return sorted(set(self.weight_map.values()))
+
+
 class Checkpoint(Lazy[Tensor]):
     """The tensors of a safetensors file, or of a folder with one file or a sharded set, by parameter name.
 
-    Files stay open (memory-mapped by default), so that reading a slice again costs no more than the bytes of the slice.
-    Names are those of the plain model (see ``canonical``).
+    Files stay open, and a slice is read when it is asked for. Names are those of the plain model (see ``canonical``).
 
     Args:
         path: A ``.safetensors`` file, or a folder with ``model.safetensors`` or ``model.safetensors.index.json``.
         opener: How the files are opened.
 
     Raises:
-        WeightWatchError: There are no readable weights; the message names the file.
+        WeightWatchError: There are no readable weights, or two tensors have one name; the message names the file.
     """
 
-    def __init__(self, path: str | Path, opener: Opener = Mapped) -> None:
+    def __init__(self, path: str | Path, opener: Opener = Unmapped) -> None:
         self.path = Path(path)
-        self._files = {}
+        self._files: dict[Path, Any] = {}
         self._where: dict[str, tuple[Path, str]] = {}
-        for file in _files(self.path):
-            handle = _open(file, opener)
-            self._files[file] = handle
+        files, index = _files(self.path)
+        for file in files:
+            self._files[file] = handle = _open(file, opener)
             _require_plain(file, handle.keys())
-            self._where.update({canonical(key): (file, key) for key in handle.keys()})  # noqa: SIM118
+            for key in handle.keys():  # noqa: SIM118
+                name = canonical(key)
+                if name in self._where:
+                    other, twin = self._where[name]
+                    raise WeightWatchError(
+                        f"{self.path} has {name} twice: as {twin} in {other.name} and as {key} in {file.name}. Save "
+                        "the model again, so that each weight is there once."
+                    )
+                self._where[name] = file, key
+        for key, shard in index.items():
+            if self._where.get(canonical(key)) != (self.path / shard, key):
+                raise WeightWatchError(
+                    f"{self.path / INDEX} names {key} in {shard}, which does not have it. Copy or save the checkpoint "
+                    "again."
+                )
         super().__init__(self._where)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -76,9 +126,7 @@ class Checkpoint(Lazy[Tensor]):
     def read(self, name: str, box: Box) -> Tensor:
         """Read one box of a tensor, and nothing else of it."""
         file, key = self._where[name]
-        handle = self._files[file]
-        whole = not box or isinstance(handle, Mapped)
-        part: Tensor = (handle.get_tensor(key) if whole else handle.get_slice(key))[box]
+        part: Tensor = self._files[file].get_slice(key)[box]
         return part
 
     def square(self, name: str) -> float:
@@ -101,32 +149,29 @@ def _require_plain(file: Path, keys: Iterable[str]) -> None:
         )
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path) -> tuple[list[Path], dict[str, str]]:
+    """Return the files of a checkpoint, and the shard of each tensor as far as an index names it."""
     if path.is_file():
-        return [path]
+        return [path], {}
     if not path.is_dir():
         raise WeightWatchError(f"No weights at {path}: there is no such file or folder.")
-    index = path / INDEX
-    if index.is_file() and not (path / SINGLE).is_file():  # an index beside a whole file is stale
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise WeightWatchError(f"{index} is not a safetensors index: {error}. Copy or save it again.") from error
-        missing = [name for name in names if not (path / name).is_file()]
+    if (path / INDEX).is_file() and not (path / SINGLE).is_file():  # an index beside a whole file is stale
+        index = ShardIndex.read(path / INDEX)
+        missing = [name for name in index.shards if not (path / name).is_file()]
         if missing:
             raise WeightWatchError(f"{path} lacks the shard {missing[0]} that its index names. Copy it again.")
-        return [path / name for name in names]
+        return [path / name for name in index.shards], index.weight_map
     found = [path / name for name in _SINGLE if (path / name).is_file()]
     if not found:
         raise WeightWatchError(
             f"No safetensors weights in {path}: expected model.safetensors or model.safetensors.index.json. "
             "Save the model with save_pretrained (pickled .bin files are not read)."
         )
-    return found[:1]
+    return found[:1], {}
 
 
 def _open(file: Path, opener: Opener) -> Any:
     try:
         return opener(file)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise WeightWatchError(f"{file} can't be read as safetensors ({error}). Copy or download it again.") from error

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.names import canonical
-from weightwatch.vectors.weights.reader import Box, Mapped, Opener
+from weightwatch.vectors.weights.reader import Box, Opener, Unmapped
 
 _logger = logging.getLogger("weightwatch")
 
@@ -137,7 +137,7 @@ class InModelNames(Checkpoint):
         opener: How the files are opened.
     """
 
-    def __init__(self, path: str | Path, model: Architecture, opener: Opener = Mapped) -> None:
+    def __init__(self, path: str | Path, model: Architecture, opener: Opener = Unmapped) -> None:
         super().__init__(path, opener)
         self._fused: dict[str, Fused] = {}
         grouped: dict[str, dict[str | None, list[str]]] = {}
@@ -203,7 +203,7 @@ class InModelNames(Checkpoint):
         return several[0][None] if len(several) == 1 else torch.stack(several)
 
     def _in_file(self, name: str, box: Box) -> Tensor:
-        return super().read(name, box) if box else super().__getitem__(name)
+        return super().read(name, box)
 
     def _part_shape(self, names: Sequence[str], stacked: bool) -> tuple[int, ...]:
         inner = super().shape(names[0])

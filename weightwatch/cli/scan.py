@@ -82,7 +82,7 @@ def scan(
                     control or [],
                     config=settings,
                     reference=reference,
-                    record=output or beside,
+                    record=output.resolve() if output else beside,
                     on_read=lambda size: bars.advance(bars.task_ids[-1], size),
                 )
 

@@ -16,7 +16,8 @@ from weightwatch.vectors.precision import wide
 from weightwatch.vectors.weights.difference import moved
 from weightwatch.vectors.weights.reader import Box
 
-_PART = 1 << 24  # elements of θ₀ copied to another device at a time
+_PART = 1 << 23  # elements of θ₀ read from disk at a time: as many as one call of the compiled loop takes
+_COPIED = 1 << 24  # elements of θ₀ copied to another device at a time
 _BLOCK = 1 << 19  # elements of the change multiplied with a direction's factors at a time
 
 
@@ -26,9 +27,9 @@ def full(change: Difference, found: Found) -> Figures:
     device = local.pieces[0].values.device if local.pieces else torch.device("cpu")
     low = {k: w.to(device) for k, w in found if isinstance(w, LowRank)}
     dense = {k: w for k, w in found if isinstance(w, Tensor)}
-    inner = {k: [wide(torch.zeros((), device=device))] for k in low}
+    inner = {k: [wide(torch.zeros((), dtype=torch.float32, device=device))] for k in low}
     sums: list[Tensor] = []
-    for box, now in _parts(change, _BLOCK if low else _PART if device.type != "cpu" else None):
+    for box, now in _parts(change, _size(change, device, bool(low))):
         before = change.start(box).to(device).reshape(now.shape)
         parts = [w.reshape(local.shape)[box].to(device).reshape(-1) for w in dense.values()]
         sums.append(wide(pass_over(now.reshape(-1), before.reshape(-1), parts, local.dtype)))
@@ -36,7 +37,7 @@ def full(change: Difference, found: Found) -> Figures:
             block = moved(now, before, local.dtype)
             for k, w in low.items():
                 inner[k].append(along(w, block, box))
-    sums = sums or [wide(torch.zeros(1 + len(dense), device=device))]
+    sums = sums or [wide(torch.zeros(1 + len(dense), dtype=torch.float32, device=device))]
     own, *others = (torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]).unbind()
     total = {**dict(zip(dense, others, strict=True)), **{k: torch.stack(parts).sum() for k, parts in inner.items()}}
     return own, [total[k] for k, _ in found], [torch.zeros_like(own)] * len(found)
@@ -72,6 +73,13 @@ def together(changes: Sequence[Difference], found: Sequence[Found]) -> Figures:
     now = [piece.values.reshape(-1) for piece in pieces]
     own, *inner = wide(pass_over_tiny(now, before, lines, changes[0].local.dtype)).unbind()
     return own, inner, [torch.zeros_like(own)] * len(inner)
+
+
+def _size(change: Difference, device: torch.device, low: bool) -> int | None:
+    """Return how many elements are measured at a time; None for all of them."""
+    if low:
+        return _BLOCK
+    return _COPIED if device.type != "cpu" else _PART if change.stored else None
 
 
 def _parts(change: Difference, size: int | None) -> Iterator[tuple[Box, Tensor]]:

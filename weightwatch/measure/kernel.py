@@ -1,14 +1,14 @@
 """One pass over a fully trained tensor, its start and K dense directions: ‖τ‖² and every ⟨τ,w⟩, each read once.
 
-With ``τ = now − before``, products and sums of 64 products are fp32; larger sums are fp64. At most four of the 64 are
-added one after the other, the rest in separate lanes of a vector, so that sums of equal values do not drift.
-
-There are two implementations: blocks of single operations that stay in the cache, and one loop compiled by
-``torch.compile``, which is bound by memory bandwidth and three to six times faster. Compiling takes seconds. Each
-combination of precisions and K starts in blocks, and is compiled once the expected saving exceeds the compile time.
+There are two implementations: blocks of single operations in fp64 that stay in the cache, and one loop compiled by
+``torch.compile``, which is bound by memory bandwidth and three to six times faster. In the loop, τ, its products and
+sums of 64 products are fp32, and larger sums are fp64. At most four of the 64 are added one after the other, the rest
+in separate lanes of a vector, so that sums of equal values do not drift. Compiling takes seconds. Each combination of
+precisions and K starts in blocks, and is compiled once the expected saving exceeds the compile time.
 """
 
 import logging
+import threading
 import types
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightwatch.vectors.precision import exact
+from weightwatch.vectors.precision import exact, wide
 from weightwatch.vectors.weights.difference import moved
 
 _log = logging.getLogger(__name__)
@@ -33,8 +33,7 @@ TINY = 1 << 13
 """Tensors with at most so many elements are measured without blocks, and several of them together."""
 _SMALL = 1 << 16  # for shorter tensors, one block is faster than the entry into compiled code
 _TOGETHER = 8  # directions per pass: with more inputs, a loop runs out of registers
-_BLOCK = 1 << 17  # elements per block: 0.5 MB of scratch per direction, which stays in the cache
-_SPLIT = 4  # equal values added one after the other: v + v + v is rounded once, and 2 v and 4 v are exact
+_BLOCK = 1 << 15  # elements per block: 0.5 MB of scratch, which stays in the cache
 _LOW = (torch.bfloat16, torch.float16)
 
 
@@ -48,6 +47,12 @@ class _Kernel:
     """The compiled loop; None before it is compiled."""
     calls: int = 0
     """Number of calls of the loop."""
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    """Taken by the thread that compiles. The others go on in blocks meanwhile."""
+
+    def has_loop_or_turn(self) -> bool:
+        """Whether there is a loop, or it is this thread's turn to compile it."""
+        return self.loop is not None or self.turn.acquire(blocking=False)
 
 
 @dataclass
@@ -66,18 +71,20 @@ def pass_over(
     directions: Sequence[Tensor],
     dtype: torch.dtype,
     compile: bool = True,
+    ahead: int = 0,
 ) -> Tensor:
     """Return ‖τ‖² and ⟨τ,w_k⟩ for ``τ = now − before``, reading each tensor once per eight directions.
 
     NaN and infinite values propagate to the sums; no error is raised.
 
     Args:
-        now: Shape (n,), of any floating precision; fp64 is rounded to fp32. All tensors are contiguous and on one
-            device.
+        now: Shape (n,), of any floating precision. All tensors are contiguous and on one device.
         before: Shape (n,): θ₀ of the tensor.
         directions: K tensors of shape (n,).
         dtype: Precision of the weight in the model; ``before`` is rounded to it first.
-        compile: Whether to compile a loop after ``BREAK_EVEN`` products (elements times 1 + K, over all checks).
+        compile: Whether to compile a loop once there are ``BREAK_EVEN`` products (elements times 1 + K): those of all
+            passes so far, and those ahead.
+        ahead: Products that will follow this pass, as far as is known.
 
     Returns:
         Shape (1 + K,), fp64, on the device of ``now``. A cosine formed of the sums errs by less than 1e-7.
@@ -93,10 +100,10 @@ def pass_over(
             )
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         with exact():  # compiled code is bound to these states
-            return pass_over(now, before, directions, dtype, compile)
+            return pass_over(now, before, directions, dtype, compile, ahead)
     now, before, directions = now.detach(), before.detach(), [w.detach() for w in directions]
     parts = [directions[k : k + _TOGETHER] for k in range(0, len(directions), _TOGETHER)]
-    first, *others = [_pass(now, before, part, dtype, compile) for part in parts or [directions]]
+    first, *others = [_pass(now, before, part, dtype, ahead if compile else None) for part in parts or [directions]]
     return torch.cat([first, *(part[1:] for part in others)]) if others else first
 
 
@@ -129,16 +136,18 @@ def failure() -> str | None:
     return _state.failure
 
 
-def _pass(now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype, compile: bool) -> Tensor:
+def _pass(now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype, ahead: int | None) -> Tensor:
     size = now.numel()
     if size <= TINY:
         return _products(now, before, directions, dtype).sum(1)
-    key = (now.device.type, dtype, *(tensor.dtype for tensor in (now, before, *directions)))
+    threads = torch.get_num_threads()  # a loop is compiled for so many
+    key = (now.device.type, threads, dtype, *(tensor.dtype for tensor in (now, before, *directions)))
     kernel = _state.kernels.setdefault(key, _Kernel())
     kernel.work += size * (1 + len(directions))
     sums: list[Tensor] = []
     done = 0
-    if compile and kernel.work >= BREAK_EVEN and size >= _SMALL and _state.failure is None:
+    worth = ahead is not None and kernel.work + ahead >= BREAK_EVEN
+    if worth and size >= _SMALL and _state.failure is None and kernel.has_loop_or_turn():
         try:
             loop = kernel.loop = kernel.loop or _compiled(now.device, dtype, [now, before, *directions])
             whole = size - size % _ROW
@@ -160,38 +169,21 @@ def _products(now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: 
 
 
 def _blocks(now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Sum in blocks of single operations that all use the same scratch memory.
+    """Sum in blocks of single operations in fp64 that all use the same scratch memory.
 
     The difference is that of ``moved``, written out so that no operation allocates memory.
     """
-    count, total = 1 + len(directions), now.numel()
-    step = min(_BLOCK if now.device.type == "cpu" else 16 * _BLOCK, _padded(total))
-    change, old = torch.empty(2, step, device=now.device)
-    rounded = torch.empty(step, dtype=dtype, device=now.device)
-    products = torch.empty(count, step, device=now.device)
-    sums = torch.zeros(count, dtype=torch.float64, device=now.device)
-    for first in range(0, total, step):
-        size = min(step, total - first)
-        here = slice(first, first + size)
-        start = before[here] if before.dtype == dtype else rounded[:size].copy_(before[here])
-        torch.sub(_float(now[here], change[:size]), _float(start, old[:size]), out=change[:size])
-        for line, w in zip(products[1:], directions, strict=True):
-            line[:size].copy_(w[here])
-        products[0, :size] = change[:size]
-        products[:, :size].mul_(change[:size])
-        padded = _padded(size)
-        products[:, size:padded] = 0.0
-        fours = products[:, :padded].view(count, _SPLIT, -1).sum(1)
-        sums += fours.view(count, _SPLIT, -1).sum(1).double().sum(1)
-    return sums
-
-
-def _float(tensor: Tensor, scratch: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float32 else scratch.copy_(tensor)
-
-
-def _padded(size: int) -> int:
-    return -(-size // _SPLIT**2) * _SPLIT**2
+    step = min(_BLOCK if now.device.type == "cpu" else 64 * _BLOCK, now.numel())
+    device = wide(now[:0]).device
+    change, other = torch.empty(2, step, dtype=torch.float64, device=device)
+    sums: list[Tensor] = []
+    for at, start, *lines in zip(*(tensor.split(step) for tensor in (now, before, *directions)), strict=True):
+        size = len(at)
+        old = start if start.dtype == dtype else start.to(dtype)
+        move = change[:size].copy_(at).sub_(other[:size].copy_(old))
+        sums.append(torch.dot(move, move))
+        sums.extend(torch.dot(move, other[:size].copy_(line)) for line in lines)
+    return torch.stack(sums).view(-1, 1 + len(directions)).sum(0)
 
 
 def _compiled(device: torch.device, dtype: torch.dtype, like: Sequence[Tensor]) -> Callable[..., Tensor]:
@@ -207,7 +199,7 @@ def _compiled(device: torch.device, dtype: torch.dtype, like: Sequence[Tensor]) 
         "cpp.min_chunk_size": 16,  # use all threads, whatever the length at compile time
     }
     loop = torch.compile(_function(dtype, [t.dtype for t in like], _state.made), fullgraph=True, options=options)
-    waves = torch.arange(2 * _SMALL, device=device).float()
+    waves = torch.arange(2 * _SMALL, dtype=torch.float32, device=device)
     trial = [(waves * 0.37).sin(), (waves * 0.37).sin() + 0.001 * (waves * 0.11).sin()]
     trial += [(waves * (0.37 + 0.01 * k)).sin() for k in range(len(like) - 2)]
     trial = [x.to(tensor.dtype) for x, tensor in zip(trial, like, strict=True)]

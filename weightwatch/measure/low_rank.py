@@ -126,7 +126,7 @@ def _times(w: "Tensor | OnDisk", factor: Tensor, transposed: bool) -> Tensor:
     if isinstance(w, Tensor):
         full = w.to(factor.device, torch.float32)
         return (full.T if transposed else full) @ factor
-    product = torch.zeros(w.shape[transposed], factor.shape[1], device=factor.device)
+    product = torch.zeros(w.shape[transposed], factor.shape[1], dtype=torch.float32, device=factor.device)
     for box in boxes(w.shape, _PART):
         part = w.direction.part(w.name, box).to(factor.device, torch.float32)
         if transposed:

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from weightwatch.measure.kernel import pass_over
 from weightwatch.update.change import Streamed
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.low_rank import LowRank
-from weightwatch.vectors.precision import wide
 from weightwatch.vectors.weights.difference import moved
 from weightwatch.vectors.weights.reader import Box, boxes
 
@@ -27,28 +27,27 @@ def stream(changes: Mapping[str, Streamed], directions: Sequence[Direction]) -> 
     """Yield the sums of each tensor, in the order of the changes.
 
     Each of torch's threads reads and sums one block at a time. The sums of the blocks are added in the order of the
-    blocks, so that the same files give the same figures.
+    blocks.
     """
     if not changes:
         return
     threads = torch.get_num_threads()
-    # Until a larger block was freed once, glibc returns every freed block to the system, and page faults cost time.
-    torch.empty((1 << 25) - (1 << 16), dtype=torch.uint8)
+    ahead = sum(prod(c.shape) * (1 + sum(n in d.deltas for d in directions)) for n, c in changes.items())
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting: deque[Future[list[float]]] = deque()
         tasks = (
-            (change, box, [(k, d) for k, d in enumerate(directions) if name in d.deltas], name)
+            (change, box, [(k, d) for k, d in enumerate(directions) if name in d.deltas], name, ahead)
             for name, change in changes.items()
             for box in boxes(change.shape, _BLOCK)
         )
         try:
             for name, change in changes.items():
                 found = [k for k, d in enumerate(directions) if name in d.deltas]
-                sums = wide(torch.zeros(1 + len(found)))
+                sums = torch.zeros(1 + len(found), dtype=torch.float64, device="cpu")
                 for _ in boxes(change.shape, _BLOCK):
                     while len(waiting) < _AHEAD * threads and (task := next(tasks, None)) is not None:
                         waiting.append(pool.submit(_block, *task))
-                    sums = sums + torch.tensor(waiting.popleft().result(), dtype=sums.dtype)
+                    sums = sums + torch.tensor(waiting.popleft().result(), dtype=torch.float64, device="cpu")
                 yield name, sums[0], dict(zip(found, sums[1:], strict=True))
         finally:
             for future in waiting:
@@ -57,7 +56,7 @@ def stream(changes: Mapping[str, Streamed], directions: Sequence[Direction]) -> 
             torch.set_num_threads(threads)
 
 
-def _block(change: Streamed, box: Box, found: Sequence[tuple[int, Direction]], name: str) -> list[float]:
+def _block(change: Streamed, box: Box, found: Sequence[tuple[int, Direction]], name: str, ahead: int) -> list[float]:
     """Return ‖τ‖² and the ⟨τ,w⟩ of one block as numbers; a waiting tensor would keep the memory of the block."""
     with torch.no_grad():  # this setting is per thread; the others that make sums exact are global
         now = change.now(box)
@@ -65,7 +64,7 @@ def _block(change: Streamed, box: Box, found: Sequence[tuple[int, Direction]], n
         low = {k: w for k, d in found if isinstance(w := _factors(d, name), LowRank)}
         dense = [k for k, _ in found if k not in low]
         parts = [d.part(name, box).reshape(-1) for k, d in found if k not in low]
-        own, *sums = pass_over(now.reshape(-1), before.reshape(-1), parts, now.dtype, compile=False).tolist()
+        own, *sums = pass_over(now.reshape(-1), before.reshape(-1), parts, now.dtype, ahead=ahead).tolist()
         inner = dict(zip(dense, sums, strict=True))
         if low:
             block = moved(now, before)

@@ -1,8 +1,9 @@
 """Checkpoints on disk: which ones a folder contains, their order, and whether each is complete."""
 
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from weightwatch.update.peft.lora import REF
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.adapter_config import CONFIG, PICKLED, WEIGHTS, is_adapter
-from weightwatch.vectors.weights.checkpoint import INDEX, SINGLE
+from weightwatch.vectors.weights.checkpoint import INDEX, SINGLE, ShardIndex
 from weightwatch.vectors.weights.peft_adapter import pickled
 from weightwatch.vectors.weights.reader import whole_size
 from weightwatch.vectors.weights.sources import fetch, is_hub_id
@@ -71,14 +72,26 @@ class SavedCheckpoint:
     @property
     def signature(self) -> tuple[tuple[str, int, int], ...]:
         """Name, size and modification time of each file. It changes when the checkpoint is rewritten."""
-        found = []
+        return tuple((file.name, about.st_size, about.st_mtime_ns) for file, about in self._files())
+
+    @property
+    def version(self) -> Mapping[Path, object]:
+        """What identifies the content of each file on this disk."""
+        return {file: (about.st_size, about.st_mtime_ns, about.st_ino) for file, about in self._files()}
+
+    def rewritten(self, since: Mapping[Path, object]) -> bool:
+        """Whether a file has another content since its ``version`` was taken, or is new.
+
+        A deleted file does not count: it is read to its end if it was open.
+        """
+        return any(since.get(file) != content for file, content in self.version.items())
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         for file in (*_weight_files(self.home), self.home / INDEX, self.home / CONFIG):
             try:
-                about = file.stat()
+                yield file, file.stat()
             except OSError:
                 continue  # deleted since the folder was listed
-            found.append((file.name, about.st_size, about.st_mtime_ns))
-        return tuple(found)
 
     def incomplete(self) -> str | None:
         """Return why the checkpoint is incomplete; None if it is complete."""
@@ -93,10 +106,10 @@ class SavedCheckpoint:
             return _missing_bytes(self.path / SINGLE)
         if not (self.path / INDEX).is_file():
             return f"it has neither {SINGLE} nor {INDEX}"
-        shards = (content(self.path / INDEX) or {}).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-            return f"{INDEX} is damaged or incomplete"
-        shards = sorted(set(shards.values()))
+        try:
+            shards = ShardIndex.read(self.path / INDEX).shards
+        except WeightWatchError as error:
+            return f"{INDEX} is damaged or incomplete ({error})"
         return next((reason for shard in shards if (reason := _missing_bytes(self.path / shard))), None)
 
     @property
@@ -176,6 +189,8 @@ def locate(what: str) -> Path:
 
 def content(file: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file; None if the file is missing or incomplete."""
+    if not file.is_file():  # opening a pipe would wait for a writer
+        return None
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError):

@@ -60,6 +60,7 @@ class RunReference:
             sources = [self.source, *([] if first.adapter else [self.open(first.path)])]
             for direction in directions:
                 direction.require(SavedBase(*sources), self.name)
+        self._signature = self.signature()
 
     @property
     def name(self) -> str:
@@ -105,6 +106,11 @@ class RunReference:
         base = checkpoint_at(Path(self.name).resolve()) if self.name else None
         note = (self.folder / NOTE).stat().st_mtime_ns if self.folder is not None else 0
         return [base and (base.path, base.signature), self.folder, note]
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether θ₀ was written to since it was found."""
+        return self.signature() != self._signature
 
     def _weights(self, checkpoint: SavedCheckpoint) -> Source:
         if self._given:

@@ -82,11 +82,14 @@ class ScanLoop:
         Raises:
             WeightWatchError: The first checkpoint can't be measured, so the cause likely concerns all of them.
         """
-        for checkpoints in rounds:
-            for one in checkpoints:
-                reading = self._add(one)
-                if reading is not None:
-                    yield reading
+        try:
+            for checkpoints in rounds:
+                for one in checkpoints:
+                    reading = self._add(one)
+                    if reading is not None:
+                        yield reading
+        finally:
+            self._scan.close()
 
     def _add(self, one: SavedCheckpoint) -> Reading | None:
         mark = one.path, one.signature

@@ -1,11 +1,13 @@
 """What a scan has found so far: readings, the alerts that they raise, and which checkpoints they are of."""
 
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
+from weakref import WeakValueDictionary
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from weightwatch.config import Rule
@@ -14,9 +16,19 @@ from weightwatch.record.history import History
 from weightwatch.rules.alert import Alert
 from weightwatch.rules.manager import RuleManager
 from weightwatch.scan.checkpoints import content
+from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.atomic import write_text
 
-_SETTINGS, _SCANNED = "scan.json", "scanned.jsonl"
+_SETTINGS, _SCANNED, _LOCK = "scan.json", "scanned.jsonl", "lock"
+
+_logger = logging.getLogger("weightwatch")
+
+
+class _Scanned(BaseModel):
+    """A line of ``scanned.jsonl``: a checkpoint, and what tells its files."""
+
+    checkpoint: str
+    mark: str
 
 
 class ScanRecord:
@@ -42,6 +54,7 @@ class ScanRecord:
         self._history = History(folder) if folder is not None else None
         self._marks: dict[str, str] = {}
         self._steps: dict[str, int] = {}
+        self._lock: FileLock | None = None
 
     @property
     def alerts(self) -> list[Alert]:
@@ -54,15 +67,18 @@ class ScanRecord:
         Args:
             run: Folder in which the checkpoints are.
             settings: What ``scan.json`` says: its ``key`` tells scans apart.
+
+        Raises:
+            WeightWatchError: Another scan records to the folder, or a file in it is a link to elsewhere.
         """
         self._run = run
         if self._history is None:
             return
         folder = self._history.folder
+        self._take(folder)
         known = content(folder / _SETTINGS) or {}
         if known.get("key") != settings["key"]:
             self._history.rewind(-1)
-            folder.mkdir(parents=True, exist_ok=True)
             (folder / _SCANNED).unlink(missing_ok=True)
             write_text(folder / _SETTINGS, json.dumps(dict(settings), indent=1))
             return
@@ -93,7 +109,14 @@ class ScanRecord:
         Args:
             reading: Of the checkpoint that it names.
             mark: Tells the checkpoint's files.
+
+        Raises:
+            WeightWatchError: Another scan has taken the folder.
         """
+        if not self.taken:
+            raise WeightWatchError(
+                "Another scan of this process records to the same folder. Start one after the other."
+            )
         raised = self._rules.apply(reading)
         if self._history is not None:
             # The mark comes first: a scan that is killed after it measures the checkpoint again.
@@ -103,6 +126,46 @@ class ScanRecord:
                 self._history.add_alert(alert)
         self._marks[str(reading.checkpoint)], self._steps[str(reading.checkpoint)] = mark, reading.step
         self.readings.append(reading)
+
+    @property
+    def taken(self) -> bool:
+        """Whether this record may be written: no other scan writes to its folder."""
+        return self._history is None or self._lock is not None
+
+    def close(self) -> None:
+        """Let other scans write to the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _take(self, folder: Path) -> None:
+        """Make the folder this scan's own, until ``close`` or until a newer scan of this process takes it.
+
+        Raises:
+            WeightWatchError: A scan of another process writes to it, or something in it leads elsewhere.
+        """
+        if self._lock is not None:
+            return
+        if (before := _holders.get(folder.resolve())) is not None:
+            before.close()
+        folder.mkdir(parents=True, exist_ok=True)
+        strange = next((path for path in (folder, *folder.iterdir()) if not _own(path)), None)
+        if strange is not None:
+            raise WeightWatchError(
+                f"{strange} is a link or no regular file, so a scan would write elsewhere. Remove it, or pass another "
+                "folder as --output."
+            )
+        lock = FileLock(folder / _LOCK, thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise WeightWatchError(
+                f"Another scan is recording to {folder}. Wait until it has ended, or pass another folder as --output."
+            ) from error
+        except NotImplementedError:
+            _logger.warning("weightwatch: the disk of %s has no locks. Start no second scan of it meanwhile.", folder)
+        self._lock = lock
+        _holders[folder.resolve()] = self
 
     def _restart(self, readings: list[Reading]) -> None:
         """Apply the rules anew, to these readings."""
@@ -115,18 +178,22 @@ class ScanRecord:
         return (self._run / checkpoint).exists()
 
 
-class _Scanned(BaseModel, strict=True):
-    """A line of ``scanned.jsonl``."""
+_holders: WeakValueDictionary[Path, ScanRecord] = WeakValueDictionary()
+"""The records of this process that have taken a folder."""
 
-    checkpoint: str
-    mark: str
+
+def _own(path: Path) -> bool:
+    """Whether a path is a folder or a file itself, and not a link to one."""
+    return not path.is_symlink() and (path.is_dir() or path.is_file())
 
 
 def _scanned(file: Path) -> dict[str, str]:
-    """Return what tells the files of each checkpoint, but for damaged lines: those are measured again."""
+    """Return what tells the files of each checkpoint. One whose line is damaged is measured again."""
     found: dict[str, str] = {}
-    for line in file.read_bytes().splitlines() if file.is_file() else ():
-        with suppress(ValidationError):
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
+        try:
             entry = _Scanned.model_validate_json(line)
-            found[entry.checkpoint] = entry.mark
+        except ValidationError:
+            continue
+        found[entry.checkpoint] = entry.mark
     return found

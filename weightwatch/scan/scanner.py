@@ -102,15 +102,16 @@ class Scan:
 
         Raises:
             WeightWatchError: θ₀ is unknown, a direction was built from another base or has no tensor in common with the
-                checkpoint, or the checkpoint can't be read.
+                checkpoint, the checkpoint can't be read or is written to meanwhile, or another scan records to the
+                same folder.
         """
-        mark = _digest(checkpoint.signature)
+        mark, version = _digest(checkpoint.signature), checkpoint.version
         try:
             reference = self._reference or RunReference(checkpoint, self._given, self.directions, self._opener)
         except (WeightWatchError, OSError) as error:
             _raise_unless_deleted(checkpoint, error)
             return None
-        if self._reference is None:
+        if self._reference is None or not self._record.taken:
             watched = [(d.name, d.card.kind, sorted(d.squares.items())) for d in self.directions]
             key = _digest([watched, *reference.signature()])
             self._record.begin(checkpoint.path.parent, {"key": key, "reference": reference.name})
@@ -121,12 +122,21 @@ class Scan:
         began = time.perf_counter()
         try:
             reading = replace(self._measured(checkpoint, reference), checkpoint=checkpoint.name)
+            if checkpoint.rewritten(version) or reference.rewritten:
+                raise WeightWatchError(
+                    f"{checkpoint.path} or its θ₀ was written to while it was measured, so the figures may be of two "
+                    "versions. Scan again when it is written; --follow does that."
+                )
         except (WeightWatchError, OSError) as error:
             _raise_unless_deleted(checkpoint, error)
             return None
         self.seconds += time.perf_counter() - began
         self._record.add(reading, mark)
         return reading
+
+    def close(self) -> None:
+        """Let other scans record to the same folder. The next ``add`` takes the folder again."""
+        self._record.close()
 
     @property
     def readings(self) -> list[Reading]:

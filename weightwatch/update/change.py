@@ -27,10 +27,12 @@ class Difference:
     Attributes:
         local: The tensor now.
         start: Reads a box of θ₀'s tensor.
+        stored: Whether θ₀ is on disk, so that reading takes memory.
     """
 
     local: LocalTensor
     start: Callable[[Box], Tensor]
+    stored: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -97,7 +97,8 @@ class Update(Mapping[str, Change]):
                 f"The reference of {name} shares the model's own memory, so training changes it too. Pass a copy from "
                 "before training: {name: tensor.clone() for name, tensor in model.state_dict().items()}."
             )
-        self._changes[name] = Difference(parameter, lambda box: weights.read(name, box))
+        stored = not isinstance(weights, StateDict)
+        self._changes[name] = Difference(parameter, lambda box: weights.read(name, box), stored)
 
     def _add_base(self, view: ModelView, reference: Reference, frozen: FrozenBase) -> None:
         """Add the change of the frozen weights, into which an adapter may have been merged in mid-run."""

@@ -8,9 +8,10 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,7 +19,29 @@ from weightwatch.update.sharding.local import LocalTensor, common, within
 from weightwatch.update.sharding.ranks import Ranks
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.atomic import whole_file
-from weightwatch.vectors.weights.reader import Box, Mapped, Opener
+from weightwatch.vectors.weights.reader import Box, Opener, Unmapped
+
+_Natural = Annotated[int, Field(ge=0)]
+
+
+class _Place(BaseModel):
+    """The position of a shard in its tensor."""
+
+    name: str
+    shape: tuple[_Natural, ...]
+    box: tuple[tuple[_Natural, _Natural], ...]
+
+    @property
+    def slices(self) -> Box:
+        return tuple(slice(first, last) for first, last in self.box)
+
+    def fits(self, shard: Iterable[int], shape: tuple[int, ...]) -> bool:
+        """Whether a shard of a shape fills this place, in a tensor of a shape."""
+        inside = len(self.box) == len(shape) and all(b[1] <= size for b, size in zip(self.box, shape, strict=True))
+        return self.shape == shape and inside and [last - first for first, last in self.box] == list(shard)
+
+
+_Places: TypeAdapter[dict[str, _Place]] = TypeAdapter(dict[str, _Place])
 
 
 class Snapshot:
@@ -26,7 +49,7 @@ class Snapshot:
 
     Args:
         folder: The folder that was passed to ``write``.
-        opener: Opens a safetensors file. Default: memory-mapped.
+        opener: Opens a safetensors file.
 
     Attributes:
         path: The folder.
@@ -35,22 +58,31 @@ class Snapshot:
         WeightWatchError: The folder has no snapshot, or a file is damaged.
     """
 
-    def __init__(self, folder: Path, opener: Opener = Mapped) -> None:
+    def __init__(self, folder: Path, opener: Opener = Unmapped) -> None:
         self.path = folder
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._pieces: dict[str, list[tuple[Box, Any, str]]] = {}
-        for path in _files(folder):
+        files = _files(folder)
+        counts = {path.stem.rpartition("-of-")[2].lstrip("0") for path in files}
+        if len(counts) > 1:
+            raise WeightWatchError(
+                f"{folder} has copies of θ₀ from runs on {' and '.join(sorted(counts))} processes. Remove those of the "
+                "older run, or pass reference=, the base checkpoint."
+            )
+        for path in files:
             try:
                 file = opener(path)
-                places: Mapping[str, Any] = json.loads(file.metadata()["places"])
-            except Exception as error:
+                places = _Places.validate_json(file.metadata().get("places", "null"))
+                for key, place in places.items():
+                    if not place.fits(file.get_slice(key).get_shape(), self._shapes.get(place.name, place.shape)):
+                        raise ValueError(f"the place of {key} does not fit its shape")
+                    self._shapes[place.name] = place.shape
+                    self._pieces.setdefault(place.name, []).append((place.slices, file, key))
+            except (OSError, ValueError, KeyError) as error:
+                reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
                 raise WeightWatchError(
-                    f"{path} can't be read ({error}). Pass reference=, the base checkpoint."
+                    f"{path} can't be read ({reason}). Pass reference=, the base checkpoint."
                 ) from error
-            for key, place in places.items():
-                box = tuple(slice(first, last) for first, last in place["box"])
-                self._shapes[place["name"]] = tuple(place["shape"])
-                self._pieces.setdefault(place["name"], []).append((box, file, key))
         if not self._pieces:
             raise WeightWatchError(
                 f"The copy of θ₀ that this run wrote to {folder} is gone. Pass reference=, the base checkpoint."
@@ -82,7 +114,7 @@ class Snapshot:
             if here == box:
                 return values
             if found is None:
-                found = torch.empty([part.stop - part.start for part in box], dtype=values.dtype)
+                found = torch.empty([part.stop - part.start for part in box], dtype=values.dtype, device="cpu")
             found[within(here, box)] = values
             missing -= values.numel()
         if found is None or missing:
@@ -132,8 +164,8 @@ def remove(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _files(folder: Path) -> Iterable[Path]:
-    return sorted(folder.glob("reference-*-of-*.safetensors"))
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("reference-*-of-[0-9]*.safetensors"))
 
 
 def _size(box: Box) -> int:

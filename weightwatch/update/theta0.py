@@ -14,8 +14,7 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from weightwatch.update.frozen import FrozenBase
@@ -30,7 +29,7 @@ from weightwatch.vectors.weights.atomic import write_text
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import under_names
 from weightwatch.vectors.weights.names import canonical, indexed
-from weightwatch.vectors.weights.reader import Mapped, Opener
+from weightwatch.vectors.weights.reader import Opener, Unmapped, tensors
 from weightwatch.vectors.weights.sources import local_folder
 
 NOTE, ADAPTERS = "reference.json", "adapters.safetensors"
@@ -203,7 +202,7 @@ def _require_same(recorded: Digest | None, now: Digest, what: str) -> None:
         )
 
 
-def recorded_weights(folder: Path, opener: Opener = Mapped) -> Snapshot | Checkpoint | None:
+def recorded_weights(folder: Path, opener: Opener = Unmapped) -> Snapshot | Checkpoint | None:
     """Return the recorded θ₀ of a run's fully trained tensors; None if none is recorded.
 
     Args:
@@ -254,12 +253,12 @@ def _read_note(folder: Path) -> tuple[Note, dict[str, Tensor]] | None:
         return None
     try:
         note = Note.model_validate_json((folder / NOTE).read_bytes())
-        return note, load_file(folder / ADAPTERS) if note.adapters else {}
+        return note, tensors(folder / ADAPTERS) if note.adapters else {}
     except ValidationError as error:
         (first, *_) = error.errors(include_url=False)
         reason = ": ".join([*map(str, first["loc"]), first["msg"]])
         raise WeightWatchError(f"{folder / NOTE} is damaged ({reason}). Pass reference=.") from error
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise WeightWatchError(f"{folder / ADAPTERS} is damaged ({error}). Start a new run.") from error
 
 

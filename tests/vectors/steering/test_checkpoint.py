@@ -290,3 +290,16 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", CODE, *paths], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 160  # MB; the file has 335, one tensor 67
     assert load_file(tmp_path / "out" / MODEL)["layers.3.weight"].unique().tolist() == [3.5]
+
+
+def test_shards_of_one_name_in_two_folders_stay_apart(tmp_path: Path) -> None:
+    base, where = tmp_path / "base", {}
+    for number, part in enumerate(("x", "y")):
+        (base / part).mkdir(parents=True)
+        save_file({f"layers.{number}.weight": torch.full((2, 2), float(number))}, base / part / MODEL)
+        where[f"layers.{number}.weight"] = f"{part}/{MODEL}"
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    w = Direction.from_tensors({name: torch.ones(2, 2) for name in where}, name="up")
+    steer_checkpoint(base, w, 0.5, tmp_path / "out")
+    found = [load_file(tmp_path / "out" / part / MODEL)[f"layers.{i}.weight"] for i, part in enumerate(("x", "y"))]
+    assert [tensor.unique().tolist() for tensor in found] == [[0.5], [1.5]]

@@ -92,3 +92,47 @@ def test_the_state_dict_of_a_model_with_adapters_is_no_checkpoint(tmp_path: Path
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(WeightWatchError, match=r"model\.safetensors has base_model.*does not state their scaling"):
         Checkpoint(tmp_path)
+
+
+def sharded(folder: Path, shards: dict[str, dict[str, torch.Tensor]], **named: str) -> Path:
+    """Write shards, and an index that names their tensors, or others where ``named`` says so."""
+    for file, tensors in shards.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / file)
+    where = {name: file for file, tensors in shards.items() for name in tensors}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {**where, **named}}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a/../../b", "..\\\\b", ""])
+def test_an_index_that_names_a_file_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    folder = sharded(tmp_path / "model", {"one.safetensors": {"a": torch.ones(2)}}, b=name)
+    with pytest.raises(
+        WeightWatchError, match=r"index\.json is not a safetensors index: the shard .* is not a file in"
+    ):
+        Checkpoint(folder)
+
+
+def test_a_tensor_that_its_shard_lacks_is_named(tmp_path: Path) -> None:
+    folder = sharded(tmp_path, {"one.safetensors": {"a": torch.ones(2)}}, b="one.safetensors")
+    with pytest.raises(WeightWatchError, match=r"names b in one\.safetensors, which does not have it"):
+        Checkpoint(folder)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+    one, two = {"a": torch.ones(2), "b": torch.ones(2)}, {"a": torch.zeros(2)}
+    folder = sharded(tmp_path, {"one.safetensors": one, "two.safetensors": two})
+    with pytest.raises(WeightWatchError, match=r"has a twice: as a in one\.safetensors and as a in two\.safetensors"):
+        Checkpoint(folder)
+
+
+def test_two_names_of_one_weight_are_refused(tmp_path: Path) -> None:
+    save_file({"module.a.weight": torch.ones(2), "a.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightWatchError, match=r"has a\.weight twice: as .*a\.weight in .* and as "):
+        Checkpoint(tmp_path)
+
+
+def test_shards_of_one_name_in_two_folders_are_read_apart(tmp_path: Path) -> None:
+    shards = {"x/part.safetensors": {"a": torch.ones(2)}, "y/part.safetensors": {"b": torch.zeros(2)}}
+    stored = Checkpoint(sharded(tmp_path, shards))
+    assert (stored["a"].tolist(), stored["b"].tolist()) == ([1.0, 1.0], [0.0, 0.0])

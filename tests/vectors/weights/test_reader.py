@@ -1,12 +1,14 @@
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from weightwatch.vectors.weights.reader import Unmapped, boxes, whole_size
+from weightwatch.vectors import WeightWatchError
+from weightwatch.vectors.weights.reader import Unmapped, boxes, tensors, whole_size
 
 KINDS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
@@ -67,3 +69,64 @@ def test_a_file_that_is_cut_short_knows_how_long_it_should_be(file: Path) -> Non
     with pytest.raises(ValueError, match=f"it has {whole - 1} bytes where its header states {whole}"):
         Unmapped(file)
     assert json.loads(file.read_bytes()[8:].split(b"}}")[0] + b"}}")
+
+
+def cut(file: Path) -> None:
+    file.open("wb").close()  # what ``cp`` does first
+
+
+def rewrite(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(-4, os.SEEK_END)
+        opened.write(b"\1\2\3\4")
+
+
+def extend(file: Path) -> None:
+    with file.open("ab") as opened:
+        opened.write(b"more")
+
+
+@pytest.mark.parametrize("harm", [cut, rewrite, extend])
+def test_a_file_that_is_written_to_while_it_is_open_is_an_error_that_names_it(
+    file: Path, harm: Callable[[Path], None]
+) -> None:
+    opened = Unmapped(file)
+    opened.get_tensor("scalar")
+    os.utime(file, ns=(0, 0))  # a clock that is too coarse must not hide the change
+    opened = Unmapped(file)
+    harm(file)
+    for read in (
+        lambda: opened.get_tensor("scalar"),
+        lambda: opened.get_slice(str(torch.float64))[:, 1:2, :],
+        lambda: list(opened.raw("scalar")),
+    ):
+        with pytest.raises(WeightWatchError, match=r"a\.safetensors was written to while it was in use"):
+            read()
+
+
+def test_a_file_that_is_replaced_is_read_to_its_end(file: Path, tmp_path: Path) -> None:
+    opened = Unmapped(file)
+    save_file({"scalar": torch.tensor(7.0)}, tmp_path / "new")
+    (tmp_path / "new").replace(file)
+    assert opened.get_tensor("scalar") == 2.5
+    assert tensors(file) == {"scalar": torch.tensor(7.0)}
+
+
+def test_a_file_with_bytes_after_its_tensors_is_refused(file: Path) -> None:
+    extend(file)
+    with pytest.raises(ValueError, match="where its header states"):
+        Unmapped(file)
+
+
+def test_what_torch_has_set_does_not_reach_what_is_read(file: Path) -> None:
+    plain = tensors(file)
+    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_device("meta")
+    try:
+        with torch.inference_mode():
+            read = tensors(file)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert {(n, t.dtype, t.device) for n, t in read.items()} == {(n, t.dtype, t.device) for n, t in plain.items()}
+    assert all(torch.equal(read[name], plain[name]) for name in plain)

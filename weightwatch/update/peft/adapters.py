@@ -193,7 +193,7 @@ def _tokens(adapted: AdapterModule, now: Values, adapters: Names, before: Values
             (a, _token_rows(adapted, value, a)) for a in counted
         ]:
             mine = [(places[row], i) for i, row in enumerate(module.token_indices[adapter]) if row in places]
-            into, out = torch.tensor(mine, device=table.device).reshape(-1, 2).T
+            into, out = torch.tensor(mine, dtype=torch.long, device=table.device).reshape(-1, 2).T
             table[into] = rows.to(table)[out]
         found.append(table)
     left = torch.zeros(size, len(places), dtype=torch.float32, device=device)

@@ -176,7 +176,7 @@ def _outputs(module: Any, inputs: tuple[Tensor, ...]) -> Tensor:
 
 def _inputs(base: Any) -> tuple[Tensor, ...]:
     """Return random inputs for a base layer."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     like = next(base.parameters())
 
     def noise(*shape: int) -> Tensor:

@@ -93,7 +93,7 @@ def _index(name: str, size: int, splits: Sequence[tuple[int, int, int]]) -> Tens
         splits: For each mesh dimension that splits it: number of parts, number of groups that are each split, and the
             local part.
     """
-    index = torch.arange(size, device="cpu")
+    index = torch.arange(size, dtype=torch.long, device="cpu")
     if len(splits) > 1 and any(groups > 1 for _, groups, _ in splits):
         # FSDP over tensor parallelism: the outer, strided split is a plain split of each part of the inner one.
         (count, groups, here), *inner = splits
