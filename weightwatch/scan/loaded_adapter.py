@@ -42,13 +42,13 @@ def measure_loaded(
         _require_plain(adapter, config)
         config.inference_mode = False
         model = get_peft_model(kind(base.path).from_pretrained(base.path, dtype="auto"), config)
-        if not reference.adapters:
+        if is_adapter(adapter.home / REF):
+            model.load_adapter(str(adapter.home / REF), REF)
+        elif not reference.adapters:
             monitor.start(model)
             random = bool(monitor.reference.adapters) and not _starts_alike(config)
             if random:
                 monitor = Monitor(directions, reference=Reference(reference.weights))
-        if is_adapter(adapter.home / REF):
-            model.load_adapter(str(adapter.home / REF), REF)
         left = set_peft_model_state_dict(model, load_peft_weights(str(adapter.home), device="cpu"))
     except WeightWatchError:
         raise

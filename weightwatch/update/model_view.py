@@ -131,9 +131,10 @@ class ModelView:
 
     def tied(self) -> dict[str, str]:
         """Return the names of tied parameters except the first of each, with the first: a tied head's embedding."""
-        first = {id(p): canonical(n) for n, p in self.model.named_parameters()}
-        every = {canonical(n): first[id(p)] for n, p in self.model.named_parameters(remove_duplicate=False)}
-        return {name: original for name, original in every.items() if name not in first.values()}
+        every = list(self.model.named_parameters(remove_duplicate=False))  # alive, so that each has an id of its own
+        first: dict[int, str] = {}
+        names = {canonical(name): first.setdefault(id(p), canonical(name)) for name, p in every}
+        return {name: original for name, original in names.items() if name not in first.values()}
 
     def memory(self) -> set[int]:
         """Return the memory addresses of the model's weights, which differ from those of an optimizer's masters."""

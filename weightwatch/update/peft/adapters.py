@@ -127,7 +127,7 @@ def starts(found: Sequence[AdapterModule], now: Values) -> dict[str, Tensor]:
             mine = [name for local, name in adapted.names.items() if adapted.owners.get(local) in {None, *kept}]
             copies.update({name: value.clone() for name in mine if (value := now(name)) is not None})
             for adapter in kept:
-                scaling = torch.tensor(_scaling(adapted.module, adapter), dtype=torch.float64)
+                scaling = torch.tensor(_scaling(adapted.module, adapter), dtype=torch.float64, device="cpu")
                 copies[f"{adapted.path}{SCALING}{adapter}"] = scaling
     return copies
 
