@@ -186,7 +186,8 @@ def _inputs(base: Any) -> tuple[Tensor, ...]:
         return (noise(3, 3, base.embed_dim),) * 3
     weight = base.weight
     if isinstance(base, nn.Embedding):
-        return (torch.randint(len(weight), (4, 8), generator=generator, dtype=torch.long, device="cpu").to(weight.device),)
+        tokens = torch.randint(len(weight), (4, 8), generator=generator, dtype=torch.long, device="cpu")
+        return (tokens.to(weight.device),)
     if isinstance(base, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         sizes = [d * (k - 1) + 3 for k, d in zip(base.kernel_size, base.dilation, strict=True)]
         return (noise(2, base.in_channels, *sizes),)
