@@ -25,9 +25,12 @@ def sentence(error: BaseException) -> str:
 
 
 def escaped(record: logging.LogRecord) -> bool:
-    """Make the names, paths and errors in a log record printable: a filter of the logger ``weightwatch``."""
+    """Make the names, paths, errors and traceback of a log record printable: a filter of the logger ``weightwatch``."""
     if isinstance(record.args, tuple):
         record.args = tuple(_shown(value) for value in record.args)
+    if record.exc_info and not record.exc_text:  # formatters take the text that is there
+        lines = logging.Formatter().formatException(record.exc_info).splitlines()
+        record.exc_text = "\n".join(printable(line) for line in lines)
     return True
 
 

@@ -42,3 +42,13 @@ def test_names_paths_and_errors_in_the_log_are_printable(caplog: pytest.LogCaptu
     logger.warning("%s in %s is passed over at %d: %s", "a\nb", Path("run\x1b[2J"), 3, OSError("gone\nfor good"))
     assert caplog.messages == [r"a\nb in run\x1b[2J is passed over at 3: gone for good"]
     assert caplog.records[0].msg == "%s in %s is passed over at %d: %s"  # by which trackers group
+
+
+def test_the_traceback_of_a_fault_is_printable(caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        raise ValueError("evil\x1b[2J\udce9")
+    except ValueError:
+        logging.getLogger("weightwatch").exception("a fault")
+    assert "Traceback" in caplog.text
+    assert r"ValueError: evil\x1b[2J\udce9" in caplog.text
+    assert "\x1b[2J" not in caplog.text
