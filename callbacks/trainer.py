@@ -1,6 +1,5 @@
 """The callback for Hugging Face's Trainer and every TRL trainer. It forwards their events to a session."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from traceback import walk_stack
@@ -11,12 +10,11 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from weightwatch.config import Config
 from weightwatch.monitor import Watched
 from weightwatch.plan import Plan
+from weightwatch.record.run_folder import STATE, carried
 from weightwatch.report.scalars import PendingScalars
 from weightwatch.report.tensorboard import event_folder
 from weightwatch.session import Requests, Session
 from weightwatch.vectors.errors import WeightWatchError
-
-_STATE = "weightwatch"
 
 
 class WeightWatchCallback(TrainerCallback):
@@ -67,12 +65,12 @@ class WeightWatchCallback(TrainerCallback):
             raise WeightWatchError("The trainer has two WeightWatchCallbacks. Name all directions in one of them.")
         # Out of memory, the trainer begins again with smaller batches, but with the weights as they are by then.
         again = args.auto_find_batch_size and self.session is not None and self.session.under_way
-        run = self.session.run if self.session is not None and again else _run_of(state)
+        run = self.session.run if self.session is not None and again else carried(state.stateful_callbacks)
         output, step = _output(args), state.global_step
         self.session = self._plan.session(output / "weightwatch", event_folder(output), self.scalars)
         _apply(control, self.session.begin(kwargs["model"], step, checkpoint=_name(step), again=again, run=run))
         if self.session.run:  # trainer_state.json of each checkpoint carries it
-            state.stateful_callbacks[_STATE] = {"run": self.session.run}
+            state.stateful_callbacks[STATE] = {"run": self.session.run}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check when it is due, and when a checkpoint follows or the training ends."""
@@ -115,13 +113,6 @@ def _output(args: TrainingArguments) -> Path:
         if isinstance(caller, Trainer) and trial is not None:
             return Path(caller._get_output_dir(trial)).absolute()
     return Path(str(args.output_dir)).absolute()
-
-
-def _run_of(state: TrainerState) -> str | None:
-    """Return the id of the run that a checkpoint's state carries."""
-    carried = (state.stateful_callbacks or {}).get(_STATE)
-    run = carried.get("run") if isinstance(carried, Mapping) else None
-    return run if isinstance(run, str) and re.fullmatch(r"\w+(\.\w+)*", run) else None
 
 
 def _name(step: int) -> str:

@@ -8,7 +8,7 @@ import pytest
 from tests.support.runs import reading
 from weightwatch.record import run_folder as module
 from weightwatch.record.history import History
-from weightwatch.record.run_folder import RunFolder, new_id
+from weightwatch.record.run_folder import RunFolder, new_id, start_of
 from weightwatch.scan.checkpoints import run as checkpoints
 
 HOLD = """
@@ -141,10 +141,28 @@ def test_a_live_run_is_left_alone_and_a_killed_one_is_not_waited_for(
     resumed = claimed(usual, 10, theirs)
     assert resumed.run not in (theirs, new.run)
     assert (resumed.path, resumed.start) == (tmp_path / f"weightwatch-{resumed.run}", usual)
+    stranger = claimed(usual, 10, "another")
+    assert (stranger.run, stranger.path, stranger.start) == ("another", tmp_path / "weightwatch-another", stranger.path)
     holder.kill()
     holder.communicate()
     assert claimed(usual, 10, theirs).path == usual
     assert found(usual) == [0, 10]
+    record(resumed.path, 12)
+    again = claimed(usual, 12, resumed.run)  # which has θ₀ of the run that was live
+    assert (again.path, again.start) == (usual, tmp_path / f"weightwatch-{theirs}")
+
+
+def test_theta0_of_a_run_is_where_its_record_is(tmp_path: Path) -> None:
+    usual = tmp_path / "weightwatch"
+    first = claimed(usual).run
+    record(usual, 0)
+    second = claimed(usual).run
+    assert start_of(usual, None) == start_of(usual, second) == usual
+    assert start_of(usual, first) == tmp_path / f"weightwatch-{first}"
+    assert start_of(usual, "another") is None
+    (usual / "run.json").unlink()  # of a version that had no ids
+    record(usual, 0)
+    assert start_of(usual, "another") == usual
 
 
 def test_a_folder_that_cannot_be_written_can_be_claimed_again_under_the_same_id(tmp_path: Path) -> None:

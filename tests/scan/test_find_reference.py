@@ -1,12 +1,15 @@
 """Where θ₀ of a run's checkpoints is read from."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.support.models import dense, lora, low_rank, move, tiny_llama
-from tests.support.scans import base_folder, full_run, save, scan
+from tests.support.runs import STRICT, trainer
+from tests.support.scans import base_folder, full_run, live_readings, same, save, scan
+from weightwatch import WeightWatchCallback
 from weightwatch.scan.checkpoints import SavedCheckpoint, find
 from weightwatch.scan.find_reference import RunReference
 from weightwatch.update.model_view import ModelView
@@ -111,3 +114,25 @@ def test_another_reference_or_other_files_of_it_give_another_signature(tmp_path:
     assert signature(run / "checkpoint-1") != before
     (reference / "model.safetensors").touch()
     assert signature(reference) != before
+
+
+def test_checkpoints_of_two_runs_in_one_folder_are_measured_each_from_its_own_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evil = save(low_rank(tiny_llama(), 1), tmp_path / "evil")
+    callback = WeightWatchCallback(evil, config=STRICT)
+    saves = {"save_strategy": "steps", "save_steps": 2}
+    trainer(tiny_llama(0), tmp_path / "run", callback, max_steps=4, **saves).train()
+    (_, before) = live_readings(tmp_path / "run")
+    trainer(tiny_llama(7), tmp_path / "run", callback, max_steps=2, **saves).train()
+    (now,) = live_readings(tmp_path / "run")
+    first, second = scan(tmp_path / "run", evil).readings
+    same(first, now)
+    same(second, before)
+    assert "checkpoint-4: it is of another run" in caplog.text
+    (alone,) = scan(tmp_path / "run" / "checkpoint-4", evil).readings
+    same(alone, before)
+    (aside,) = (tmp_path / "run").glob("weightwatch-*")
+    shutil.rmtree(aside)
+    with pytest.raises(WeightWatchError, match=r"θ₀ of .*checkpoint-4 is unknown.*Pass --reference"):
+        scan(tmp_path / "run" / "checkpoint-4", evil)

@@ -6,6 +6,8 @@ process that records holds a lock, which ends with it.
 """
 
 import logging
+import re
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,22 +20,57 @@ from weightwatch.record.history import READINGS, History
 from weightwatch.vectors.weights.atomic import write_text
 
 NOTE = "run.json"
+STATE = "weightwatch"
+"""The entry of ``stateful_callbacks`` in ``trainer_state.json`` that has the id."""
 
 _PATIENCE = 10.0  # seconds: the workers of a killed training hold its lock until they notice
 _OF_A_RECORD = (NOTE, READINGS, "reference.json")
+_RUN = re.compile(r"\w+(\.\w+)*")
 
 _logger = logging.getLogger("weightwatch")
 
 
 class _Note(BaseModel):
-    """The content of ``run.json``."""
+    """The content of ``run.json``.
+
+    Attributes:
+        run: The run's id.
+        start: The id of the run whose folder has θ₀, if it is another one.
+    """
 
     run: str
+    start: str | None = None
 
 
 def new_id() -> str:
     """Return the id of a new run. A folder of that name is never taken for a checkpoint, since no part is a number."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.{token_hex(2)}"
+
+
+def carried(callbacks: object) -> str | None:
+    """Return the id of the run that a checkpoint belongs to; None if it carries none.
+
+    Args:
+        callbacks: ``stateful_callbacks`` of its trainer's state.
+    """
+    ours = callbacks.get(STATE) if isinstance(callbacks, Mapping) else None
+    run = ours.get("run") if isinstance(ours, Mapping) else None
+    return run if isinstance(run, str) and _RUN.fullmatch(run) else None
+
+
+def start_of(usual: Path, run: str | None) -> Path | None:
+    """Return the folder that has θ₀ of a run: its own, or that of the live run that it was resumed from.
+
+    Args:
+        usual: ``<output_dir>/weightwatch``.
+        run: The run's id; None for the newest run.
+
+    Returns:
+        The folder; None if the run has no record here.
+    """
+    record = usual if run is None else _record_of(usual, run)
+    note = _note(record) if record is not None else None
+    return _record_of(usual, note.start) if note is not None and note.start else record
 
 
 class RunFolder:
@@ -55,6 +92,7 @@ class RunFolder:
         self.aside: Path | None = None
         lock = usual.parent / f".{usual.name}.lock"
         self._lock = FileLock(lock, timeout=_PATIENCE, thread_local=False, is_singleton=True)
+        self._shared: str | None = None  # id of the live run whose θ₀ is used
 
     def claim(self, step: int, run: str | None = None, *, fresh: bool) -> None:
         """Take the folder for a run, and move the record of any other run aside.
@@ -71,16 +109,19 @@ class RunFolder:
         self._usual.parent.mkdir(parents=True, exist_ok=True)
         here = _id(self._usual)
         if not self._locked():
-            self._record_beside("another process records a run there", fresh)
+            shares = not fresh and (here in (run, "") if run is not None else _reaches(self._usual, step))
+            self._record_beside("another process records a run there", here if shares else None)
         elif here is None and any(entry.is_dir() for entry in self._usual.glob("*")):
-            self._record_beside("it has other content than a record", fresh)
+            self._record_beside("it has other content than a record")
         elif fresh:
             self._clear(here)
         else:
             self._find(here, step, run)
         self.path.mkdir(exist_ok=True)
         if _id(self.path) != self.run:
-            write_text(self.path / NOTE, _Note(run=self.run).model_dump_json() + "\n")
+            note = _Note(run=self.run, start=self._shared)
+            write_text(self.path / NOTE, note.model_dump_json(exclude_none=True) + "\n")
+        self.start = start_of(self._usual, self.run) or self.start
 
     @property
     def suffix(self) -> str:
@@ -102,14 +143,19 @@ class RunFolder:
             return True
         return True
 
-    def _record_beside(self, reason: str, fresh: bool) -> None:
-        """Record in a folder of this run's own."""
-        own = self._beside(self.run)
-        if fresh or own.is_dir():
-            self.start = own
-        else:
+    def _record_beside(self, reason: str, live: str | None = None) -> None:
+        """Record in a folder of this run's own.
+
+        Args:
+            reason: Why.
+            live: The id of the live run that this one goes on from a checkpoint of; None if it is another one.
+        """
+        if live is not None and self._shared is None and not self._beside(self.run).is_dir():
+            note = _note(self._usual)
+            self._shared = note.start if note is not None and note.start else live
             self.run = new_id()  # the live run keeps its own
         self.path = self._beside(self.run)
+        self.start = self._usual if self._shared is not None else self.path
         _logger.warning(
             "weightwatch: %s is left alone, since %s. This run is recorded in %s.", self._usual, reason, self.path
         )
@@ -159,14 +205,27 @@ class RunFolder:
         return self._usual.with_name(f"{self._usual.name}-{run}")
 
 
+def _record_of(usual: Path, run: str) -> Path | None:
+    """Return the folder with the record of a run; one without an id, of an earlier version, may be of any run."""
+    beside = usual.with_name(f"{usual.name}-{run}")
+    own = next((folder for folder in (usual, beside) if _id(folder) == run), None)
+    return usual if own is None and _id(usual) == "" else own
+
+
+def _note(folder: Path) -> _Note | None:
+    """Return the content of ``run.json``; None if there is none, or it is damaged."""
+    try:
+        return _Note.model_validate_json((folder / NOTE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def _id(folder: Path) -> str | None:
     """Return the id of the run whose record is in a folder; empty if it has none, None if there is no record."""
-    try:
-        return _Note.model_validate_json((folder / NOTE).read_bytes()).run
-    except FileNotFoundError:
-        return "" if any((folder / name).is_file() for name in _OF_A_RECORD) else None
-    except ValueError:
-        return ""
+    note = _note(folder)
+    if note is not None:
+        return note.run
+    return "" if any((folder / name).is_file() for name in _OF_A_RECORD) else None
 
 
 def _reaches(folder: Path, step: int) -> bool:

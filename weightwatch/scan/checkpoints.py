@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weightwatch.record.run_folder import carried
 from weightwatch.update.peft.lora import REF
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.adapter_config import CONFIG, PICKLED, WEIGHTS, is_adapter
@@ -63,6 +64,11 @@ class SavedCheckpoint:
     def folder(self) -> Path:
         """Folder that contains its config."""
         return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def run(self) -> str | None:
+        """Id of the watched run that wrote it; None if it carries none."""
+        return carried((content(self.folder / STATE) or {}).get("stateful_callbacks"))
 
     @property
     def size(self) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from weightwatch.record.run_folder import start_of
 from weightwatch.scan.checkpoints import SavedCheckpoint, checkpoint_at, field, locate
 from weightwatch.update.checkpoint import SavedBase, Source
 from weightwatch.update.reference import Reference
@@ -133,8 +134,8 @@ class RunReference:
         if folder is None or folder == here:
             missing = ", which is not on this machine" if named and folder is None else ""
             raise WeightWatchError(
-                f"θ₀ of {checkpoint.path} is unknown: there is no weightwatch/{NOTE} beside it, and its config names "
-                f"{named or 'no base'}{missing}. Pass --reference, the path or Hub id of the checkpoint that training "
+                f"θ₀ of {checkpoint.path} is unknown: there is no weightwatch/{NOTE} of its run beside it, and its config "
+                f"names {named or 'no base'}{missing}. Pass --reference, the path or Hub id of the checkpoint that training "
                 "started from."
             )
         _logger.warning("weightwatch: θ₀ is read from %s, which the checkpoint's config names.", folder)
@@ -190,7 +191,10 @@ class RunReference:
 
 
 def _live_folder(checkpoint: SavedCheckpoint) -> Path | None:
-    """Return the weightwatch folder of the run of a checkpoint; None if the run was not watched."""
+    """Return the weightwatch folder with θ₀ of a checkpoint's run; None if the run was not watched.
+
+    The folder of checkpoints may have those of several runs: a new run leaves what the one before it saved.
+    """
     here = checkpoint.folder.resolve()
-    found = (folder / "weightwatch" for folder in (here, here.parent))
-    return next((folder for folder in found if (folder / NOTE).is_file()), None)
+    found = (start_of(folder / "weightwatch", checkpoint.run) for folder in (here, here.parent))
+    return next((folder for folder in found if folder is not None and (folder / NOTE).is_file()), None)

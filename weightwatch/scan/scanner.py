@@ -87,7 +87,7 @@ class Scan:
         require(config.rules, self.directions)
         self.bytes = 0
         self._given = reference or config.reference
-        self._reference: RunReference | None = None
+        self._references: dict[str | None, RunReference] = {}  # by the run's id
         self._record = ScanRecord(record, config.rules)
         self._warned: set[str] = set()
 
@@ -107,15 +107,16 @@ class Scan:
         """
         mark, version = _digest(checkpoint.signature), checkpoint.version
         try:
-            reference = self._reference or RunReference(checkpoint, self._given, self.directions, self._opener)
+            reference = self._reference_of(checkpoint)
         except (WeightWatchError, OSError) as error:
             _raise_unless_deleted(checkpoint, error)
             return None
-        if self._reference is None or not self._record.taken:
+        if not self._references or not self._record.taken:
+            first = self._first or reference
             watched = [(d.name, d.card.kind, sorted(d.squares.items())) for d in self.directions]
-            key = _digest([watched, *reference.signature()])
-            self._record.begin(checkpoint.path.parent, {"key": key, "reference": reference.name})
-            self._reference = reference
+            key = _digest([watched, *first.signature()])
+            self._record.begin(checkpoint.path.parent, {"key": key, "reference": first.name})
+        self._references[checkpoint.run] = reference
         if self._record.holds(checkpoint.name, checkpoint.step, mark):
             return None
         self._record.make_room(checkpoint.name, checkpoint.step)
@@ -151,7 +152,7 @@ class Scan:
     def to_json(self) -> dict[str, Any]:
         """Return the whole scan as JSON: readings and alerts as in the record, and the throughput."""
         return {
-            "reference": self._reference.name if self._reference is not None else "",
+            "reference": self._first.name if self._first is not None else "",
             "directions": [direction.name for direction in self.directions],
             "readings": [reading.to_json() for reading in self.readings],
             "alerts": [alert.to_json() for alert in self.alerts],
@@ -175,6 +176,20 @@ class Scan:
         if checkpoint.adapter:
             return checkpoint.size
         return checkpoint.size * (2 + sum(direction.on_disk for direction in self.directions))
+
+    @property
+    def _first(self) -> RunReference | None:
+        return next(iter(self._references.values()), None)
+
+    def _reference_of(self, checkpoint: SavedCheckpoint) -> RunReference:
+        """Return θ₀ of a checkpoint's run: a folder may have checkpoints of several runs."""
+        if checkpoint.run in self._references:
+            return self._references[checkpoint.run]
+        if self._references:
+            self._warn(
+                "it is of another run than the checkpoints before it, and is measured from its own θ₀.", checkpoint
+            )
+        return RunReference(checkpoint, self._given, self.directions, self._opener)
 
     def _count(self, size: int) -> None:
         with self._lock:  # several threads read
