@@ -134,9 +134,9 @@ class RunReference:
         if folder is None or folder == here:
             missing = ", which is not on this machine" if named and folder is None else ""
             raise WeightWatchError(
-                f"θ₀ of {checkpoint.path} is unknown: there is no weightwatch/{NOTE} of its run beside it, and its config "
-                f"names {named or 'no base'}{missing}. Pass --reference, the path or Hub id of the checkpoint that training "
-                "started from."
+                f"θ₀ of {checkpoint.path} is unknown: there is no weightwatch/{NOTE} of its run beside it, and its "
+                f"config names {named or 'no base'}{missing}. Pass --reference, the path or Hub id of the checkpoint "
+                "that training started from."
             )
         _logger.warning("weightwatch: θ₀ is read from %s, which the checkpoint's config names.", folder)
         return Checkpoint(folder, self._opener)
