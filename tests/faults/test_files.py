@@ -13,7 +13,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from peft import PeftModel
 
+from tests import oracle as slow
 from tests.faults.damage import Damage, of_json, of_safetensors
 from tests.faults.limits import within
 from tests.faults.sample import sample
@@ -99,6 +101,15 @@ def faults() -> Iterator[tuple[str, tuple[str, str, bytes]]]:
                 yield f"{place} {what}", (place, kind, damaged)
 
 
+def by_peft(home: Path, place: str) -> float:
+    """Return the norm of the change that PEFT itself makes of an adapter: ``lora_alpha: 0.5`` is odd, but no damage."""
+    if not place.endswith("run/checkpoint-3/adapter_config.json"):
+        return -1.0
+    start = slow.merged(tiny_llama())
+    now = slow.merged(PeftModel.from_pretrained(tiny_llama(), str(home / place).removesuffix("/adapter_config.json")))
+    return float(sum((now[name] - start[name]).square().sum() for name in start)) ** 0.5
+
+
 def close(one: object, other: object) -> bool:
     """Whether two documents have the same figures."""
     if isinstance(one, dict) and isinstance(other, dict):
@@ -118,6 +129,7 @@ def test_a_damaged_file_is_refused_or_does_not_change_the_figures(
     try:
         with suppress(WeightWatchError):
             found = scanned(home, kind)
-            assert close(found, whole[kind]) or set(found["left_out"]) > set(whole[kind]["left_out"])
+            left_out = set(found["left_out"]) > set(whole[kind]["left_out"])
+            assert close(found, whole[kind]) or left_out or found["update_norm"] == pytest.approx(by_peft(home, place))
     finally:
         file.write_bytes(kept)

@@ -244,4 +244,4 @@ def _step(path: Path) -> int:
 
 def _state_step(path: Path) -> int | None:
     step = (content(path / STATE) or {}).get("global_step")
-    return step if isinstance(step, int) else None
+    return step if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None

@@ -33,7 +33,13 @@ def measure_loaded(
     Raises:
         WeightWatchError: The adapter can't be loaded into this base, or can't be measured.
     """
-    from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+    from peft import (
+        PeftConfig,
+        get_peft_model,
+        get_peft_model_state_dict,
+        load_peft_weights,
+        set_peft_model_state_dict,
+    )
 
     monitor, random = Monitor(directions, reference=reference), False
     try:
@@ -49,7 +55,9 @@ def measure_loaded(
             random = bool(monitor.reference.adapters) and not _starts_alike(config)
             if random:
                 monitor = Monitor(directions, reference=Reference(reference.weights))
-        left = set_peft_model_state_dict(model, load_peft_weights(str(adapter.home), device="cpu"))
+        tensors = load_peft_weights(str(adapter.home), device="cpu")
+        wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+        left = set_peft_model_state_dict(model, tensors)
     except WeightWatchError:
         raise
     except Exception as error:  # raised by PEFT, transformers, or a model's own code
@@ -61,6 +69,11 @@ def measure_loaded(
         raise WeightWatchError(
             f"{adapter.home} has a tensor {left.unexpected_keys[0]} that does not fit its base {base.path}. Pass as "
             "--reference the base that it was trained on."
+        )
+    lacking = next((name for name in wanted if name not in tensors), None)
+    if lacking is not None:  # PEFT would leave it as it is in a new adapter
+        raise WeightWatchError(
+            f"{adapter.home} lacks the tensor {lacking}, which its settings ask for. Save the adapter again."
         )
     return monitor.read(monitor.view(model), adapter.step), random
 
