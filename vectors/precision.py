@@ -47,5 +47,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     Products are fp32 and summed pairwise within a block; the sums of the blocks are added in fp64. ``torch.dot`` adds
     one product after the other, which drifts by 1e-4 if all values are alike.
     """
+    if a is b:
+        return torch.stack([wide((x := part.float()).mul(x).sum()) for part in a.split(BLOCK)]).sum()
     pieces = zip(a.split(BLOCK), b.split(BLOCK), strict=True)
     return torch.stack([wide((x.float() * y.float()).sum()) for x, y in pieces]).sum()

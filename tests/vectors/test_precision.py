@@ -22,3 +22,8 @@ def test_precision_switches_are_as_before_after_an_error() -> None:
         assert torch.is_grad_enabled()
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_a_product_with_itself_is_the_product_with_a_copy_to_the_last_bit() -> None:
+    values = torch.randn(BLOCK + 7, generator=torch.manual_seed(0)).bfloat16()
+    assert torch.equal(dot(values, values), dot(values, values.clone()))
