@@ -16,9 +16,9 @@ def recorded(folder: Path) -> list[str]:
 def test_a_fault_is_logged_once_and_recorded_each_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     faults = Faults(Journal(tmp_path), keep=False)
     for step in (10, 20):
-        faults.note(step, WeightWatchError("NaN in w"))
+        faults.note(step, WeightWatchError("NaN in w."))
     faults.note(30, TypeError("%s is odd"))
-    assert recorded(tmp_path) == ["NaN in w", "NaN in w", "%s is odd"]
+    assert recorded(tmp_path) == ["NaN in w.", "NaN in w.", "%s is odd"]
     first, second = caplog.records
     assert first.getMessage().startswith("weightwatch could not check step 10: NaN in w. Training continues.")
     assert (first.exc_info, second.exc_info is not None) == (None, True)

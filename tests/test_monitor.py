@@ -305,6 +305,24 @@ def test_a_frozen_weight_beside_the_adapters_that_changes_is_left_out() -> None:
     assert after.update_norm == before.update_norm
 
 
+def test_a_layer_that_is_thawed_in_mid_run_is_left_out_of_every_later_check() -> None:
+    model = tiny_llama()
+    frozen = model.model.layers[0].requires_grad_(False)
+    theirs = {f"model.layers.0.{name}" for name, _ in frozen.named_parameters()}
+    start = {name: p.detach().clone() for name, p in model.named_parameters() if name not in theirs}
+    monitor = Monitor([low_rank(tiny_llama(), 5)], reference=start)
+    move(model, seed=1)
+    before = monitor.measure(model)
+    frozen.requires_grad_(True)
+    for seed in (2, 3):
+        with torch.no_grad():
+            for parameter in frozen.parameters():
+                parameter += 0.01 * seed
+        after = monitor.measure(model)
+        assert after.left_out.keys() == theirs
+        assert after.update_norm == before.update_norm
+
+
 def test_merging_for_a_moment_is_measured_without_its_rounding_and_told_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -74,12 +74,14 @@ class Faults:
         self._told.add(text)
         if not told:
             trace = None if isinstance(error, WeightWatchError | OSError) else error
-            message = f"weightwatch could not {what} step {step}: {text}. {outcome}"
+            message = f"weightwatch could not {what} step {step}: {text.rstrip('.')}. {outcome}"
             attempt(lambda: _logger.error("%s", message, exc_info=trace))
         history = self._history
         unwritten = attempt(lambda: history.add_error(step, error)) if history is not None else None
         if unwritten is not None and not told:
-            attempt(lambda: _logger.error("weightwatch could not write errors.jsonl: %s.", text_of(unwritten)))
+            attempt(
+                lambda: _logger.error("weightwatch could not write errors.jsonl: %s.", text_of(unwritten).rstrip("."))
+            )
 
     def note_unwritten(self, step: int, error: BaseException) -> None:
         """Note that a part of the record could not be written."""

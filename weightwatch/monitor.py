@@ -217,7 +217,7 @@ class Monitor:
             if not interrupts(fault):
                 view.ranks.add(np.zeros(self._table), fault)
             raise
-        self._trained, self._table = view.trained, part.table.shape
+        self._trained, self._table = view.trained - update.unfrozen, part.table.shape
         sums = part.joined(view.ranks.add(part.table), view.ranks)
         for name in sums.left_out.keys() - self._told:
             _logger.warning("weightwatch: %s is left out of the measurement: %s.", name, sums.left_out[name])

@@ -1,3 +1,4 @@
+import ast
 import json
 from pathlib import Path
 
@@ -156,7 +157,7 @@ def test_a_run_that_began_unwatched_is_measured_from_its_base_with_a_warning(
     move(model, seed=3)
     found = restore(ModelView(model), tmp_path, Reference())
     assert found == Reference()
-    assert "has no reference.json, since the run was started without weightwatch" in caplog.text
+    assert "has no reference.json: the run was started without weightwatch, or its record is elsewhere" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weights": "none"}', '"x"'])
@@ -295,9 +296,11 @@ def test_a_model_loaded_from_where_it_resumes_is_no_start(step: int | None, tmp_
     assert restore(ModelView(model), tmp_path / "out" / "weightwatch", given).weights is given.weights
 
 
-def test_an_adapter_that_changed_its_base_can_not_be_taken_up_unwatched(tmp_path: Path) -> None:
-    with pytest.raises(WeightWatchError, match=r"has no reference\.json.*'pissa' does not start at zero"):
-        restore(ModelView(lora(tiny_llama(), init_lora_weights="pissa")), tmp_path, Reference())
+def test_an_adapter_that_did_not_start_at_zero_can_not_be_taken_up_unwatched(tmp_path: Path) -> None:
+    for init in ("'pissa'", "False"):
+        model = lora(tiny_llama(), init_lora_weights=ast.literal_eval(init))
+        with pytest.raises(WeightWatchError, match=rf"has no reference\.json.*={init} does not start at zero"):
+            restore(ModelView(model), tmp_path, Reference())
 
 
 def test_frozen_adapters_are_recorded_but_are_no_start_of_a_saved_one(tmp_path: Path) -> None:

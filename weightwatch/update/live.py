@@ -26,6 +26,7 @@ class Update(Mapping[str, Change]):
 
     Attributes:
         left_out: Trained tensors that can't be compared with θ₀, each with the reason.
+        unfrozen: Names in the model of the trained parameters that were frozen when the run began, and are left out.
         rounded: Frozen tensors with rounding errors of merging and unmerging an adapter, which are not measured.
 
     Raises:
@@ -45,6 +46,7 @@ class Update(Mapping[str, Change]):
         self.left_out: dict[str, str] = {}
         self._changes: dict[str, Change] = {}
         self.rounded: set[str] = set()
+        self.unfrozen: set[str] = set()
         start = reference.start
         for adapted in view.adapters:
             self._changes.update(changes(adapted, view.values, start, view.every))
@@ -64,6 +66,7 @@ class Update(Mapping[str, Change]):
                 (original,) = view.parameters[view.copies[key]].pieces
                 self._changes[name] = Difference(parameter, original.values.__getitem__)
             elif not known and view.before and key not in view.before:
+                self.unfrozen.add(key)
                 self.left_out[name] = "it was frozen when the run began, and its start is in no checkpoint"
             else:
                 self._add_full(name, parameter, reference, memory)

@@ -20,6 +20,7 @@ from torch import Tensor
 from weightwatch.update.frozen import FrozenBase
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.peft.adapters import starts
+from weightwatch.update.peft.modules import starts_at_random
 from weightwatch.update.reference import Reference, Weights
 from weightwatch.update.samples import Digest, value
 from weightwatch.update.sharding.local import LocalTensor
@@ -128,11 +129,12 @@ def restore(view: ModelView, folder: Path, given: Reference) -> Reference:
 
 def _unrecorded(view: ModelView, folder: Path, given: Reference) -> Reference:
     """Return θ₀ of a run that was started without weightwatch, as far as it is known."""
-    advice = "Resume a run that was watched from its start, or start a new one."
-    if view.changed_by is not None:
+    setting = starts_at_random(view.model.modules())
+    setting = f"init_lora_weights={view.changed_by!r}" if view.changed_by is not None else setting
+    if setting is not None:
         raise WeightWatchError(
-            f"{folder} has no {NOTE}, so the start of the adapter is unknown, and init_lora_weights="
-            f"{view.changed_by!r} does not start at zero. {advice}"
+            f"{folder} has no {NOTE}, so the start of the adapter is unknown, and {setting} does not start at zero. "
+            "If the run was watched, copy its weightwatch folder there. If not, start a new run."
         )
     base = local_folder(view.base_name) if view.full and given.weights is None else None
     direct = unrecoverable(view)
@@ -142,8 +144,9 @@ def _unrecorded(view: ModelView, folder: Path, given: Reference) -> Reference:
             "those that it began with. Pass reference=, the base checkpoint."
         )
     _logger.warning(
-        "weightwatch: %s has no %s, since the run was started without weightwatch. The base that the model names "
-        "is used as θ₀, and adapters are assumed to have started at zero.",
+        "weightwatch: %s has no %s: the run was started without weightwatch, or its record is elsewhere. The base that "
+        "the model names is used as θ₀, and adapters are assumed to have started at zero. If there is a record, copy "
+        "its weightwatch folder there and resume again.",
         folder,
         NOTE,
     )

@@ -4,6 +4,7 @@ PEFT is imported only where a model can have been made with it. Parameters have 
 ``sharding.parameters.named`` returns.
 """
 
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ SCALING = ".scaling."
 OUT = "Train with LoRA, DoRA or another adapter that PEFT can merge, or train the weights themselves."
 """What to do instead of training an adapter that can't be measured."""
 
+_INIT = re.compile(r"init_(?:\w+_)?weights")
 _BESIDE_WEIGHTS = ("XLORA", "SHADOW")  # a router over adapters, a model beside the model
 
 
@@ -228,6 +230,14 @@ def changes_base(modules: Mapping[str, nn.Module]) -> str | None:
     each = (config for several in configs if isinstance(several, dict) for config in several.values())
     kinds = [getattr(config, "init_lora_weights", True) for config in each]
     return next((str(kind) for kind in kinds if kind not in KEEPS_BASE), None)
+
+
+def starts_at_random(modules: Iterable[nn.Module]) -> str | None:
+    """Return the setting by which an adapter's change was random when it was created; None if none was."""
+    configs = (getattr(module, "peft_config", None) for module in modules)
+    each = (config for several in configs if isinstance(several, dict) for config in several.values())
+    settings = (key for config in each for key, value in vars(config).items() if value is False)
+    return next((f"{key}=False" for key in settings if _INIT.fullmatch(key)), None)
 
 
 def _owner(local: str, available: Collection[str]) -> str | None:
