@@ -538,7 +538,7 @@ def test_an_unforeseen_exception_in_a_check_leaves_the_training_alone(
     (record,) = faults(caplog)
     assert "could not check step 4" in record.getMessage()
     assert record.exc_info is not None
-    assert [e["error"] for e in lines(tmp_path, "errors.jsonl")] == ["TypeError"]
+    assert [e["error"] for e in lines(tmp_path, "errors.jsonl")] == ["ValueError"]
 
 
 # Several processes
