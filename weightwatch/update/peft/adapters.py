@@ -42,7 +42,7 @@ def changes(adapted: AdapterModule, now: Values, start: Start, every: bool) -> d
     """Return the changes of a base layer's weights by the adapters of its module.
 
     What counts is the active adapters now, less those at the start of the run. An adapter that was frozen at the start
-    and still is counts on neither side.
+    and still is counts on neither side, nor does one that is frozen in this module and has not moved.
 
     Args:
         adapted: The adapter module.
@@ -56,6 +56,12 @@ def changes(adapted: AdapterModule, now: Values, start: Start, every: bool) -> d
     Raises:
         WeightWatchError: The adapters are disabled, or their change can't be computed exactly.
     """
+    found = _changes(adapted, now, start, every)
+    fixed = not adapted.adapters(every) and not any(_moves(change) for change in found.values())
+    return {} if fixed else found
+
+
+def _changes(adapted: AdapterModule, now: Values, start: Start, every: bool) -> dict[str, Change]:
     trained = adapted.adapters(every)
     adapters = [a for a in adapted.active if a in trained or (start.frozen is not None and a not in start.frozen)]
     if adapted.module.disable_adapters and adapted.available.intersection(adapted.module.active_adapters):
