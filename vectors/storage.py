@@ -121,7 +121,7 @@ def read(folder: Path, opener: Opener | None = None) -> tuple[Mapping[str, Delta
         WeightWatchError: A file is missing or damaged.
     """
     try:
-        card = Card.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
+        card = Card.model_validate_json((folder / CARD).read_bytes())
     except (OSError, ValidationError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(str(part) for part in first["loc"])

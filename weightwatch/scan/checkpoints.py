@@ -19,6 +19,7 @@ from weightwatch.vectors.weights.sources import fetch, is_hub_id
 
 STATE = "trainer_state.json"
 
+_STEPS = 2**53  # more than a training has, and than JSON readers keep exactly
 _NUMBER = re.compile(r"(?:^|[-_]|checkpoint|ckpt|step|epoch|iter)(\d+)(?=$|[-_])")
 
 
@@ -244,4 +245,4 @@ def _step(path: Path) -> int:
 
 def _state_step(path: Path) -> int | None:
     step = (content(path / STATE) or {}).get("global_step")
-    return step if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
+    return step if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < _STEPS else None
