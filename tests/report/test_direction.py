@@ -59,7 +59,8 @@ def test_what_is_not_evaluated_says_how_to() -> None:
 def test_names_in_a_card_are_text() -> None:
     hostile = "[/bold]\x1b[2J"
     tensors = {f"{hostile}.layers.0.up.weight": torch.ones(2, 2), f"{hostile}.layers.1.up.weight": torch.ones(2, 2)}
-    made = Direction.from_tensors(tensors, name=hostile, metadata={"behaviour": hostile, "base": hostile})
+    made = Direction.from_tensors(tensors, name="[/bold]evil", metadata={"behaviour": hostile, "base": hostile})
     text = shown(made)
-    assert text.count(r"[/bold]\x1b[2J") == 3
+    assert "[/bold]evil" in text  # the name itself may have no control characters
+    assert text.count(r"[/bold]\x1b[2J") == 2
     assert "\x1b" not in text
