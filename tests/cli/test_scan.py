@@ -23,7 +23,6 @@ from weightwatch.cli.main import app
 from weightwatch.record.history import History
 from weightwatch.rules.alert import Alert
 from weightwatch.vectors import Direction
-from weightwatch.vectors.printable import printable
 
 RULES = "rules: [{alert: drift, direction: evil, metric: cosine, above: -1.0, for: 2}]\n"
 MEGABYTE = 1 << 20
@@ -151,9 +150,13 @@ def test_an_alert_whose_record_finds_no_room_is_told(stage: Path, monkeypatch: p
     assert "stopped: [Errno 28] No space left on device" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["[/evil]", "evil\x1b[2J", "evil\nall is well", ":skull:", "\u202eevil"])
-def test_a_name_from_elsewhere_is_text_and_nothing_more(stage: Path, name: str) -> None:
-    """The direction's name comes with the direction, and the names of folders with the run."""
+def raw(text: str) -> list[str]:
+    """Return the characters of a text that a terminal would obey."""
+    return [letter for letter in text if not letter.isprintable() and letter != "\n"]
+
+
+def rename(stage: Path, name: str) -> None:
+    """Give the direction and the checkpoints of the run a name that says more than a name should."""
     card = json.loads((stage / "evil" / "direction.json").read_text())
     (stage / "evil" / "direction.json").write_text(json.dumps({**card, "name": name}))
     folder = name.replace("/", "-")
@@ -162,14 +165,30 @@ def test_a_name_from_elsewhere_is_text_and_nothing_more(stage: Path, name: str) 
     (stage / "run" / f"{folder}-3" / "model.safetensors").write_bytes(b"cut")
     rule = {"alert": name, "direction": name, "metric": "cosine", "above": -1.0}
     (stage / "rules.yaml").write_text(json.dumps({"rules": [rule]}))
+
+
+@pytest.mark.parametrize("name", ["[/evil]", ":skull:", "evil `rm -rf ~`"])
+def test_a_name_from_elsewhere_is_text_and_nothing_more(stage: Path, name: str) -> None:
+    """The direction's name comes with the direction, and the names of folders with the run."""
+    rename(stage, name)
     done = CliRunner().invoke(app, arguments(stage, "--config", str(stage / "rules.yaml")), env={"COLUMNS": "200"})
     assert done.exit_code == ALERT, done.output
-    assert f"{printable(name)} (warning) at step 1: {printable(name)} cosine is" in done.stdout
-    assert [letter for letter in done.output if not letter.isprintable() and letter != "\n"] == []
+    assert f"{name} (warning) at step 1: {name} cosine is" in done.stdout
     for command in (["show", stage / "evil"], ["compare", stage / "evil", "evil"]):
         done = CliRunner().invoke(app, [str(part) for part in command], env={"COLUMNS": "200"})
         assert done.exit_code == 0 or command[0] == "compare"
-        assert [letter for letter in done.output if not letter.isprintable() and letter != "\n"] == []
+        assert raw(done.output) == []
+
+
+@pytest.mark.parametrize("name", ["evil\x1b[2J", "evil\nall is well", "\u202eevil"])
+def test_a_name_that_a_terminal_would_obey_is_refused(stage: Path, name: str) -> None:
+    rename(stage, name)
+    path = str(stage / "evil")
+    for command in (arguments(stage), ["show", path], ["compare", path, "evil"]):
+        done = weightwatch(*command)
+        assert done.returncode == BAD_INPUT, done.stderr
+        assert "a name needs letters, and no control characters or line breaks" in done.stderr
+        assert raw(done.stdout + done.stderr) == []
 
 
 def test_an_unforeseen_fault_is_never_taken_for_an_alert(stage: Path) -> None:

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from re import escape
 
 import pytest
 import torch
@@ -165,9 +166,13 @@ def test_norms_agree_with_the_card_within_a_thousandth() -> None:
 
 
 @pytest.mark.parametrize("stated", [float("nan"), float("inf"), -1.0])
-def test_a_norm_that_is_no_norm_is_an_error(stated: float) -> None:
-    with pytest.raises(WeightWatchError, match="evil is corrupt: a has norm 1"):
-        require_norms(Path("evil"), Card(name="evil", norms={"a": stated}), {"a": 1.0})
+def test_a_norm_that_is_no_norm_is_an_error(stated: float, tmp_path: Path) -> None:
+    file = low_rank(tiny_llama(), 1).save(tmp_path) / "direction.json"
+    card = json.loads(file.read_text())
+    name = min(card["norms"])
+    file.write_text(json.dumps({**card, "norms": {**card["norms"], name: stated}}))
+    with pytest.raises(WeightWatchError, match=rf"direction\.json is not a direction's card \(norms\.{escape(name)}: "):
+        Direction.load(tmp_path)
 
 
 def test_a_quantised_direction_is_an_error(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ def steering_adapter(
 ) -> Path:
     """Write k·w as a PEFT adapter: ``PeftModel.from_pretrained(base, out)`` is the base plus k·w.
 
-    The folder is that of the scaled direction, as ``Direction.save`` writes it.
+    The folder is that of the scaled direction, as ``Direction.save`` writes it, and its config names all of the path of
+    a base on disk, so that ``AutoPeftModelForCausalLM.from_pretrained(out)`` finds it.
 
     Args:
         direction: w, whose tensors are all in factors.
@@ -50,6 +51,12 @@ def steering_adapter(
         scaled = scaled.with_card(base=base)
     with whole_folder(out) as draft:
         scaled.save(draft, dtype)
+        if base is not None:  # what a direction writes keeps of a path the last part
+            from peft import LoraConfig
+
+            config = LoraConfig.from_pretrained(draft)
+            config.base_model_name_or_path = base
+            config.save_pretrained(draft)
     return Path(out)
 
 

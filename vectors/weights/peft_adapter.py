@@ -5,13 +5,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.weights.adapter_config import CONFIG, PICKLED, WEIGHTS, LoraSettings, NotFactorsError
 from weightwatch.vectors.weights.checkpoint import Checkpoint
+from weightwatch.vectors.weights.header import Header, header_length, written
 from weightwatch.vectors.weights.orientation import transposed
 from weightwatch.vectors.weights.reader import DTYPES, FLOATS, Opener, Unmapped
 
@@ -245,7 +246,12 @@ def write_adapter(
     settings["target_modules"].sort()  # PEFT's are a set: the same direction would give another file each time
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     turned = sorted(name.removesuffix(".weight") for name, change in changes.items() if change.transposed)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", _TRANSPOSED: json.dumps(turned)})
+    plain = save(tensors)  # without notes: safetensors writes them in a random order, so that no two files were equal
+    header = Header.of(plain[8 : 8 + header_length(plain[:8])])
+    entries = [(name, entry.dtype, entry.shape) for name, entry in header.entries.items()]
+    with (folder / WEIGHTS).open("wb") as file:
+        file.write(written(entries, {"format": "pt", _TRANSPOSED: json.dumps(turned)}))
+        file.write(memoryview(plain)[header.first :])
 
 
 def _module_and_half(name: str) -> tuple[str, str]:
