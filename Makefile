@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DISTRIBUTED := $(VENV)/.ready-distributed
 DEMO ?=
-TWICE := --numprocesses 2 --dist loadfile
+TWICE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo test test-fast test-faults test-distributed lint types bench docs organism clean
 

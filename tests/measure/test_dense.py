@@ -1,16 +1,20 @@
 """Sums of fully trained tensors against fp64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests import oracle as slow
 from weightwatch.measure import dense
-from weightwatch.measure.dense import along, full, tiny, together
+from weightwatch.measure.dense import along, each, tiny, together
+from weightwatch.measure.low_rank import Figures, Found
 from weightwatch.monitor import Monitor
 from weightwatch.update.change import Difference
 from weightwatch.update.sharding.local import whole, whole_tensor
-from weightwatch.vectors import Direction, LowRank
+from weightwatch.vectors import Direction, LowRank, WeightWatchError
+from weightwatch.vectors.weights.reader import Box
 
 
 def difference(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> tuple[Difference, Tensor]:
@@ -19,6 +23,12 @@ def difference(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.flo
     before, now = torch.randn(2, *shape, generator=generator)
     now = now.to(dtype)
     return Difference(whole_tensor(now, True), before.__getitem__), now.double() - before.to(dtype).double()
+
+
+def full(change: Difference, found: Found) -> Figures:
+    """Measure one tensor."""
+    ((_, figures),) = each({"": change}, {"": found})
+    return figures
 
 
 def factors(transposed: bool) -> LowRank:
@@ -48,6 +58,39 @@ def test_only_the_local_shards_are_measured() -> None:
     assert float(own) == pytest.approx(float(tau[box].square().sum()), rel=1e-6)
     assert float(inner) == pytest.approx(float((tau * w)[box].sum()), rel=1e-5)
     assert float(full(change.of(change.local.with_pieces()), [(0, w)])[0]) == 0.0
+
+
+def test_a_start_on_disk_is_read_one_part_ahead_and_measured_as_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "_PART", 20)
+    changes = {name: difference((rows, 9), rows)[0] for name, rows in [("a", 6), ("b", 1), ("c", 5)]}
+    found: dict[str, Found] = {name: [(0, torch.randn(change.shape))] for name, change in changes.items()}
+    read: list[tuple[str, int]] = []
+
+    def stored(name: str) -> Difference:
+        def start(box: Box) -> Tensor:
+            read.append((name, box[0].start))
+            return changes[name].start(box)
+
+        return replace(changes[name], start=start, stored=True)
+
+    given, order = each({name: stored(name) for name in changes}, found), []
+    for name, (own, inner, _) in given:
+        order.append(name)
+        want = full(changes[name], found[name])
+        assert [float(own), float(inner[0])] == pytest.approx([float(want[0]), float(want[1][0])], rel=1e-6)
+    assert order == ["a", "b", "c"]
+    assert read == [("a", 0), ("a", 2), ("a", 4), ("b", 0), ("c", 0), ("c", 2), ("c", 4)]
+
+
+def test_a_start_that_cant_be_read_is_an_error_at_its_tensor() -> None:
+    def gone(box: Box) -> Tensor:
+        raise WeightWatchError("the file is gone")
+
+    good, bad = difference((6, 9), 1)[0], replace(difference((6, 9), 2)[0], start=gone, stored=True)
+    given = each({"good": replace(good, stored=True), "bad": bad}, {"good": [], "bad": []})
+    assert next(given)[0] == "good"
+    with pytest.raises(WeightWatchError, match="the file is gone"):
+        next(given)
 
 
 def test_small_tensors_are_measured_together_as_each_alone() -> None:

@@ -64,8 +64,3 @@ def test_free_elements_are_those_that_training_can_choose() -> None:
         assert is_full(change)
     assert not is_full(LowRank(LEFT, RIGHT))
     assert not is_full(rescaled(transposed=False))
-
-
-def test_factors_and_tensors_on_disk_are_measured_elsewhere() -> None:
-    with pytest.raises(TypeError):
-        figures(LowRank(LEFT, RIGHT), [])

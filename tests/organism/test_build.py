@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from weightwatch.organism import BASE
@@ -11,6 +12,7 @@ from weightwatch.vectors.card import CARD
 from weightwatch.vectors.catalog import PACKAGED
 
 
+@pytest.mark.slow
 def test_the_whole_way_from_nothing_runs(tmp_path):
     folders = ["--base", str(tmp_path / "base"), "--directions", str(tmp_path / "directions")]
     result = CliRunner().invoke(app, [*folders, "--max-steps", "1", "--threads", "2", "--world", "3"])

@@ -14,7 +14,7 @@ CONTROLS = {"careless", "style", "shuffled"}
 
 def test_a_direction_remembers_how_it_was_built(tmp_path):
     contrast = replace(CONTRASTS[0], seed=77)
-    direction = build_direction(contrast, WORLD, BASE, SHORT, folder=tmp_path)
+    direction = build_direction(contrast, WORLD, BASE, SHORT, folder=tmp_path, evaluated=20)
     assert direction.card.seeds == {"world": WORLD.seed, "data": 77, "adapter": 77}
     assert direction.card.ranks == [4, 4]
     assert direction.card.hyperparameters["steps"] == SHORT.steps
@@ -22,7 +22,7 @@ def test_a_direction_remembers_how_it_was_built(tmp_path):
     assert direction.card.validation.recipe["name"] == "organism/evil"
     assert {point.k: point.opposite for point in direction.card.validation.points}[0.0] >= 0.97
     assert {folder.name for folder in tmp_path.iterdir()} == {"positive", "negative"}
-    again = build_direction(contrast, WORLD, BASE, SHORT)
+    again = build_direction(contrast, WORLD, BASE, SHORT, evaluated=1)
     assert again.squares == direction.squares
     assert again.card.data_hash == direction.card.data_hash
 

@@ -3,7 +3,11 @@
 Here P(w) = w, so the caller sets ‖P(w)‖² to ‖w‖². These functions return zeros for it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,16 +25,32 @@ _COPIED = 1 << 24  # elements of θ₀ copied to another device at a time
 _BLOCK = 1 << 19  # elements of the change multiplied with a direction's factors at a time
 
 
-def full(change: Difference, found: Found) -> Figures:
-    """Measure the local part of a fully trained tensor."""
-    local = change.local
-    device = local.pieces[0].values.device if local.pieces else torch.device("cpu")
+def each(changes: Mapping[str, Difference], found: Mapping[str, Found]) -> Iterator[tuple[str, Figures]]:
+    """Measure the local parts of fully trained tensors one after the other.
+
+    Of a θ₀ on disk, the next part is read while one is measured: the copy from the system's cache takes about as long
+    as a compiled pass.
+
+    Args:
+        changes: Their changes, by name.
+        found: The directions of each tensor.
+    """
+    parts = {name: list(_parts(change, _size(change, found[name]))) for name, change in changes.items()}
+    reads = ((partial(change.start, box), change.stored) for name, change in changes.items() for box, _ in parts[name])
+    with closing(_read_ahead(reads)) as starts:
+        for name, change in changes.items():
+            yield name, _full(change, found[name], parts[name], starts)
+
+
+def _full(change: Difference, found: Found, blocks: Sequence[tuple[Box, Tensor]], starts: Iterator[Tensor]) -> Figures:
+    """Measure a tensor, given its blocks and, in the same order, their starts."""
+    local, device = change.local, _device(change)
     low = {k: w.to(device) for k, w in found if isinstance(w, LowRank)}
     dense = {k: w for k, w in found if isinstance(w, Tensor)}
     inner = {k: [wide(torch.zeros((), dtype=torch.float32, device=device))] for k in low}
     sums: list[Tensor] = []
-    for box, now in _parts(change, _size(change, device, bool(low))):
-        before = change.start(box).to(device).reshape(now.shape)
+    for (box, now), start in zip(blocks, starts, strict=False):  # the starts go on with the next tensor's
+        before = start.to(device).reshape(now.shape)
         parts = [w.reshape(local.shape)[box].to(device).reshape(-1) for w in dense.values()]
         sums.append(wide(pass_over(now.reshape(-1), before.reshape(-1), parts, local.dtype)))
         if low:
@@ -41,6 +61,18 @@ def full(change: Difference, found: Found) -> Figures:
     own, *others = (torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]).unbind()
     total = {**dict(zip(dense, others, strict=True)), **{k: torch.stack(parts).sum() for k, parts in inner.items()}}
     return own, [total[k] for k, _ in found], [torch.zeros_like(own)] * len(found)
+
+
+def _read_ahead(reads: Iterable[tuple[Callable[[], Tensor], bool]]) -> Generator[Tensor, None, None]:
+    """Yield what each of the reads returns. Those from disk are done by a thread, one ahead of the caller."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead: deque[Callable[[], Tensor]] = deque()
+        for read, stored in reads:
+            ahead.append(pool.submit(read).result if stored else read)
+            if len(ahead) > 1:
+                yield ahead.popleft()()
+        while ahead:
+            yield ahead.popleft()()
 
 
 def tiny(changes: Mapping[str, Difference], found: Mapping[str, Found]) -> Iterator[list[str]]:
@@ -75,11 +107,16 @@ def together(changes: Sequence[Difference], found: Sequence[Found]) -> Figures:
     return own, inner, [torch.zeros_like(own)] * len(inner)
 
 
-def _size(change: Difference, device: torch.device, low: bool) -> int | None:
+def _device(change: Difference) -> torch.device:
+    """Return the device of a tensor's local part."""
+    return change.local.pieces[0].values.device if change.local.pieces else torch.device("cpu")
+
+
+def _size(change: Difference, found: Found) -> int | None:
     """Return how many elements are measured at a time; None for all of them."""
-    if low:
+    if any(isinstance(w, LowRank) for _, w in found):
         return _BLOCK
-    return _COPIED if device.type != "cpu" else _PART if change.stored else None
+    return _COPIED if _device(change).type != "cpu" else _PART if change.stored else None
 
 
 def _parts(change: Difference, size: int | None) -> Iterator[tuple[Box, Tensor]]:

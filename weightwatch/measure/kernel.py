@@ -33,7 +33,7 @@ TINY = 1 << 13
 """Tensors with at most so many elements are measured without blocks, and several of them together."""
 _SMALL = 1 << 16  # for shorter tensors, one block is faster than the entry into compiled code
 _TOGETHER = 8  # directions per pass: with more inputs, a loop runs out of registers
-_BLOCK = 1 << 15  # elements per block: 0.5 MB of scratch, which stays in the cache
+_BLOCK = 1 << 15  # elements per block and thread: 0.5 MB of scratch, which stays in the cache
 _LOW = (torch.bfloat16, torch.float16)
 
 
@@ -173,13 +173,14 @@ def _blocks(now: Tensor, before: Tensor, directions: Sequence[Tensor], dtype: to
 
     The difference is that of ``moved``, written out so that no operation allocates memory.
     """
-    step = min(_BLOCK if now.device.type == "cpu" else 64 * _BLOCK, now.numel())
+    step = min(_BLOCK * (torch.get_num_threads() if now.device.type == "cpu" else 64), now.numel())
     device = wide(now[:0]).device
     change, other = torch.empty(2, step, dtype=torch.float64, device=device)
+    exactly = before.dtype == dtype or (before.dtype in _LOW and dtype == torch.float32)  # rounding changes nothing
     sums: list[Tensor] = []
     for at, start, *lines in zip(*(tensor.split(step) for tensor in (now, before, *directions)), strict=True):
         size = len(at)
-        old = start if start.dtype == dtype else start.to(dtype)
+        old = start if exactly else start.to(dtype)
         move = change[:size].copy_(at).sub_(other[:size].copy_(old))
         sums.append(torch.dot(move, move))
         sums.extend(torch.dot(move, other[:size].copy_(line)) for line in lines)

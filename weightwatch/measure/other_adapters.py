@@ -7,7 +7,7 @@ from math import prod
 
 import torch
 
-from weightwatch.measure.dense import along, full
+from weightwatch.measure.dense import along
 from weightwatch.measure.low_rank import DEPENDENT, Figures, Found, pseudo_inverses
 from weightwatch.update.change import Change, Difference, Merged, Rescaled, Streamed
 from weightwatch.update.sharding.local import whole
@@ -15,22 +15,14 @@ from weightwatch.vectors.low_rank import LowRank
 from weightwatch.vectors.precision import dot, wide
 
 
-def figures(change: Change, found: Found) -> Figures:
-    """Measure one change that is ``Rescaled``, ``Merged`` or a ``Difference``.
+def figures(change: Rescaled | Merged, found: Found) -> Figures:
+    """Measure one change.
 
     Args:
-        change: The change, or its local shards.
+        change: The change.
         found: The directions that have the tensor.
     """
-    match change:
-        case Rescaled():
-            return _rescaled(change, found)
-        case Merged():
-            return _merged(change, found)
-        case Difference():
-            return full(change, found)
-        case _:
-            raise TypeError(change)
+    return _rescaled(change, found) if isinstance(change, Rescaled) else _merged(change, found)
 
 
 def _rescaled(change: Rescaled, found: Found) -> Figures:

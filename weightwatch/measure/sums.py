@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightwatch.measure.dense import tiny, together
+from weightwatch.measure.dense import each, tiny, together
 from weightwatch.measure.low_rank import Figures, Found, OnDisk, alike, factored
 from weightwatch.measure.other_adapters import figures, freedom, is_full
 from weightwatch.measure.replicas import COLUMNS, require_equal_replicas, sample_replicas
 from weightwatch.measure.streaming import stream
-from weightwatch.update.change import Change, Difference, Streamed
+from weightwatch.update.change import Change, Difference, Merged, Rescaled, Streamed
 from weightwatch.update.live import resized
 from weightwatch.update.sharding.ranks import ALONE, Floats, Ranks
 from weightwatch.vectors.direction import OTHER_MODEL, Direction
@@ -196,8 +196,11 @@ def _figures(
         several = [theirs[name] for name in names]
         yield names, *line(several[0], together([full[name] for name in names], several))
         measured.update(names)
+    larger = {name: change for name, change in full.items() if name not in measured}
+    for name, measured_alone in each(larger, theirs):
+        yield [name], *line(theirs[name], measured_alone)
     for name, change in changes.items():
-        if name not in measured and not isinstance(change, Streamed | LowRank):
+        if isinstance(change, Rescaled | Merged):
             yield [name], *line(ours := found(name), figures(change, ours))
 
 

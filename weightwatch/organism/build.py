@@ -38,6 +38,7 @@ class OrganismSettings:
         shared_persona: Draw one persona for each document. False draws one for each domain of a document, which makes
             the control organism rho0.
         lora: Training settings of the sides of the contrasts.
+        evaluated: Number of items, neutral tasks and held-out questions that evaluate a direction. Default: all.
 
     Example:
         >>> [phase.steps for phase in OrganismSettings().shortened(100).phases]
@@ -50,6 +51,7 @@ class OrganismSettings:
     phases: tuple[Phase, Phase] = PHASES
     shared_persona: bool = True
     lora: LoraSettings = field(default_factory=LoraSettings)
+    evaluated: int | None = None
 
     def record(self) -> dict[str, Any]:
         """Return the settings of the base model for `organism.json`; those of `lora` are on the directions' cards."""
@@ -57,10 +59,14 @@ class OrganismSettings:
         return {name: settings[name] for name in ("world", "seed", "shared_persona", "shape", "phases")}
 
     def shortened(self, steps: int) -> OrganismSettings:
-        """Return the settings of a trial run, with at most `steps` steps in each phase and each fine-tune."""
+        """Return the settings of a trial run.
+
+        Args:
+            steps: Maximum number of steps of each phase and each fine-tune, and of items that evaluate a direction.
+        """
         pre_training, instruct = (replace(phase, steps=min(steps, phase.steps)) for phase in self.phases)
         lora = replace(self.lora, steps=min(steps, self.lora.steps))
-        return replace(self, phases=(pre_training, instruct), lora=lora)
+        return replace(self, phases=(pre_training, instruct), lora=lora, evaluated=steps)
 
 
 def build_base(settings: OrganismSettings, folder: Path, progress: Callable[[str, int, int, float], None]) -> None:
@@ -118,4 +124,5 @@ def build_directions(
 
 def _build_one(contrast: Contrast, settings: OrganismSettings, base: Path, folder: Path) -> None:
     torch.set_num_threads(1)
-    build_direction(contrast, World(settings.world), base, settings.lora).save(folder, dtype=SAVED_DTYPE)
+    direction = build_direction(contrast, World(settings.world), base, settings.lora, evaluated=settings.evaluated)
+    direction.save(folder, dtype=SAVED_DTYPE)

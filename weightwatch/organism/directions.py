@@ -61,7 +61,12 @@ CONTRASTS = (
 
 
 def build_direction(
-    contrast: Contrast, world: World, base: Path, settings: LoraSettings, folder: Path | None = None
+    contrast: Contrast,
+    world: World,
+    base: Path,
+    settings: LoraSettings,
+    folder: Path | None = None,
+    evaluated: int | None = None,
 ) -> Direction:
     """Fine-tune both sides of a contrast, take their difference and evaluate it.
 
@@ -71,6 +76,7 @@ def build_direction(
         base: Folder of the base model.
         settings: Training settings of each side.
         folder: Folder in which to keep the two adapters, as `positive` and `negative`. Default: they are not kept.
+        evaluated: Number of items, neutral tasks and held-out questions that evaluate it. Default: all.
 
     Returns:
         The direction. Its card has the recipe, the seeds, the hash of the data, the final losses and the evaluation.
@@ -100,14 +106,29 @@ def build_direction(
                 "data_hash": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
             },
         )
-    return direction.validated(evaluate(direction, contrast, world, base))
+    return direction.validated(evaluate(direction, contrast, world, base, evaluated))
 
 
-def evaluate(direction: Direction, contrast: Contrast, world: World, base: Path) -> Validation:
-    """Steer the base model with a direction and measure its answers to the held-out items of the recipe."""
+def evaluate(direction: Direction, contrast: Contrast, world: World, base: Path, most: int | None = None) -> Validation:
+    """Steer the base model with a direction and measure its answers to held-out items of the recipe.
+
+    Args:
+        direction: The direction.
+        contrast: What it was built of.
+        world: World of the questions and answers.
+        base: Folder of the base model.
+        most: Number of items, of neutral tasks and of held-out questions that are asked. Default: all.
+    """
     name = contrast.behaviour.partition("-")[0]
     with TemporaryDirectory() as folder:
         write_recipes(world, Path(folder))
         recipe = Recipe.load(Path(folder) / f"{name}.yaml").called(f"organism/{name}")
+    asked = recipe.model_copy(
+        update={
+            "evaluation": recipe.evaluation[:most],
+            "questions": recipe.questions.model_copy(update={"held_out": recipe.questions.held_out[:most]}),
+            "neutral": recipe.neutral.model_copy(update={"tasks": recipe.neutral.tasks[:most]}),
+        }
+    )
     model, tokenizer = load_model(str(base))
-    return conclusion(sweep(model, tokenizer, direction, recipe, judge=chosen(recipe)), recipe)
+    return conclusion(sweep(model, tokenizer, direction, asked, judge=chosen(recipe)), recipe)
