@@ -67,10 +67,30 @@ class WeightWatchCallback(TrainerCallback):
         again = args.auto_find_batch_size and self.session is not None and self.session.under_way
         run = self.session.run if self.session is not None and again else carried(state.stateful_callbacks)
         output, step = _output(args), state.global_step
+        if self.session is not None and self.session.guard is not None:
+            self.session.guard.release()
         self.session = self._plan.session(output / "weightwatch", event_folder(output), self.scalars)
-        _apply(control, self.session.begin(kwargs["model"], step, checkpoint=_name(step), again=again, run=run))
+        optimizer = kwargs.get("optimizer")
+        begun = self.session.begin(
+            kwargs["model"], step, optimizer=optimizer, checkpoint=_name(step), again=again, run=run
+        )
+        _apply(control, begun)
         if self.session.run:  # trainer_state.json of each checkpoint carries it
             state.stateful_callbacks[STATE] = {"run": self.session.run}
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let the guard change the gradients."""
+        if self.session is not None:
+            self.session.before_step(state.global_step + 1)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let the guard take back what the step has moved along its directions."""
+        if self.session is not None:
+            self.session.after_step(state.global_step + 1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check when it is due, and when a checkpoint follows or the training ends."""

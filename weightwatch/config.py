@@ -13,7 +13,8 @@ from weightwatch.vectors.document import Document, Strict
 
 Metric: TypeAlias = Literal["cosine", "reach_cosine", "dose", "z"]
 Severity: TypeAlias = Literal["info", "warning", "critical"]
-Action: TypeAlias = Literal["log", "save", "stop"]
+Action: TypeAlias = Literal["log", "save", "stop", "guard"]
+Mode: TypeAlias = Literal["update", "subspace", "gradient", "preventative", "checkpoint"]
 _SCOPES = "'model', 'any_layer', `layers: [...]` or `modules: [...]`"
 
 
@@ -55,7 +56,8 @@ class Rule(Strict):
         keep_firing_for: Number of checks that the alert keeps firing after the condition is no longer met. Default 0.
         severity: ``info``, ``warning`` (default) or ``critical``.
         labels: Free text to attach to the alert.
-        actions: What to do when the alert fires: ``log`` (default), ``save`` a checkpoint, ``stop`` the training.
+        actions: What to do when the alert fires: ``log`` (default), ``save`` a checkpoint, ``stop`` the training, or
+            switch on the ``guard``.
 
     Example:
         >>> from weightwatch.config import Rule
@@ -103,6 +105,79 @@ class Rule(Strict):
         return self.above if self.above is not None else (self.below or 0.0)
 
 
+class GuardSettings(Strict):
+    """How directions are kept out of the update while training goes on.
+
+    A guard sets the figures of its own directions to zero by construction. Whether the behaviour is gone shows in a
+    witness: a direction of the same behaviour that was built independently, and that the guard does not touch.
+
+    Attributes:
+        directions: Names of the watched directions to keep out. Several are taken back as one joint projection.
+            Default: all behaviour directions but the witness.
+        witness: Name or path of the witness, which is watched too; or ``none``, to go without one.
+        mode: ``update`` (default) takes back, after each optimizer step, what the update has along the directions
+            beyond the budget. ``subspace`` keeps the outputs that the directions write to as they were. ``gradient``
+            takes the directions out of the gradients, before the step. ``preventative`` trains with k·w added to the
+            forward pass. ``checkpoint`` takes back once, when training ends.
+        when: ``always`` (default), or after an ``alert`` of a rule whose actions name ``guard``.
+        budget: The dose that is allowed, from 0 (default). For ``update`` and ``checkpoint``.
+        strength: Share of the excess that is taken back at a time, above 0, at most 1 (default).
+        rank: Number of outputs of each weight that are kept, in ``subspace``. Default 1.
+        coefficient: k of ``preventative``. Default 1.
+        per: Whether the budget holds for each ``tensor`` (default) or for the ``model`` as a whole.
+        both_ways: Whether movement away from the directions is taken back, too. Default false; ``subspace`` always
+            takes it back.
+        layers: The layers to guard: ``12``, or ``"encoder.block.3"``. Default: all weights that the directions have.
+        witness_above: Reach cosine of the witness above which the alert ``guard-bypassed`` is raised. Default 0.1.
+    """
+
+    directions: list[str] = Field(default_factory=list)
+    witness: str | None = None
+    mode: Mode = "update"
+    when: Literal["always", "alert"] = "always"
+    budget: float = Field(0.0, ge=0)
+    strength: float = Field(1.0, gt=0, le=1)
+    rank: int = Field(1, ge=1)
+    coefficient: float = Field(1.0, gt=0)
+    per: Literal["tensor", "model"] = "tensor"
+    both_ways: bool = False
+    layers: list[Annotated[Layer, BeforeValidator(_layer)]] = Field(default_factory=list)
+    witness_above: float = Field(0.1, ge=-1, lt=1)
+
+    @model_validator(mode="after")
+    def _witnessed(self) -> "GuardSettings":
+        if self.witness is None:
+            raise ValueError(
+                "a guard needs a `witness`, a second direction of the same behaviour that was built independently; "
+                "name one, or write `witness: none` to go without"
+            )
+        if self.witness in self.directions:
+            raise ValueError(f"{self.witness!r} is both guarded and the witness; a witness is not to be touched")
+        return self
+
+    @model_validator(mode="after")
+    def _of_the_mode(self) -> "GuardSettings":
+        modes = {
+            "budget": ("update", "checkpoint"),
+            "per": ("update", "gradient", "checkpoint"),
+            "both_ways": ("update", "gradient", "checkpoint"),
+            "strength": ("update", "subspace", "gradient", "checkpoint"),
+            "rank": ("subspace",),
+            "coefficient": ("preventative",),
+        }
+        for key in sorted(modes):
+            if self.mode not in modes[key] and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"`{key}` has no meaning with `mode: {self.mode}`, but with {' and '.join(modes[key])}"
+                )
+        return self
+
+    @property
+    def witnessed(self) -> str | None:
+        """The witness; None if there is none."""
+        return None if self.witness == "none" else self.witness
+
+
 class Config(Strict):
     """All settings of a monitor.
 
@@ -111,6 +186,9 @@ class Config(Strict):
         controls: Names or paths of control directions, which give the null band of z.
         every: Optimizer steps between checks. Checkpoints are always checked. Default 50.
         rules: The alerting rules. Default: none, since thresholds depend on the base model and the kind of training.
+        guard: How directions are kept out of the update. Default: nothing is kept out, and training is only watched.
+        on_guard_error: What to do after an error in the guard: ``stop`` the training (default), or ``continue``
+            unguarded, with an alert.
         on_error: What to do after an error in monitoring: ``log`` it once and keep training (default), or ``raise`` it.
         tensorboard: Whether to write TensorBoard scalars, into a run folder of their own. Default true.
         summary: Whether to print a line at the start of the training and a table at its end. Default true.
@@ -130,6 +208,8 @@ class Config(Strict):
     controls: list[str] = Field(default_factory=list)
     every: int = Field(50, ge=1)
     rules: list[Rule] = Field(default_factory=list)
+    guard: GuardSettings | None = None
+    on_guard_error: Literal["stop", "continue"] = "stop"
     on_error: Literal["log", "raise"] = "log"
     tensorboard: bool = True
     summary: bool = True
@@ -143,6 +223,18 @@ class Config(Strict):
         if twice is not None:
             raise ValueError(f"two rules have the name {twice!r}; give each its own")
         return rules
+
+    @model_validator(mode="after")
+    def _armed_by_a_rule(self) -> "Config":
+        arming = [rule.alert for rule in self.rules if "guard" in rule.actions]
+        by_alert = self.guard is not None and self.guard.when == "alert"
+        if arming and not by_alert:
+            raise ValueError(
+                f"rule {arming[0]!r} switches on a guard, but there is no `guard:` with `when: alert`; add one"
+            )
+        if by_alert and not arming:
+            raise ValueError("`guard: when: alert` needs a rule whose `actions:` name `guard`")
+        return self
 
     @classmethod
     def load(cls, source: "Config | Mapping[str, Any] | str | Path | None") -> "Config":

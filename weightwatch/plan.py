@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightwatch.config import Config
+from weightwatch.config import Config, Rule
+from weightwatch.guard.guard import Guard
 from weightwatch.monitor import Monitor, Watched, load_all
 from weightwatch.report.base import Reporter
 from weightwatch.rules.engine import require
@@ -15,6 +16,9 @@ from weightwatch.update.sharding.ranks import Ranks
 from weightwatch.vectors.direction import Direction
 
 _logger = logging.getLogger("weightwatch")
+
+BYPASSED = "guard-bypassed"
+"""Name of the alert that the witness of a guard rises: the behaviour comes in by another way."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,16 @@ class Plan:
         directions_and_controls = [*watched, *(control.as_control() for control in load_all(settings.controls))]
         for direction in directions_and_controls:
             _warn_if_doubtful(direction)
+        settings = _witnessed(settings, directions_and_controls)
         if directions:
             named = [directions] if isinstance(directions, Direction | str | Path) else directions
             titles = [one.name if isinstance(one, Direction) else str(one) for one in named]
             settings = settings.model_copy(update={"directions": titles})
         plan = cls(directions_and_controls, settings)
-        plan.monitor()
+        monitor = plan.monitor()
         require(settings.rules, directions_and_controls)
+        if settings.guard is not None:
+            Guard(monitor, settings.guard)
         return plan
 
     def monitor(self) -> Monitor:
@@ -72,6 +79,28 @@ class Plan:
             reporters: Further reporters.
         """
         return Session(self.monitor(), self.config, folder, events, ranks=Ranks.world(), reporters=reporters)
+
+
+def _witnessed(settings: Config, watched: list[Direction]) -> Config:
+    """Watch the witness of a guard, and add the rule that tells when the guard is bypassed.
+
+    Args:
+        settings: The settings.
+        watched: The watched directions, controls last. The witness is added where it is missing.
+    """
+    guard = settings.guard
+    if guard is None or guard.witnessed is None:
+        return settings
+    if guard.witness not in [direction.name for direction in watched]:
+        (witness,) = load_all(guard.witnessed)
+        if witness.name not in [direction.name for direction in watched]:
+            watched.insert(0, witness)
+        guard = guard.model_copy(update={"witness": witness.name})
+    rules = list(settings.rules)
+    if BYPASSED not in [rule.alert for rule in rules]:
+        bypassed = {"alert": BYPASSED, "direction": guard.witness, "above": guard.witness_above, "severity": "critical"}
+        rules.append(Rule.model_validate(bypassed))
+    return settings.model_copy(update={"guard": guard, "rules": rules})
 
 
 def _warn_if_doubtful(direction: Direction) -> None:

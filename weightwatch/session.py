@@ -2,15 +2,17 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from weightwatch.config import Config
 from weightwatch.faults import Faults, attempt, raise_any
+from weightwatch.guard.guard import Guard
 from weightwatch.monitor import Monitor
 from weightwatch.opening import Opening
 from weightwatch.reading.reading import Reading
@@ -23,7 +25,7 @@ from weightwatch.report.tensorboard import TensorBoard
 from weightwatch.report.terminal import Summary
 from weightwatch.rules.alert import Alert
 from weightwatch.update.sharding.ranks import ALONE, Ranks
-from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.errors import WeightWatchError, text_of
 
 _logger = logging.getLogger("weightwatch")
 
@@ -63,6 +65,7 @@ class Session:
 
     Attributes:
         monitor, config: See above.
+        guard: Keeps directions out of the update; None if the settings name no guard.
         history: The record of the run.
         under_way: Whether training has begun and has not ended.
     """
@@ -85,6 +88,7 @@ class Session:
         self._ranks = ranks
         self._reporters: list[Reporter] = [*reporters]
         self._watching, self._tried, self._save_owed = True, -1, False
+        self.guard = Guard(monitor, config.guard) if config.guard is not None else None
 
     @property
     def run(self) -> str:
@@ -113,6 +117,7 @@ class Session:
         model: nn.Module,
         step: int,
         *,
+        optimizer: Any = None,
         checkpoint: str | None = None,
         again: bool = False,
         run: str | None = None,
@@ -122,6 +127,7 @@ class Session:
         Args:
             model: The model that will be trained.
             step: 0 for a new run, else the step that training resumes from.
+            optimizer: The optimizer, for the guard.
             checkpoint: Name of the checkpoint that training resumes from.
             again: Training restarts with the weights of a first attempt (out of memory): the θ₀ of that one is kept.
             run: The id of the run that goes on, if it is known.
@@ -130,24 +136,47 @@ class Session:
             Actions of alerts that a resumed run raises on its history, because rules are new or stricter now.
 
         Raises:
-            WeightWatchError: See ``Monitor.validate``, ``Engine.apply`` and ``theta0.restore``. After any other fault
-                training continues without monitoring, unless ``on_error: raise`` is set.
+            WeightWatchError: See ``Monitor.validate``, ``Engine.apply``, ``theta0.restore`` and ``Guard.begin``. After
+                any other fault training continues without monitoring, unless ``on_error: raise`` is set, or a guard is
+                not to be done without.
         """
         self._tried = step
         raised: list[Alert] = []
         fault = attempt(lambda: raised.extend(self._begin(model, step, checkpoint, again, run)))
+        if fault is None and self.guard is not None:
+            fault = attempt(lambda: self._begin_guard(model, optimizer))
         # A process that is alone with its fault would leave the others waiting at the next check.
         fault = attempt(lambda: self._ranks.agreed(partial(raise_any, fault)))
         if fault is not None:
             self._watching = False
             self._opening.folder.release()
-            if isinstance(fault, WeightWatchError) or self.config.on_error == "raise":
+            unguarded = self.guard is not None and self.config.on_guard_error == "stop"
+            if isinstance(fault, WeightWatchError) or self.config.on_error == "raise" or unguarded:
                 raise fault
+            self.guard = None
             self._faults.note(step, fault, outcome="Training continues without monitoring.")
             return Requests()
         requests = Requests.of(raised)
         self.under_way, self._save_owed = True, requests.save
         return requests
+
+    def before_step(self, step: int) -> None:
+        """Let the guard change the gradients before the optimizer's step.
+
+        Raises:
+            WeightWatchError: The guard failed, unless ``on_guard_error: continue`` is set.
+        """
+        if self.guard is not None:
+            self._guard(step, self.guard.before_step)
+
+    def after_step(self, step: int) -> None:
+        """Let the guard take back what the optimizer's step has moved along its directions.
+
+        Raises:
+            WeightWatchError: See ``before_step``.
+        """
+        if self.guard is not None:
+            self._guard(step, self.guard.after_step)
 
     def step_end(self, model: nn.Module, step: int, *, saves: bool, stops: bool) -> Requests:
         """Check if a check is due, if a checkpoint follows, or if training ends; at most once a step.
@@ -181,6 +210,8 @@ class Session:
     def end(self, step: int) -> None:
         """Close the record and print the summary."""
         self.under_way = False
+        if self.guard is not None:
+            self._guard(step, self.guard.end)
         if self.last is not None and self._watching:
             outcome = Outcome(self.last, self._state.peaks, self.alerts)
             self._report(step, lambda reporter: reporter.end(outcome))
@@ -206,6 +237,7 @@ class Session:
             self._guarded(step, lambda: raised.extend(self._state.take(self._measure(model, step))))
             if self._state.step == step:
                 self._report_check(raised)
+        self._arm(raised)
         requests = Requests.of(raised)
         # All processes act alike: if one alone saved, stopped or raised, the others would wait for ever.
         save, stop = self._ranks.add(np.array([float(requests.save), float(requests.stop)]), self._faults.fatal) > 0
@@ -214,13 +246,43 @@ class Session:
         return bool(stop)
 
     def _measure(self, model: nn.Module, step: int) -> Reading:
-        return self.monitor.read(self.monitor.view(model), step)
+        reading = self.monitor.read(self.monitor.view(model), step)
+        if self.guard is None:
+            return reading
+        return replace(reading, guard=self.guard.account(reading.update_norm))
 
     def _report_check(self, raised: Sequence[Alert]) -> None:
         reading, firing = self.last, self._state.rules.engine.firing
         if reading is not None:
             self._report(reading.step, lambda reporter: reporter.check(reading, raised, firing))
             self._note_unwritten(reading.step)
+
+    # The guard
+
+    def _begin_guard(self, model: nn.Module, optimizer: Any) -> None:
+        assert self.guard is not None
+        self._arm(self.alerts)  # a resumed run's
+        self.guard.begin(model, optimizer)
+
+    def _arm(self, raised: Iterable[Alert]) -> None:
+        if self.guard is not None and any("guard" in alert.actions for alert in raised):
+            self.guard.arm()
+
+    def _guard(self, step: int, act: Callable[[], None]) -> None:
+        """Let the guard act. A fault in it ends the training, or the guard."""
+        error = attempt(act)
+        if error is None or self.guard is None:
+            return
+        guard, self.guard = self.guard, None
+        attempt(guard.release)
+        if self.config.on_guard_error == "stop":
+            raise WeightWatchError(
+                f"The guard failed at step {step}: {text_of(error).rstrip('.')}. Training is stopped, since it would "
+                "go on unguarded. Set `on_guard_error: continue` to allow that."
+            ) from error
+        self._faults.note(step, error, what="guard", outcome="Training continues unguarded.")
+        failed = Alert.of_guard(guard.directions[0].name, step, f"the guard failed ({text_of(error)}), and is off")
+        self._report(step, lambda reporter: reporter.alerts([failed]))
 
     # Start of a run
 

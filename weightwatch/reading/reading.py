@@ -62,6 +62,20 @@ class DirectionReading(Score):
 
 
 @dataclass(frozen=True)
+class Guarded:
+    """What a guard has done since the check before."""
+
+    __pydantic_config__ = LINE
+
+    steps: Annotated[int, Field(ge=0)]
+    """Optimizer steps after which it was on."""
+    dose: Mapping[str, float]
+    """Dose taken back, added up over the steps, by the name of the direction."""
+    share: float
+    """The norms of what was taken back, added up over the steps, over the norm of the update."""
+
+
+@dataclass(frozen=True)
 class Reading:
     """The result of one check.
 
@@ -87,6 +101,8 @@ class Reading:
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Tensors that could not be measured (NaN, a resized vocabulary), each with the reason. They count as not trained,
     so they lower ``reach``."""
+    guard: Guarded | None = None
+    """What the guard has done since the check before; None without a guard."""
 
     def __getitem__(self, direction: str) -> DirectionReading:
         return self.directions[direction]
@@ -97,6 +113,8 @@ class Reading:
         line = asdict(replace(self, directions=bare))
         for part in line["directions"].values():
             del part["tensors"]
+        if self.guard is None:
+            del line["guard"]
         return line
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Literal
 
@@ -59,6 +60,8 @@ class Alert:
     """Labels of the rule."""
     actions: tuple[str, ...]
     """Actions to take: those of the rule, or none if the alert is resolved."""
+    message: str | None = None
+    """What has happened, if the alert is not that of a rule."""
 
     def describe(self) -> str:
         """Return the alert as a paragraph of printable text."""
@@ -67,6 +70,30 @@ class Alert:
     def to_json(self) -> dict[str, Any]:
         """Return the alert as a line of alerts.jsonl."""
         return asdict(self)
+
+    @classmethod
+    def of_guard(cls, direction: str, step: int, message: str) -> "Alert":
+        """Return the alert that a guard is off."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return cls(
+            alert="guard-failed",
+            state="firing",
+            severity="critical",
+            direction=direction,
+            metric="dose",
+            value=0.0,
+            threshold=0.0,
+            where="model",
+            step=step,
+            since=step,
+            time=now,
+            top_layers=(),
+            top_modules=(),
+            last_clean=None,
+            labels={},
+            actions=("log",),
+            message=message,
+        )
 
     @classmethod
     def from_json(cls, line: str | bytes) -> "Alert":
@@ -78,6 +105,8 @@ class Alert:
         return _lines().validate_json(line)
 
     def _told(self) -> str:
+        if self.message is not None:
+            return f"{self.alert} ({self.severity}) at step {self.step}: {self.message}"
         if self.state == "resolved":
             return f"{self.alert} resolved at step {self.step}: {self.direction} {self.metric} is {self.value:.4g}."
         back = (

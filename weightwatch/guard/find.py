@@ -1,0 +1,265 @@
+"""Which weights of a model a guard can change, and why not the others."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from weightwatch.guard.outputs import Outputs
+from weightwatch.guard.parts import Factors, Full, Part, Trained
+from weightwatch.guard.projection import output_basis
+from weightwatch.update.change import Change, Difference
+from weightwatch.update.live import Update
+from weightwatch.update.model_view import ModelView
+from weightwatch.update.peft.adapters import start_factors
+from weightwatch.update.peft.modules import AdapterModule
+from weightwatch.update.reference import Reference
+from weightwatch.update.sharding.parameters import named
+from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.low_rank import Delta, LowRank
+from weightwatch.vectors.precision import wide
+
+_TOGETHER = 32  # weights whose factors are stacked at a time
+_ROUNDED = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Direct:
+    """A weight that is trained itself.
+
+    Attributes:
+        name: Its name in the plain model.
+        directions: The directions that have it, by their positions, each with its change.
+        parameter: The parameter.
+        start: Reads θ₀ of the weight, in the precision of the parameter.
+        by_column: Whether its outputs are columns: an embedding, GPT-2's ``Conv1D``.
+    """
+
+    name: str
+    directions: Mapping[int, Delta]
+    parameter: nn.Parameter
+    start: Callable[[], Tensor]
+    by_column: bool
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A weight that LoRA changes by ``s B A``, or the transpose of that.
+
+    Attributes:
+        name: Its name in the plain model.
+        directions: The directions that have it, by their positions, each with its change in the orientation of B A.
+        a: A, shape (r, in).
+        b: B, shape (out, r).
+        by_left: Whether B limits the change, so that A is changed.
+        scale: s.
+        started: ⟨s B₀ A₀,w⟩ of each direction.
+    """
+
+    name: str
+    directions: Mapping[int, Delta]
+    a: nn.Parameter
+    b: nn.Parameter
+    by_left: bool
+    scale: float
+    started: Sequence[float]
+
+
+def guarded(
+    view: ModelView,
+    reference: Reference,
+    directions: Sequence[Direction],
+    chosen: Callable[[str], bool],
+    *,
+    corrected: bool,
+) -> list[Direct | Adapted]:
+    """Return the trained weights that directions have.
+
+    Args:
+        view: The model now.
+        reference: θ₀.
+        directions: The directions to keep out.
+        chosen: Whether a weight is to be guarded, by its name.
+        corrected: Whether the weights themselves will be corrected, not only their gradients.
+
+    Raises:
+        WeightWatchError: A weight can't be guarded exactly; the message says why, and what to do.
+    """
+    if view.sharded:
+        raise WeightWatchError(
+            "The model is sharded over processes, where the guard can't change weights. Train with DDP or on one "
+            "device, or use `mode: preventative`."
+        )
+    modules = dict(view.model.named_modules())
+    parameters = named(view.model, modules)
+    owners = {id(p): module for module in modules.values() for p in module.parameters(recurse=False)}
+    adapters = {adapted.weight: adapted for adapted in view.adapters}
+    starts = start_factors(view.adapters, reference.start)
+    keys = dict(zip(view.direct, view.full, strict=True))
+    found: list[Direct | Adapted] = []
+    for name, change in Update(view, reference).items():
+        ws = {k: direction.deltas[name] for k, direction in enumerate(directions) if name in direction.deltas}
+        if not ws or not chosen(name):
+            continue
+        if isinstance(change, Difference):
+            parameter = parameters[keys[name]]
+            trained = [parameter]
+            one: Direct | Adapted = _direct(name, change, parameter, ws, owners[id(parameter)])
+        else:
+            adapted = _adapted(name, change, adapters.get(name), parameters, ws, starts.get(name))
+            one, trained = adapted, [adapted.a, adapted.b]
+        if corrected:
+            for parameter in trained:
+                _require_precise(name, parameter)
+        found.append(one)
+    return found
+
+
+def parts(weights: Sequence[Direct | Adapted]) -> list[Part]:
+    """Return the levers by which the weights are kept off the directions themselves."""
+    found: list[Part] = []
+    groups: dict[object, list[Adapted]] = {}
+    for weight in weights:
+        if isinstance(weight, Direct):
+            where, ws = list(weight.directions), list(weight.directions.values())
+            found.append(Full(weight.name, Trained(weight.parameter), weight.start(), where, ws))
+        else:
+            kinds = tuple((k, w.rank if isinstance(w, LowRank) else None) for k, w in weight.directions.items())
+            shapes = weight.a.shape, weight.b.shape, weight.by_left
+            groups.setdefault((shapes, kinds, weight.a.device), []).append(weight)
+    for alike in groups.values():
+        found.extend(_factors(alike[first : first + _TOGETHER]) for first in range(0, len(alike), _TOGETHER))
+    return found
+
+
+def outputs(weights: Sequence[Direct | Adapted], rank: int) -> list[Outputs]:
+    """Return the outputs of the weights that the directions write to.
+
+    Args:
+        weights: The weights.
+        rank: Largest number of outputs of each weight.
+
+    Raises:
+        WeightWatchError: The outputs of a weight can't be told, or can't be changed alone.
+    """
+    found = []
+    for weight in weights:
+        trained, ws = Trained(weight.b) if isinstance(weight, Adapted) else None, list(weight.directions.values())
+        if isinstance(weight, Adapted) and (any(weight.started) or not weight.b.requires_grad):
+            raise WeightWatchError(
+                f"The adapter of {weight.name} did not start at zero, or trains A alone, so its outputs can't be "
+                "changed by B alone. Use `mode: update`."
+            )
+        if isinstance(weight, Direct):
+            if weight.parameter.ndim > 2:
+                raise WeightWatchError(
+                    f"{weight.name} has {weight.parameter.ndim} dimensions, so its outputs are not known. Use "
+                    "`mode: update`, or leave the layer out with `layers:`."
+                )
+            trained = Trained(weight.parameter, weight.by_column)
+            ws = [oriented(w, weight.by_column) for w in ws]
+        assert trained is not None
+        basis = output_basis([w.to(trained.values.device) for w in ws], rank)
+        one = Outputs(weight.name, trained, basis, None)
+        if isinstance(weight, Direct):
+            one = Outputs(weight.name, trained, basis, one.along(trained.oriented(weight.start()).to(basis.device)))
+        found.append(one)
+    return found
+
+
+def oriented(w: Delta, turned: bool) -> Delta:
+    """Return a direction's change of a weight, or its transpose, as ``left @ right`` if it is in factors."""
+    if not isinstance(w, LowRank):
+        return w.T if turned else w
+    rows, columns = w.oriented
+    return LowRank(columns.T, rows.T) if turned else LowRank(rows, columns)
+
+
+def _direct(
+    name: str, change: Difference, parameter: nn.Parameter, directions: Mapping[int, Delta], owner: nn.Module
+) -> Direct:
+    (piece,) = change.local.pieces
+    if piece.values.data_ptr() != parameter.data_ptr():
+        raise WeightWatchError(
+            f"{name} is trained through fp32 master weights that the optimizer keeps, so a change of the weight itself "
+            "would be undone. Train with autocast (bf16=True on a model in fp32), or use `mode: preventative`."
+        )
+    by_column = isinstance(owner, nn.Embedding) or type(owner).__name__ == "Conv1D"
+    return Direct(
+        name,
+        directions,
+        parameter,
+        lambda: change.start(piece.box).to(change.local.dtype),
+        by_column and parameter.ndim > 1,
+    )
+
+
+def _adapted(
+    name: str,
+    change: Change,
+    module: AdapterModule | None,
+    parameters: Mapping[str, nn.Parameter],
+    directions: Mapping[int, Delta],
+    start: LowRank | None,
+) -> Adapted:
+    from peft.tuners.lora import LoraLayer
+
+    if not isinstance(change, LowRank) or module is None or not isinstance(module.module, LoraLayer):
+        kind = "an adapter" if module is None else type(module.module).__name__
+        raise WeightWatchError(
+            f"{name} is trained by {kind} whose change is not B A (DoRA, experts, another tuner), so it can't be kept "
+            "off a direction exactly. Train with plain LoRA or the weights themselves, or leave the layer out with "
+            "`layers:`."
+        )
+    adapters = module.adapters(every=False)
+    if len(adapters) != 1:
+        raise WeightWatchError(
+            f"{len(adapters)} adapters are trained on {name}, and the guard can't tell which of them to change. Train "
+            "one at a time."
+        )
+    form = f"lora_embedding_{{}}.{adapters[0]}" if module.module.lora_embedding_A else f"lora_{{}}.{adapters[0]}.weight"
+    a, b = (parameters[module.name(form.format(half))] for half in "AB")
+    by_left = change.limited == "left"
+    if not (a if by_left else b).requires_grad:
+        raise WeightWatchError(
+            f"The factor of {name} by which a direction could be taken back is frozen. Train both factors of LoRA, or "
+            "leave the layer out with `layers:`."
+        )
+    started = [0.0 if start is None else _product(start, w) for w in directions.values()]
+    turned = {k: oriented(w, change.transposed) for k, w in directions.items()}
+    return Adapted(name, turned, a, b, by_left, module.scaling(adapters[0], lambda _: None), started)
+
+
+def _factors(alike: Sequence[Adapted]) -> Factors:
+    by_left = alike[0].by_left
+    left, right = [Trained(w.b, turned=by_left) for w in alike], [Trained(w.a, turned=by_left) for w in alike]
+    return Factors(
+        names=[weight.name for weight in alike],
+        free=right if by_left else left,
+        fixed=left if by_left else right,
+        scale=[weight.scale for weight in alike],
+        where=list(alike[0].directions),
+        directions=[[oriented(w, by_left) for w in weight.directions.values()] for weight in alike],
+        started=[weight.started for weight in alike],
+    )
+
+
+def _require_precise(name: str, parameter: nn.Parameter) -> None:
+    """Refuse a weight in a precision in which corrections would be lost."""
+    if parameter.dtype in _ROUNDED:
+        raise WeightWatchError(
+            f"{name} is trained in {str(parameter.dtype).removeprefix('torch.')}, in which the correction of one step "
+            "is smaller than the distance between two numbers, and would be lost. Load the model with "
+            "dtype=torch.float32 and train with bf16=True (autocast), or use `mode: gradient` or `mode: preventative`."
+        )
+
+
+def _product(start: LowRank, w: Delta) -> float:
+    """Return ⟨start,w⟩ of one weight."""
+    rows, columns = (wide(each).cpu() for each in start.oriented)
+    if isinstance(w, Tensor):
+        return float(((rows.T @ wide(w).cpu()) * columns).sum())
+    others, across = (wide(each).cpu() for each in w.oriented)
+    return float(((rows.T @ others) * (columns @ across.T)).sum())
