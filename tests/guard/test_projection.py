@@ -45,7 +45,9 @@ def test_movement_away_is_undone_only_where_a_lower_bound_is_given() -> None:
 def test_a_direction_that_is_not_in_a_tensor_takes_nothing() -> None:
     inner, gram = torch.tensor([[3.0, 0.0], [0.0, 0.0]]).double(), torch.zeros(2, 2, 2).double()
     gram[0, 0, 0] = 1.0
-    assert coefficients(inner, gram, torch.zeros(2, 2).double()).tolist() == [[3.0, 0.0], [0.0, 0.0]]
+    high = torch.zeros(2, 2).double()
+    for low in (None, torch.full_like(high, -torch.inf)):
+        assert coefficients(inner, gram, high, low).tolist() == [[3.0, 0.0], [0.0, 0.0]]
 
 
 def test_what_is_not_finite_stays_visible() -> None:

@@ -42,7 +42,7 @@ def coefficients(inner: Tensor, gram: Tensor, high: Tensor, low: Tensor | None =
     """
     square = gram.diagonal(dim1=-2, dim2=-1)
     present = square > _NOTHING * square.amax(-1, keepdim=True)
-    divisor = torch.where(present, square, torch.inf)
+    divisor = torch.where(present, square, 1.0)
     taken = torch.zeros_like(inner)
     count = inner.shape[-1]
     for _ in range(SWEEPS if count > 1 else 1):
@@ -53,7 +53,7 @@ def coefficients(inner: Tensor, gram: Tensor, high: Tensor, low: Tensor | None =
             found = above.clamp(min=0)
             if low is not None:
                 found = found + ((rest - low[..., k]) / divisor[..., k]).clamp(max=0)
-            taken[..., k] = found
+            taken[..., k] = torch.where(present[..., k], found, 0.0)  # a bound of -inf over nothing is not a number
         if count == 1 or bool(((taken - before).abs() <= _SETTLED * taken.abs().amax()).all()):
             break
     bad = ~(inner.isfinite().all(-1, keepdim=True) & gram.isfinite().flatten(-2).all(-1, keepdim=True))
