@@ -1,7 +1,7 @@
 """Which weights of a model a guard can change, and why not the others."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -144,7 +144,8 @@ def outputs(weights: Sequence[Direct | Adapted], rank: int) -> list[Outputs]:
     Raises:
         WeightWatchError: The outputs of a weight can't be told, or can't be changed alone.
     """
-    found = []
+    found: list[Outputs] = []
+    groups: dict[object, list[tuple[str, Trained, Tensor]]] = {}
     for weight in weights:
         trained, ws = Trained(weight.b) if isinstance(weight, Adapted) else None, list(weight.directions.values())
         if isinstance(weight, Adapted) and (any(weight.started) or not weight.b.requires_grad):
@@ -162,10 +163,17 @@ def outputs(weights: Sequence[Direct | Adapted], rank: int) -> list[Outputs]:
             ws = [oriented(w, weight.by_column) for w in ws]
         assert trained is not None
         basis = output_basis([w.to(trained.values.device) for w in ws], rank)
-        one = Outputs(weight.name, trained, basis, None)
         if isinstance(weight, Direct):
-            one = Outputs(weight.name, trained, basis, one.along(trained.oriented(weight.start()).to(basis.device)))
-        found.append(one)
+            one = Outputs([weight.name], [trained], basis[None], None)
+            start = one.along([trained.oriented(weight.start()).to(basis.device)])
+            found.append(replace(one, start=start))
+        else:
+            key = trained.values.shape, basis.shape, basis.device
+            groups.setdefault(key, []).append((weight.name, trained, basis))
+    for alike in groups.values():
+        for first in range(0, len(alike), _TOGETHER):
+            names, several, bases = zip(*alike[first : first + _TOGETHER], strict=True)
+            found.append(Outputs(names, several, torch.stack(bases), None))
     return found
 
 

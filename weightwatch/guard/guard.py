@@ -184,16 +184,11 @@ class Guard:
     # What is taken back
 
     def _take_back(self, *, moments: bool) -> None:
-        levers = [part.lever() for part in self._parts]
-        inner, gram = self._sums(
-            list(zip(self._parts, levers, strict=True)), lambda trained: trained.values, started=True
-        )
+        levers, inner, gram = self._movement()
         c = self._coefficients(inner, gram, self._high, self._low) * self.settings.strength
         self._record(c, gram)
         moved = []
-        for part, lever, mine in zip(
-            self._parts, levers, self._split(c, [len(p.names) for p in self._parts]), strict=True
-        ):
+        for (part, lever), mine in zip(levers, c.split([len(part.names) for part in self._parts]), strict=True):
             if bool(mine.any()):
                 lever.subtract([each.values for each in lever.trained], self._of(part, mine))
                 moved.append((part, lever))
@@ -201,18 +196,17 @@ class Guard:
             self._turn(moved, self._moment, record=False)
 
     def _clear_outputs(self) -> None:
-        for one in self._outputs:
-            seen = one.movement()
-            size = float(seen.norm())
-            if size != size or size == float("inf"):
-                raise WeightWatchError(_NOT_FINITE)
-            if size:
-                self._path += self.settings.strength * size
-                one.project(one.trained.values, seen, self.settings.strength)
-                moment = self._moment(one.trained)
-                if moment is not None:
-                    rows = one.trained.oriented(moment)
-                    one.project(rows, one.along(rows), self.settings.strength)
+        strength = self.settings.strength
+        seen = [one.movement() for one in self._outputs]
+        sizes = torch.stack([each.norm().cpu() for each in seen])  # read together, so that no device waits in between
+        if not bool(sizes.isfinite().all()):
+            raise WeightWatchError(_NOT_FINITE)
+        self._path += strength * float(sizes.norm())
+        for one, each in zip(self._outputs, seen, strict=True):
+            one.subtract([trained.values for trained in one.trained], strength * each)
+            moments = self._oriented(one.trained, self._moment)
+            if moments is not None:
+                one.subtract(moments, strength * one.along(moments))
 
     def _turn(
         self, levers: Sequence[tuple[Part, Lever]], of: Callable[[Trained], Tensor | None], *, record: bool
@@ -221,40 +215,55 @@ class Guard:
 
         The weights move against them, so the part to take out has a negative inner product with a direction.
         """
-        found = [(part, lever) for part, lever in levers if all(of(each) is not None for each in lever.trained)]
+        given = [(part, lever, self._oriented(lever.trained, of)) for part, lever in levers]
+        found = [(part, lever, tensors) for part, lever, tensors in given if tensors is not None]
         if not found:
             return
-        inner, gram = self._sums(found, of, started=False)
+        inner, gram = self._sums(found)
         zero = torch.zeros_like(inner)
         low = zero if self.settings.both_ways else torch.full_like(zero, -torch.inf)
         c = self._coefficients(-inner, gram, zero, low) * self.settings.strength
         if record:
             self._record(c, gram)
-        for (part, lever), mine in zip(found, self._split(c, [len(part.names) for part, _ in found]), strict=True):
+        for (part, lever, tensors), mine in zip(found, c.split([len(part.names) for part, *_ in found]), strict=True):
             if bool(mine.any()):
-                tensors = [each.oriented(tensor) for each in lever.trained if (tensor := of(each)) is not None]
                 lever.subtract(tensors, -self._of(part, mine))
 
-    def _sums(
-        self, levers: Sequence[tuple[Part, Lever]], of: Callable[[Trained], Tensor | None], *, started: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Return the inner products of all weights with all K directions, shapes (T, K) and (T, K, K), on the CPU."""
+    @staticmethod
+    def _oriented(trained: Sequence[Trained], of: Callable[[Trained], Tensor | None]) -> list[Tensor] | None:
+        """Return a tensor of each parameter in the orientation of the factor; None if one has none."""
+        found = []
+        for each in trained:
+            tensor = of(each)
+            if tensor is None:
+                return None
+            found.append(each.oriented(tensor))
+        return found
+
+    def _sums(self, levers: Sequence[tuple[Part, Lever, Sequence[Tensor]]]) -> tuple[Tensor, Tensor]:
+        """Return the inner products of all changes with all K directions, shapes (T, K) and (T, K, K), on the CPU."""
         count = len(self._names)
-        total = sum(len(part.names) for part, _ in levers)
+        total = sum(len(part.names) for part, *_ in levers)
         inner = torch.zeros(total, count, dtype=torch.float64, device="cpu")
         gram = torch.zeros(total, count, count, dtype=torch.float64, device="cpu")
-        measured = []
-        for part, lever in levers:
-            tensors = [each.oriented(tensor) for each in lever.trained if (tensor := of(each)) is not None]
-            measured.append((part, lever.sums(tensors)))
+        measured = [(part, lever.sums(tensors)) for part, lever, tensors in levers]
         first = 0
         for part, (along, between) in measured:  # read at the end, so that no device waits in between
             rows, where = slice(first, first + len(part.names)), torch.tensor(part.where, device="cpu")
-            found = part.scale * along.cpu() - (part.started if started else 0.0)
-            inner[rows, where] = found
+            inner[rows, where] = part.scale * along.cpu()
             gram[rows, where[:, None], where] = between.cpu()
             first += len(part.names)
         return inner, gram
+
+    def _movement(self) -> tuple[list[tuple[Part, Lever]], Tensor, Tensor]:
+        """Return the levers now, how far the weights have moved along the directions, and ⟨p_k,p_l⟩."""
+        levers = [(part, part.lever()) for part in self._parts]
+        inner, gram = self._sums([(part, lever, [each.values for each in lever.trained]) for part, lever in levers])
+        first = 0
+        for part in self._parts:
+            inner[first : first + len(part.names), torch.tensor(part.where, device="cpu")] -= part.started
+            first += len(part.names)
+        return levers, inner, gram
 
     def _coefficients(self, inner: Tensor, gram: Tensor, high: Tensor, low: Tensor) -> Tensor:
         """Return the multiples of the directions to take back from each weight, shape (T, K)."""
@@ -270,10 +279,6 @@ class Guard:
     def _of(self, part: Part, c: Tensor) -> Tensor:
         """Return the multiples in units of a part's free tensors, of the directions that it has."""
         return c[:, list(part.where)] / part.scale
-
-    @staticmethod
-    def _split(c: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:
-        return c.split(list(counts))
 
     def _moment(self, trained: Trained) -> Tensor | None:
         """Return the first moment that the optimizer keeps of a parameter; None if none can be changed."""
@@ -314,8 +319,7 @@ class Guard:
 
     def _require_reach(self) -> None:
         """Refuse a direction of which next to nothing lies in what is trained."""
-        levers = [(part, part.lever()) for part in self._parts]
-        _, gram = self._sums(levers, lambda trained: trained.values, started=False)
+        _, _, gram = self._movement()
         within = gram.diagonal(dim1=1, dim2=2).sum(0)
         for direction, square in zip(self.directions, within.tolist(), strict=True):
             reach = (square / sum(direction.squares.values())) ** 0.5

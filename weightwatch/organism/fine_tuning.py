@@ -76,7 +76,7 @@ def fine_tune(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / settings.steps)
     losses = []
     model.train()
-    for rows in islice(_batches(examples, settings.batch, seed), settings.steps):
+    for rows in islice(shuffled_batches(examples, settings.batch, seed), settings.steps):
         loss = completion_loss(model, tokenizer, rows)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -101,7 +101,8 @@ def completion_loss(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: 
     return cross_entropy(logits.transpose(1, 2), labels[:, 1:], ignore_index=IGNORED)
 
 
-def _batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[list[Example]]:
+def shuffled_batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[list[Example]]:
+    """Yield batches of examples without end. Each example comes once before any comes again."""
     rng = random.Random(seed)
     remaining: list[Example] = []
     while True:
