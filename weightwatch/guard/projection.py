@@ -9,6 +9,7 @@ the other would leave part of the first.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +17,8 @@ from weightwatch.vectors.low_rank import Delta, LowRank
 from weightwatch.vectors.precision import wide
 
 SWEEPS = 1000
-"""Largest number of sweeps over the K coefficients. Directions with a cosine of 0.99 take about 500."""
-_SETTLED = 1e-12  # change of a coefficient, as a share of the largest one, below which a sweep has ended
+"""Largest number of sweeps over the K coefficients. Two directions with a cosine of 0.99 take about 500."""
+_SETTLED = 1e-10  # change of a coefficient, as a share of the largest one, below which a sweep has ended
 _NOTHING = 1e-12  # share of the largest ‖p‖² of a tensor's directions below which one is nothing to take back
 _ROUNDING = 1e-12  # share of the largest squared singular value below which one is zero
 
@@ -40,24 +41,26 @@ def coefficients(inner: Tensor, gram: Tensor, high: Tensor, low: Tensor | None =
         >>> coefficients(inner, gram, torch.ones(1, 2).double()).tolist()
         [[2.0, 0.0]]
     """
-    square = gram.diagonal(dim1=-2, dim2=-1)
-    present = square > _NOTHING * square.amax(-1, keepdim=True)
-    divisor = torch.where(present, square, 1.0)
-    taken = torch.zeros_like(inner)
-    count = inner.shape[-1]
+    bad = ~(inner.isfinite().all(-1) & gram.isfinite().all(-1).all(-1)).cpu().numpy()
+    x, g, top = (each.cpu().numpy() for each in (inner, gram, high))
+    x, g = np.where(bad[:, None], 0.0, x), np.where(bad[:, None, None], 0.0, g)
+    bottom = np.full_like(top, -np.inf) if low is None else low.cpu().numpy()
+    square = np.diagonal(g, axis1=-2, axis2=-1)
+    present = square > _NOTHING * square.max(-1, keepdims=True)
+    divisor = np.where(present, square, 1.0)
+    taken = np.zeros_like(x)
+    count = x.shape[-1]
     for _ in range(SWEEPS if count > 1 else 1):
-        before = taken.clone()
+        before = taken.copy()
         for k in range(count):
-            rest = inner[..., k] - (gram[..., k, :] * taken).sum(-1) + square[..., k] * taken[..., k]
-            above = (rest - high[..., k]) / divisor[..., k]
-            found = above.clamp(min=0)
-            if low is not None:
-                found = found + ((rest - low[..., k]) / divisor[..., k]).clamp(max=0)
-            taken[..., k] = torch.where(present[..., k], found, 0.0)  # a bound of -inf over nothing is not a number
-        if count == 1 or bool(((taken - before).abs() <= _SETTLED * taken.abs().amax()).all()):
+            rest = x[:, k] - (g[:, k] * taken).sum(-1) + square[:, k] * taken[:, k]
+            towards = np.maximum((rest - top[:, k]) / divisor[:, k], 0.0)
+            away = np.minimum((rest - bottom[:, k]) / divisor[:, k], 0.0)
+            taken[:, k] = np.where(present[:, k], towards + away, 0.0)
+        if np.abs(taken - before).max(initial=0.0) <= _SETTLED * np.abs(taken).max(initial=0.0):
             break
-    bad = ~(inner.isfinite().all(-1, keepdim=True) & gram.isfinite().flatten(-2).all(-1, keepdim=True))
-    return torch.where(bad, torch.nan, taken)
+    taken[bad] = np.nan
+    return torch.from_numpy(taken)
 
 
 def output_basis(changes: Sequence[Delta], rank: int) -> Tensor:
