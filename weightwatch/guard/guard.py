@@ -76,7 +76,7 @@ class Guard:
         self._hooks: list[RemovableHandle] = []
         self._model: nn.Module | None = None
         self._optimizer: Any = None
-        self._high = self._low = torch.empty(0, device="cpu")
+        self._high = self._low = torch.empty(0, dtype=torch.float64, device="cpu")
         self._steps, self._path = 0, 0.0
         self._taken = torch.zeros(len(self._names), dtype=torch.float64, device="cpu")
 
@@ -249,7 +249,10 @@ class Guard:
         measured = [(part, lever.sums(tensors)) for part, lever, tensors in levers]
         first = 0
         for part, (along, between) in measured:  # read at the end, so that no device waits in between
-            rows, where = slice(first, first + len(part.names)), torch.tensor(part.where, device="cpu")
+            rows, where = (
+                slice(first, first + len(part.names)),
+                torch.tensor(part.where, dtype=torch.long, device="cpu"),
+            )
             inner[rows, where] = part.scale * along.cpu()
             gram[rows, where[:, None], where] = between.cpu()
             first += len(part.names)
@@ -261,7 +264,9 @@ class Guard:
         inner, gram = self._sums([(part, lever, [each.values for each in lever.trained]) for part, lever in levers])
         first = 0
         for part in self._parts:
-            inner[first : first + len(part.names), torch.tensor(part.where, device="cpu")] -= part.started
+            inner[first : first + len(part.names), torch.tensor(part.where, dtype=torch.long, device="cpu")] -= (
+                part.started
+            )
             first += len(part.names)
         return levers, inner, gram
 
