@@ -257,7 +257,7 @@ class Session:
         self._tried = step
         raised: list[Alert] = []
         if self._watching:
-            self._guarded(step, lambda: raised.extend(self._state.take(self._measure(model, step))))
+            self._guarded(step, lambda: raised.extend(self._state.take(self._measured(self.monitor.view(model), step))))
             if self._state.step == step:
                 self._report_check(raised)
         requests, guards = Requests.of(raised), self._guarding.arms(raised)
@@ -269,8 +269,8 @@ class Session:
         self._save_owed |= bool(save)
         return bool(stop)
 
-    def _measure(self, model: nn.Module, step: int) -> Reading:
-        reading = self.monitor.read(self.monitor.view(model), step)
+    def _measured(self, view: ModelView, step: int) -> Reading:
+        reading = self.monitor.read(view, step)
         return replace(reading, guard=self._guarding.account(reading.update_norm))
 
     def _report_check(self, raised: Sequence[Alert]) -> None:
@@ -302,7 +302,7 @@ class Session:
         if step:
             self.monitor.validate(view)
             return view, self._resume(step, checkpoint)
-        reading = self.monitor.read(view, 0)
+        reading = self._measured(view, 0)
         self._open(0)
         self._report_check(self._state.take(reading))
         self._ranks.agreed(self._faults.raise_fatal)

@@ -144,12 +144,13 @@ def _guard(run: Run) -> str:
 def closing(outcome: Outcome, guard: GuardSettings) -> str:
     """Return one line on what a guard has taken back, and what its witness reads."""
     taken = ", ".join(f"a dose of {number(dose).lstrip('+')} of {name}" for name, dose in outcome.taken.items() if dose)
+    did = f"took back {taken or 'nothing'}" if guard.mode != "preventative" else "added its directions while training"
     reads = ""
     if guard.witnessed is not None:
         value = outcome.last[guard.witnessed].reach_cosine
         side = "above" if value > guard.witness_above else "not above"
         reads = f"; its witness {guard.witnessed} reads {number(value)} (reach cos.), {side} {guard.witness_above:g}"
-    return printable(f"weightwatch: the guard (mode: {guard.mode}) took back {taken or 'nothing'}{reads}")
+    return printable(f"weightwatch: the guard (mode: {guard.mode}) {did}{reads}")
 
 
 class Summary(Reporter):
