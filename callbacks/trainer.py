@@ -67,8 +67,8 @@ class WeightWatchCallback(TrainerCallback):
         again = args.auto_find_batch_size and self.session is not None and self.session.under_way
         run = self.session.run if self.session is not None and again else carried(state.stateful_callbacks)
         output, step = _output(args), state.global_step
-        if self.session is not None and self.session.guard is not None:
-            self.session.guard.release()
+        if self.session is not None:
+            self.session.release()
         self.session = self._plan.session(output / "weightwatch", event_folder(output), self.scalars)
         optimizer = kwargs.get("optimizer")
         begun = self.session.begin(

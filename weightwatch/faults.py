@@ -68,9 +68,20 @@ class Faults:
         """
         if self._keep:
             self.fatal = self.fatal or error
-            return
+        else:
+            self.tell(step, error, what=what, outcome=outcome)
+
+    def tell(self, step: int, error: BaseException, *, what: str, outcome: str) -> None:
+        """Log and record a fault, also where faults are kept. This never raises.
+
+        Args:
+            step: Step at which it occurred.
+            error: The fault.
+            what: What could not be done at the step.
+            outcome: What happens now; empty if the fault is raised, which tells of it by itself.
+        """
         text = text_of(error)
-        told = text in self._told
+        told = text in self._told or not outcome
         self._told.add(text)
         if not told:
             trace = None if isinstance(error, WeightWatchError | OSError) else error

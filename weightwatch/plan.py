@@ -14,11 +14,12 @@ from weightwatch.rules.engine import require
 from weightwatch.session import Session
 from weightwatch.update.sharding.ranks import Ranks
 from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.errors import WeightWatchError
 
 _logger = logging.getLogger("weightwatch")
 
 BYPASSED = "guard-bypassed"
-"""Name of the alert that the witness of a guard rises: the behaviour comes in by another way."""
+"""Name of the alert that the witness of a guard rises: the behaviour comes in another way."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,15 @@ class Plan:
         """
         settings = Config.load(config)
         watched = load_all(directions) or load_all(settings.directions)
-        directions_and_controls = [*watched, *(control.as_control() for control in load_all(settings.controls))]
-        for direction in directions_and_controls:
-            _warn_if_doubtful(direction)
-        settings = _witnessed(settings, directions_and_controls)
         if directions:
             named = [directions] if isinstance(directions, Direction | str | Path) else directions
             titles = [one.name if isinstance(one, Direction) else str(one) for one in named]
             settings = settings.model_copy(update={"directions": titles})
+        controls = [control.as_control() for control in load_all(settings.controls)]
+        settings = _witnessed(settings, watched, controls)
+        directions_and_controls = [*watched, *controls]
+        for direction in directions_and_controls:
+            _warn_if_doubtful(direction)
         plan = cls(directions_and_controls, settings)
         monitor = plan.monitor()
         require(settings.rules, directions_and_controls)
@@ -81,26 +83,41 @@ class Plan:
         return Session(self.monitor(), self.config, folder, events, ranks=Ranks.world(), reporters=reporters)
 
 
-def _witnessed(settings: Config, watched: list[Direction]) -> Config:
+def _witnessed(settings: Config, watched: list[Direction], controls: Sequence[Direction]) -> Config:
     """Watch the witness of a guard, and add the rule that tells when the guard is bypassed.
 
     Args:
         settings: The settings.
-        watched: The watched directions, controls last. The witness is added where it is missing.
+        watched: The watched directions. The witness is added where it is missing.
+        controls: The controls.
+
+    Returns:
+        The settings, in which the witness has its name and is among the directions.
+
+    Raises:
+        WeightWatchError: Another direction has the witness's name.
     """
     guard = settings.guard
     if guard is None or guard.witnessed is None:
         return settings
-    if guard.witness not in [direction.name for direction in watched]:
+    titles = list(settings.directions)
+    if guard.witnessed not in [direction.name for direction in [*watched, *controls]]:
         (witness,) = load_all(guard.witnessed)
-        if witness.name not in [direction.name for direction in watched]:
-            watched.insert(0, witness)
+        namesake = next((one for one in [*watched, *controls] if one.name == witness.name), None)
+        if namesake is None:
+            watched.append(witness)
+            titles.append(guard.witnessed)
+        elif namesake.squares != witness.squares:
+            raise WeightWatchError(
+                f"guard: the witness at {guard.witnessed} is called {witness.name!r}, as another watched direction is. "
+                "Give each its own name."
+            )
         guard = guard.model_copy(update={"witness": witness.name})
     rules = list(settings.rules)
     if BYPASSED not in [rule.alert for rule in rules]:
         bypassed = {"alert": BYPASSED, "direction": guard.witness, "above": guard.witness_above, "severity": "critical"}
         rules.append(Rule.model_validate(bypassed))
-    return settings.model_copy(update={"guard": guard, "rules": rules})
+    return settings.model_copy(update={"guard": guard, "directions": titles, "rules": rules})
 
 
 def _warn_if_doubtful(direction: Direction) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from weightwatch.config import Config
 from weightwatch.faults import Faults, attempt, raise_any
-from weightwatch.guard.guard import Guard
+from weightwatch.guarding import Guarding
 from weightwatch.monitor import Monitor
 from weightwatch.opening import Opening
 from weightwatch.reading.reading import Reading
@@ -24,6 +24,7 @@ from weightwatch.report.recorder import Recorder
 from weightwatch.report.tensorboard import TensorBoard
 from weightwatch.report.terminal import Summary
 from weightwatch.rules.alert import Alert
+from weightwatch.update.model_view import ModelView
 from weightwatch.update.sharding.ranks import ALONE, Ranks
 from weightwatch.vectors.errors import WeightWatchError, text_of
 
@@ -65,7 +66,6 @@ class Session:
 
     Attributes:
         monitor, config: See above.
-        guard: Keeps directions out of the update; None if the settings name no guard.
         history: The record of the run.
         under_way: Whether training has begun and has not ended.
     """
@@ -88,7 +88,7 @@ class Session:
         self._ranks = ranks
         self._reporters: list[Reporter] = [*reporters]
         self._watching, self._tried, self._save_owed = True, -1, False
-        self.guard = Guard(monitor, config.guard) if config.guard is not None else None
+        self._guarding = Guarding(monitor, config, ranks, self._guard_failed)
 
     @property
     def run(self) -> str:
@@ -141,22 +141,27 @@ class Session:
                 not to be done without.
         """
         self._tried = step
-        raised: list[Alert] = []
-        fault = attempt(lambda: raised.extend(self._begin(model, step, checkpoint, again, run)))
-        if fault is None and self.guard is not None:
-            fault = attempt(lambda: self._begin_guard(model, optimizer))
+        begun: list[tuple[ModelView, list[Alert]]] = []
+        fault = attempt(lambda: begun.append(self._begin(model, step, checkpoint, again, run)))
         # A process that is alone with its fault would leave the others waiting at the next check.
         fault = attempt(lambda: self._ranks.agreed(partial(raise_any, fault)))
+        if fault is None:
+            fault = attempt(lambda: self._guarding.begin(step, model, optimizer, begun[0][0], self.alerts))
         if fault is not None:
             self._watching = False
             self._opening.folder.release()
-            unguarded = self.guard is not None and self.config.on_guard_error == "stop"
-            if isinstance(fault, WeightWatchError) or self.config.on_error == "raise" or unguarded:
+            if isinstance(fault, WeightWatchError) or self.config.on_error == "raise":
                 raise fault
-            self.guard = None
-            self._faults.note(step, fault, outcome="Training continues without monitoring.")
+            if self._guarding.required:
+                raise WeightWatchError(
+                    f"The guard can't begin, because the monitoring can't: {text_of(fault).rstrip('.')}. Training is "
+                    "stopped, since it would go on unguarded. Set `on_guard_error: continue` to allow that."
+                ) from fault
+            unguarded = " and without its guard" if self._guarding.under_way else ""
+            self._faults.note(step, fault, outcome=f"Training continues without monitoring{unguarded}.")
+            self._guarding.release()
             return Requests()
-        requests = Requests.of(raised)
+        requests = Requests.of(begun[0][1])
         self.under_way, self._save_owed = True, requests.save
         return requests
 
@@ -166,8 +171,7 @@ class Session:
         Raises:
             WeightWatchError: The guard failed, unless ``on_guard_error: continue`` is set.
         """
-        if self.guard is not None:
-            self._guard(step, self.guard.before_step)
+        self._guarding.before_step(step)
 
     def after_step(self, step: int) -> None:
         """Let the guard take back what the optimizer's step has moved along its directions.
@@ -175,8 +179,7 @@ class Session:
         Raises:
             WeightWatchError: See ``before_step``.
         """
-        if self.guard is not None:
-            self._guard(step, self.guard.after_step)
+        self._guarding.after_step(step)
 
     def step_end(self, model: nn.Module, step: int, *, saves: bool, stops: bool) -> Requests:
         """Check if a check is due, if a checkpoint follows, or if training ends; at most once a step.
@@ -208,12 +211,33 @@ class Session:
         return Requests(stop=stop)
 
     def end(self, step: int) -> None:
-        """Close the record and print the summary."""
+        """Let the guard go, close the record and print the summary.
+
+        Raises:
+            WeightWatchError: See ``before_step``.
+        """
         self.under_way = False
-        if self.guard is not None:
-            self._guard(step, self.guard.end)
+        left: list[Reading | None] = []
+        fault = attempt(lambda: left.append(self._guarding.end(step)))
+        self._close(step, left[0] if left else None)
+        raise_any(fault)
+        self._agree()
+
+    def release(self) -> None:
+        """Let the guard go: the model begins another run."""
+        self._guarding.release()
+
+    def _close(self, step: int, left: Reading | None = None) -> None:
+        """Close the record and print the summary.
+
+        Args:
+            step: Optimizer steps so far.
+            left: The model as the guard leaves it, if that is not the newest reading.
+        """
+        self.under_way = False
         if self.last is not None and self._watching:
-            outcome = Outcome(self.last, self._state.peaks, self.alerts)
+            self._state.note_guarded(self._guarding.account(0.0))
+            outcome = Outcome(left or self.last, self._state.peaks, self.alerts, self._state.taken)
             self._report(step, lambda reporter: reporter.end(outcome))
             self._note_unwritten(step)
             if self.history.waiting:
@@ -223,7 +247,6 @@ class Session:
                     self.history.folder,
                 )
         self._opening.folder.release()
-        self._agree()
 
     # Checks
 
@@ -234,22 +257,21 @@ class Session:
         self._tried = step
         raised: list[Alert] = []
         if self._watching:
-            self._guarded(step, lambda: raised.extend(self._state.take(self._measure(model, step))))
+            self._guarded(step, lambda: raised.extend(self._state.take(self._measured(self.monitor.view(model), step))))
             if self._state.step == step:
                 self._report_check(raised)
-        self._arm(raised)
-        requests = Requests.of(raised)
+        requests, guards = Requests.of(raised), self._guarding.arms(raised)
         # All processes act alike: if one alone saved, stopped or raised, the others would wait for ever.
-        save, stop = self._ranks.add(np.array([float(requests.save), float(requests.stop)]), self._faults.fatal) > 0
+        wanted = np.array([requests.save, requests.stop, guards], dtype=np.float64)
+        save, stop, guards = self._ranks.add(wanted, self._faults.fatal) > 0
+        self._guarding.arm(bool(guards))
         # With `save_strategy="best"` an evaluation in the same step resets should_save: the save is requested again.
         self._save_owed |= bool(save)
         return bool(stop)
 
-    def _measure(self, model: nn.Module, step: int) -> Reading:
-        reading = self.monitor.read(self.monitor.view(model), step)
-        if self.guard is None:
-            return reading
-        return replace(reading, guard=self.guard.account(reading.update_norm))
+    def _measured(self, view: ModelView, step: int) -> Reading:
+        reading = self.monitor.read(view, step)
+        return replace(reading, guard=self._guarding.account(reading.update_norm))
 
     def _report_check(self, raised: Sequence[Alert]) -> None:
         reading, firing = self.last, self._state.rules.engine.firing
@@ -257,36 +279,21 @@ class Session:
             self._report(reading.step, lambda reporter: reporter.check(reading, raised, firing))
             self._note_unwritten(reading.step)
 
-    # The guard
-
-    def _begin_guard(self, model: nn.Module, optimizer: Any) -> None:
-        assert self.guard is not None
-        self._arm(self.alerts)  # a resumed run's
-        self.guard.begin(model, optimizer)
-
-    def _arm(self, raised: Iterable[Alert]) -> None:
-        if self.guard is not None and any("guard" in alert.actions for alert in raised):
-            self.guard.arm()
-
-    def _guard(self, step: int, act: Callable[[], None]) -> None:
-        """Let the guard act. A fault in it ends the training, or the guard."""
-        error = attempt(act)
-        if error is None or self.guard is None:
-            return
-        guard, self.guard = self.guard, None
-        attempt(guard.release)
-        if self.config.on_guard_error == "stop":
-            raise WeightWatchError(
-                f"The guard failed at step {step}: {text_of(error).rstrip('.')}. Training is stopped, since it would "
-                "go on unguarded. Set `on_guard_error: continue` to allow that."
-            ) from error
-        self._faults.note(step, error, what="guard", outcome="Training continues unguarded.")
-        failed = Alert.of_guard(guard.directions[0].name, step, f"the guard failed ({text_of(error)}), and is off")
-        self._report(step, lambda reporter: reporter.alerts([failed]))
+    def _guard_failed(self, step: int, fault: BaseException | None, alert: Alert, *, stops: bool) -> None:
+        """Record that the guard is off. If training is stopped, nothing is recorded after that."""
+        if self._state.add(alert):
+            self._report(step, lambda reporter: reporter.alerts([alert]))
+        if fault is not None:
+            self._faults.tell(step, fault, what="guard", outcome="" if stops else "Training goes on unguarded.")
+        if stops and self.under_way:
+            self._close(step)
 
     # Start of a run
 
-    def _begin(self, model: nn.Module, step: int, checkpoint: str | None, again: bool, run: str | None) -> list[Alert]:
+    def _begin(
+        self, model: nn.Module, step: int, checkpoint: str | None, again: bool, run: str | None
+    ) -> tuple[ModelView, list[Alert]]:
+        """Return the view of the model, and the alerts that a resumed run raises."""
         view = self._ranks.agreed(lambda: self.monitor.view(model))
         fresh = not (step or again)
         self._opening.claim(step, run, fresh=fresh)
@@ -294,12 +301,12 @@ class Session:
         self.monitor.reference = fix(view, self.monitor.reference)
         if step:
             self.monitor.validate(view)
-            return self._resume(step, checkpoint)
-        reading = self.monitor.read(view, 0)
+            return view, self._resume(step, checkpoint)
+        reading = self._measured(view, 0)
         self._open(0)
         self._report_check(self._state.take(reading))
         self._ranks.agreed(self._faults.raise_fatal)
-        return []
+        return view, []
 
     def _open(self, step: int) -> None:
         """Open the files, and set aside what they have of later steps."""
@@ -355,7 +362,10 @@ class Session:
     def _guarded(self, step: int, act: Callable[[], None]) -> None:
         """Run a part of the monitoring that may fail."""
         error = attempt(act)
-        if error is not None:
+        if error is not None and self._guarding.under_way:
+            outcome = "Training goes on, guarded as before; whether the guard is bypassed is not known meanwhile."
+            self._faults.note(step, error, outcome=outcome)
+        elif error is not None:
             self._faults.note(step, error)
 
     def _note_unwritten(self, step: int) -> None:

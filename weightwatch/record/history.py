@@ -13,7 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from weightwatch.reading.reading import Reading
 from weightwatch.rules.alert import Alert
@@ -36,6 +36,7 @@ class State(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
         states: State of each rule.
         clean: Names of the rules for which the checkpoint is clean.
         peaks: The largest reach cosine of each direction, and its step.
+        taken: The dose that the guard has taken back, of each direction.
     """
 
     step: int
@@ -44,6 +45,7 @@ class State(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     states: dict[str, RuleState]
     clean: list[str]
     peaks: dict[str, tuple[float, int]]
+    taken: dict[str, float] = Field(default_factory=dict)
 
 
 _CHUNK = 1 << 16  # bytes that are read at a time from the end of a file

@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import TypeAlias
 
 from weightwatch.config import Rule
-from weightwatch.reading.reading import Reading
+from weightwatch.reading.reading import Guarded, Reading
 from weightwatch.record.history import History, State
 from weightwatch.rules.alert import Alert
 from weightwatch.rules.engine import RuleState
@@ -28,12 +28,14 @@ class RunState:
     Attributes:
         last: The newest reading; None before the first.
         peaks: The peaks so far.
+        taken: The dose that the guard has taken back so far, of each direction.
         rules: The rules, their states and alerts.
     """
 
     def __init__(self, rules: Sequence[Rule], directions: Iterable[str], history: History) -> None:
         self.last: Reading | None = None
         self.peaks: Peaks = {}
+        self.taken: dict[str, float] = {}
         self.rules = RuleManager(rules, self._exists)
         self._watched, self._history = frozenset(directions), history
         # Saved states are of no use to other rules or directions, or to a version that keeps other states.
@@ -49,8 +51,20 @@ class RunState:
         """Apply the rules to a reading, and make it the newest. Return the alerts that it raised or resolved."""
         raised = self.rules.apply(reading)
         self.last = reading
-        self._update_peaks(reading)
+        self._note(reading)
         return raised
+
+    def add(self, alert: Alert) -> bool:
+        """Add an alert that is not that of a rule. Return whether it is new."""
+        new = all((known.alert, known.step) != (alert.alert, alert.step) for known in self.rules.alerts)
+        if new:
+            self.rules.alerts.append(alert)
+        return new
+
+    def note_guarded(self, guarded: Guarded | None) -> None:
+        """Add what a guard has taken back."""
+        for name, dose in guarded.dose.items() if guarded is not None else ():
+            self.taken[name] = self.taken.get(name, 0.0) + dose
 
     def mark(self, checkpoint: str, *, save: bool) -> None:
         """Note that a checkpoint has the weights of the newest reading.
@@ -88,20 +102,24 @@ class RunState:
             self._history.amend(self.last)  # a crash may have prevented it
         if not self._restored(known):
             self._history.forget_states()
-            self.peaks, self.rules = {}, RuleManager(self.rules.engine.rules, self._exists)
+            self.peaks, self.taken = {}, {}
+            self.rules = RuleManager(self.rules.engine.rules, self._exists)
             self._replay(self._history.readings())
+        for alert in known:
+            if alert.message is not None:  # not that of a rule, so no reading gives it again
+                self.add(alert)
         told = {(alert.alert, alert.step) for alert in known}
         newest = {alert.alert: alert for alert in self.rules.alerts}
         return [newest[rule] for rule in self.rules.firing if (rule, newest[rule].step) not in told]
 
     @property
-    def shared(self) -> tuple[Reading | None, Peaks, Memory]:
+    def shared(self) -> tuple[Reading | None, Peaks, dict[str, float], Memory]:
         """What the other processes of the run need, when only one has read the record."""
-        return self.last, self.peaks, self.rules.memory
+        return self.last, self.peaks, self.taken, self.rules.memory
 
     @shared.setter
-    def shared(self, found: tuple[Reading | None, Peaks, Memory]) -> None:
-        self.last, self.peaks, self.rules.memory = found
+    def shared(self, found: tuple[Reading | None, Peaks, dict[str, float], Memory]) -> None:
+        self.last, self.peaks, self.taken, self.rules.memory = found
 
     def _restored(self, known: Sequence[Alert]) -> bool:
         """Continue from the saved states, if they are of these rules and every alert that fires is recorded."""
@@ -111,7 +129,7 @@ class RunState:
         ):
             return False
         self.rules.resume(states[-1].states, {state.checkpoint: state.clean for state in states}, known)
-        self.peaks, step = dict(states[-1].peaks), states[-1].step
+        self.peaks, self.taken, step = dict(states[-1].peaks), dict(states[-1].taken), states[-1].step
         self.rules.alerts = [alert for alert in self.rules.alerts if alert.step <= step]
         newest = {alert.alert: alert.state for alert in self.rules.alerts}
         if any(newest.get(rule) != "firing" for rule in self.rules.firing):
@@ -123,7 +141,7 @@ class RunState:
         """Apply the rules to recorded readings that have all directions, and save the states at their checkpoints."""
         for reading in readings:
             self.last = reading
-            self._update_peaks(reading)
+            self._note(reading)
             if self._watched <= reading.directions.keys():
                 self.rules.apply(replace(reading, checkpoint=None))  # as in the run: checked first, then saved
                 if reading.checkpoint is not None:
@@ -139,10 +157,13 @@ class RunState:
                 states=self.rules.states,
                 clean=self.rules.engine.clean,
                 peaks=self.peaks,
+                taken=self.taken,
             )
         )
 
-    def _update_peaks(self, reading: Reading) -> None:
+    def _note(self, reading: Reading) -> None:
+        """Update the peaks, and add what the guard has taken back."""
+        self.note_guarded(reading.guard)
         for name, found in reading.directions.items():
             if name not in self.peaks or found.reach_cosine > self.peaks[name][0]:
                 self.peaks[name] = found.reach_cosine, reading.step

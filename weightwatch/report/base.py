@@ -1,7 +1,7 @@
 """Reporters: what shows or records a run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from weightwatch.config import Config
 from weightwatch.reading.reading import Reading
@@ -27,11 +27,13 @@ class Outcome:
     """Information for reporters at the end of a run."""
 
     last: Reading
-    """The newest reading."""
+    """The newest reading; with a guard of ``mode: checkpoint``, one of the model as the guard leaves it."""
     peaks: Peaks
     """The largest reach cosine of each direction, and its step."""
     alerts: Sequence[Alert]
     """All alerts, oldest first."""
+    taken: Mapping[str, float] = field(default_factory=dict)
+    """The dose that the guard has taken back, of each direction it keeps out."""
 
 
 class Reporter:

@@ -7,6 +7,10 @@ from weightwatch.report.base import Reporter
 from weightwatch.rules.alert import Alert
 
 METRICS = ("cosine", "reach_cosine", "dose", "z")
+TAKEN = "dose_taken_back"
+"""Tag of what a guard has taken back of a direction since the check before."""
+SHARE = "guard/share"
+"""Tag of how large all that is, as a share of the norm of the update."""
 
 
 def scalars(reading: Reading) -> dict[str, float]:
@@ -19,6 +23,9 @@ def scalars(reading: Reading) -> dict[str, float]:
     for name, direction in reading.directions.items():
         values = {f"{name}/{metric}": getattr(direction, metric) for metric in METRICS}
         found.update({tag: value for tag, value in values.items() if value is not None})  # z is not there everywhere
+    if reading.guard is not None:
+        found[SHARE] = reading.guard.share
+        found.update({f"{name}/{TAKEN}": dose for name, dose in reading.guard.dose.items()})
     return found
 
 

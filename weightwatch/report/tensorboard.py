@@ -11,7 +11,7 @@ from typing import Any
 from weightwatch.reading.grouping import Layer, split
 from weightwatch.reading.reading import Reading
 from weightwatch.report.base import Outcome, Reporter, Run
-from weightwatch.report.scalars import METRICS, scalars
+from weightwatch.report.scalars import METRICS, SHARE, TAKEN, scalars
 from weightwatch.rules.alert import Alert
 
 _MOST = 10_000  # readings that are kept while they can't be written
@@ -34,7 +34,8 @@ class TensorBoard(Reporter):
         """Take the directions, and the step from which on events are replaced."""
         names = [direction.name for direction in run.directions]
         controlled = any(direction.card.kind == "control" for direction in run.directions)
-        self._layout = _layout(names, [metric for metric in METRICS if metric != "z" or controlled])
+        metrics = [metric for metric in METRICS if metric != "z" or controlled]
+        self._layout = _layout(names, metrics, guarded=run.config.guard is not None)
         self._next = run.step + 1 if run.step else 0
 
     def check(self, reading: Reading, raised: Sequence[Alert], firing: Mapping[str, bool]) -> None:
@@ -111,12 +112,15 @@ def _padded(layer: Layer) -> str:
     return f"{stack}.{index:03d}".lstrip(".")
 
 
-def _layout(directions: Sequence[str], metrics: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+def _layout(directions: Sequence[str], metrics: Sequence[str], *, guarded: bool) -> dict[str, dict[str, list[Any]]]:
     """Return the custom-scalars layout: all directions on one chart, then each direction's layers and modules."""
     names = {name: re.escape(name) for name in directions}
     every = "|".join(names.values())
     layout: dict[str, dict[str, list[Any]]] = {}
     layout["directions"] = {metric: ["Multiline", [rf"^(?:{every})/{metric}$"]] for metric in metrics}
+    if guarded:
+        layout["directions"]["dose taken back"] = ["Multiline", [rf"^(?:{every})/{TAKEN}$"]]
+        layout["directions"]["share taken back"] = ["Multiline", [f"^{SHARE}$"]]
     for name, tag in names.items():
         layout[name] = {f"layers: {m}": ["Multiline", [rf"^{tag}\.layers/{m}/"]] for m in _LAYER_METRICS}
         layout[name]["modules: cosine"] = ["Multiline", [rf"^{tag}\.modules/cosine/"]]

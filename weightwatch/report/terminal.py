@@ -10,6 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from weightwatch.config import GuardSettings
 from weightwatch.reading.grouping import Layer, split
 from weightwatch.reading.reading import Reading, Score
 from weightwatch.report.base import Outcome, Reporter, Run
@@ -124,9 +125,32 @@ def opening(run: Run, folder: Path) -> str:
     rules = ", ".join(rule.alert for rule in run.config.rules)
     every = "every step" if run.config.every == 1 else f"every {run.config.every} steps"
     return printable(
-        f"weightwatch: watching {watched} {every}; {f'rules: {rules}' if rules else 'no rules, so no alerts'}; "
-        f"record: {folder}"
+        f"weightwatch: watching {watched} {every}; {_guard(run)}"
+        f"{f'rules: {rules}' if rules else 'no rules, so no alerts'}; record: {folder}"
     )
+
+
+def _guard(run: Run) -> str:
+    """Return what is kept out, how, and which witness there is; nothing without a guard."""
+    guard = run.config.guard
+    if guard is None:
+        return ""
+    others = [d.name for d in run.directions if d.card.kind != "control" and d.name != guard.witnessed]
+    when = "on" if guard.when == "always" else "ready, switched on by an alert"
+    witness = f"witness: {guard.witnessed}" if guard.witnessed is not None else "no witness"
+    return f"guard: {when} (keeps {', '.join(guard.directions or others)} out, mode: {guard.mode}, {witness}); "
+
+
+def closing(outcome: Outcome, guard: GuardSettings) -> str:
+    """Return one line on what a guard has taken back, and what its witness reads."""
+    taken = ", ".join(f"a dose of {number(dose).lstrip('+')} of {name}" for name, dose in outcome.taken.items() if dose)
+    did = f"took back {taken or 'nothing'}" if guard.mode != "preventative" else "added its directions while training"
+    reads = ""
+    if guard.witnessed is not None:
+        value = outcome.last[guard.witnessed].reach_cosine
+        side = "above" if value > guard.witness_above else "not above"
+        reads = f"; its witness {guard.witnessed} reads {number(value)} (reach cos.), {side} {guard.witness_above:g}"
+    return printable(f"weightwatch: the guard (mode: {guard.mode}) {did}{reads}")
 
 
 class Summary(Reporter):
@@ -138,16 +162,20 @@ class Summary(Reporter):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._guard: GuardSettings | None = None
 
     def begin(self, run: Run) -> None:
         """Print one line."""
+        self._guard = run.config.guard
         with above_bars():
             console(soft_wrap=True).print(opening(run, self._folder))
 
     def end(self, outcome: Outcome) -> None:
-        """Print the table."""
+        """Print the table, and what a guard has done."""
         with above_bars():
             console().print(ClosingTable(outcome))
+            if self._guard is not None:
+                console(soft_wrap=True).print(closing(outcome, self._guard))
 
 
 def scanned(readings: Sequence[Reading]) -> Table:

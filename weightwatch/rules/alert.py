@@ -69,11 +69,21 @@ class Alert:
 
     def to_json(self) -> dict[str, Any]:
         """Return the alert as a line of alerts.jsonl."""
-        return asdict(self)
+        line = asdict(self)
+        if self.message is None:
+            del line["message"]
+        return line
 
     @classmethod
-    def of_guard(cls, direction: str, step: int, message: str) -> "Alert":
-        """Return the alert that a guard is off."""
+    def of_guard(cls, direction: str, step: int, message: str, *, told: bool = True) -> "Alert":
+        """Return the alert that a guard has failed.
+
+        Args:
+            direction: Name of a guarded direction.
+            step: Step at which it failed.
+            message: What has happened.
+            told: Whether the alert is logged.
+        """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         return cls(
             alert="guard-failed",
@@ -91,7 +101,7 @@ class Alert:
             top_modules=(),
             last_clean=None,
             labels={},
-            actions=("log",),
+            actions=("log",) if told else (),
             message=message,
         )
 
