@@ -186,7 +186,7 @@ class Guard:
     def _take_back(self, *, moments: bool) -> None:
         levers = [part.lever() for part in self._parts]
         inner, gram = self._sums(
-            list(zip(self._parts, levers, strict=True)), lambda trained: trained.values, started=True
+            list(zip(self._parts, levers, strict=True)), lambda trained: trained.parameter.detach(), started=True
         )
         c = self._coefficients(inner, gram, self._high, self._low) * self.settings.strength
         self._record(c, gram)
@@ -315,7 +315,7 @@ class Guard:
     def _require_reach(self) -> None:
         """Refuse a direction of which next to nothing lies in what is trained."""
         levers = [(part, part.lever()) for part in self._parts]
-        _, gram = self._sums(levers, lambda trained: trained.values, started=False)
+        _, gram = self._sums(levers, lambda trained: trained.parameter.detach(), started=False)
         within = gram.diagonal(dim1=1, dim2=2).sum(0)
         for direction, square in zip(self.directions, within.tolist(), strict=True):
             reach = (square / sum(direction.squares.values())) ** 0.5

@@ -53,7 +53,7 @@ def coefficients(inner: Tensor, gram: Tensor, high: Tensor, low: Tensor | None =
             found = above.clamp(min=0)
             if low is not None:
                 found = found + ((rest - low[..., k]) / divisor[..., k]).clamp(max=0)
-            taken[..., k] = found
+            taken[..., k] = torch.where(present[..., k], found, 0.0)
         if count == 1 or bool(((taken - before).abs() <= _SETTLED * taken.abs().amax()).all()):
             break
     bad = ~(inner.isfinite().all(-1, keepdim=True) & gram.isfinite().flatten(-2).all(-1, keepdim=True))
