@@ -95,6 +95,8 @@ def _witnessed(settings: Config, watched: list[Direction]) -> Config:
         (witness,) = load_all(guard.witnessed)
         if witness.name not in [direction.name for direction in watched]:
             watched.insert(0, witness)
+            # Its name alone would not be found when the settings are loaded again.
+            settings = settings.model_copy(update={"directions": [*settings.directions, guard.witnessed]})
         guard = guard.model_copy(update={"witness": witness.name})
     rules = list(settings.rules)
     if BYPASSED not in [rule.alert for rule in rules]:

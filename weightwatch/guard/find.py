@@ -94,7 +94,10 @@ def guarded(
         )
     modules = dict(view.model.named_modules())
     parameters = named(view.model, modules)
-    owners = {id(p): module for module in modules.values() for p in module.parameters(recurse=False)}
+    owners: dict[int, nn.Module] = {}
+    for module in modules.values():
+        for p in module.parameters(recurse=False):
+            owners.setdefault(id(p), module)  # of a tied weight, the first: its name is that of the embedding
     adapters = {adapted.weight: adapted for adapted in view.adapters}
     starts = start_factors(view.adapters, reference.start)
     keys = dict(zip(view.direct, view.full, strict=True))

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from weightwatch.monitor import Monitor
 from weightwatch.reading.grouping import group
 from weightwatch.reading.reading import Guarded
 from weightwatch.update.model_view import ModelView
+from weightwatch.vectors.arithmetic import cosine
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.document import Document
 from weightwatch.vectors.errors import WeightWatchError
@@ -97,14 +98,14 @@ class Guard:
             WeightWatchError: The mode can't be exact for what is trained, or the optimizer rules it out; or next to
                 nothing of a direction lies in what is trained.
         """
+        self.release()
         view = view or self._monitor.view(model)
-        if self._monitor.reference.sampled is None:
+        if self._monitor.reference.sampled is None or not self._monitor.knows(model):
             self._monitor.validate(view)
-        self._model, self._optimizer = model, getattr(optimizer, "optimizer", optimizer)
         mode = self.settings.mode
-        _require_optimizer(mode, model, self._optimizer)
+        _require_optimizer(mode, optimizer)
+        self._model, self._optimizer = model, getattr(optimizer, "optimizer", optimizer)
         chosen = _chosen(view, self.directions, self.settings.layers)
-        self._hooks, self._parts, self._outputs = [], [], []
         if mode == "preventative":
             for handle in add_while_training(model, self.directions, self.settings.coefficient, chosen):
                 handle.remove()  # this was a trial; they come with the first step that is guarded
@@ -190,22 +191,24 @@ class Guard:
         )
         c = self._coefficients(inner, gram, self._high, self._low) * self.settings.strength
         self._record(c, gram)
-        moved = []
+        moved, touched = [], set()
         for part, lever, mine in zip(
             self._parts, levers, self._split(c, [len(p.names) for p in self._parts]), strict=True
         ):
             if bool(mine.any()):
                 lever.subtract([each.values for each in lever.trained], self._of(part, mine))
                 moved.append((part, lever))
+                rows = mine.any(1).tolist()
+                touched |= {id(each.parameter) for each, yes in zip(lever.trained, rows, strict=True) if yes}
         if moments and moved:
-            self._turn(moved, self._moment, record=False)
+            self._turn(moved, lambda one: self._moment(one) if id(one.parameter) in touched else None, record=False)
 
     def _clear_outputs(self) -> None:
-        for one in self._outputs:
-            seen = one.movement()
-            size = float(seen.norm())
-            if size != size or size == float("inf"):
-                raise WeightWatchError(_NOT_FINITE)
+        movements = [one.movement() for one in self._outputs]
+        sizes = [float(seen.norm()) for seen in movements]
+        if not all(isfinite(size) for size in sizes):
+            raise WeightWatchError(_NOT_FINITE)
+        for one, seen, size in zip(self._outputs, movements, sizes, strict=True):
             if size:
                 self._path += self.settings.strength * size
                 one.project(one.trained.values, seen, self.settings.strength)
@@ -221,10 +224,15 @@ class Guard:
 
         The weights move against them, so the part to take out has a negative inner product with a direction.
         """
-        found = [(part, lever) for part, lever in levers if all(of(each) is not None for each in lever.trained)]
+        found = [(part, lever) for part, lever in levers if any(of(each) is not None for each in lever.trained)]
         if not found:
             return
-        inner, gram = self._sums(found, of, started=False)
+
+        def known(trained: Trained) -> Tensor:  # what has no gradient, or no moment, does not move
+            tensor = of(trained)
+            return torch.zeros_like(trained.parameter) if tensor is None else tensor
+
+        inner, gram = self._sums(found, known, started=False)
         zero = torch.zeros_like(inner)
         low = zero if self.settings.both_ways else torch.full_like(zero, -torch.inf)
         c = self._coefficients(-inner, gram, zero, low) * self.settings.strength
@@ -232,8 +240,7 @@ class Guard:
             self._record(c, gram)
         for (part, lever), mine in zip(found, self._split(c, [len(part.names) for part, _ in found]), strict=True):
             if bool(mine.any()):
-                tensors = [each.oriented(tensor) for each in lever.trained if (tensor := of(each)) is not None]
-                lever.subtract(tensors, -self._of(part, mine))
+                lever.subtract([each.oriented(known(each)) for each in lever.trained], -self._of(part, mine))
 
     def _sums(
         self, levers: Sequence[tuple[Part, Lever]], of: Callable[[Trained], Tensor | None], *, started: bool
@@ -367,25 +374,28 @@ def require(directions: Sequence[Direction], settings: GuardSettings) -> list[Di
 
 
 def _same(one: Direction, other: Direction) -> bool:
-    """Whether two directions have the same norms in all tensors, within a ten-thousandth."""
-    return one.squares.keys() == other.squares.keys() and all(
-        abs(one.squares[name] - other.squares[name]) <= 1e-4 * one.squares[name] for name in one.squares
-    )
+    """Whether one direction is a multiple of another, within a thousandth of its norm."""
+    if one.squares.keys() != other.squares.keys():
+        return False
+    ratio = sum(one.squares.values()) / sum(other.squares.values())
+    alike = all(abs(one.squares[n] - ratio * other.squares[n]) <= 1e-3 * one.squares[n] for n in one.squares)
+    return alike and abs(cosine(one, other)) > 0.999
 
 
 def _validated(settings: Mapping[str, Any]) -> GuardSettings:
     return Document(GuardSettings, settings, "guard").validate()
 
 
-def _require_optimizer(mode: str, model: nn.Module, optimizer: Any) -> None:
+def _require_optimizer(mode: str, optimizer: Any) -> None:
     """Refuse an optimizer with which a mode can't be exact."""
-    kind = type(optimizer).__name__
-    if any("train_mode" in group for group in getattr(optimizer, "param_groups", ())):
+    inner = getattr(optimizer, "optimizer", optimizer)
+    kind, kinds = type(inner).__name__, f"{type(optimizer).__name__} {type(inner).__name__}"
+    if mode != "preventative" and any("train_mode" in group for group in getattr(inner, "param_groups", ())):
         raise WeightWatchError(
             f"{kind} trains other weights than those it evaluates with (schedule-free), so what the guard takes back "
             "returns. Use an optimizer with a schedule, or `mode: preventative`."
         )
-    if mode == "gradient" and ("LayerWise" in kind or "DeepSpeed" in kind):
+    if mode == "gradient" and ("LayerWise" in kinds or "DeepSpeed" in kinds):
         raise WeightWatchError(
             f"{kind} steps during the backward pass, before `mode: gradient` could change the gradients. Use `mode: "
             "update`."
