@@ -140,7 +140,7 @@ class Monitor:
         Raises:
             WeightWatchError: See ``ModelView``.
         """
-        if not self._knows(model):
+        if not self.knows(model):
             return ModelView(model, self._ranks)
         try:
             return ModelView(model, self._ranks, self._trained)
@@ -157,7 +157,7 @@ class Monitor:
             step: Optimizer steps so far.
             tensors: Whether the reading has the scores of single tensors, too.
         """
-        sums = self._sums(view) if self._knows(view.model) else self.validate(view)
+        sums = self._sums(view) if self.knows(view.model) else self.validate(view)
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         return read(sums, self.directions, step=step, time=now, tensors=tensors)
 
@@ -172,7 +172,7 @@ class Monitor:
                 a direction have nothing in common; θ₀ is unknown; the model's adapters are not supported; the
                 processes hold different models.
         """
-        if not self._knows(view.model) and self._found is not None and self.reference.weights is self._found:
+        if not self.knows(view.model) and self._found is not None and self.reference.weights is self._found:
             self.reference = replace(self.reference, weights=None, sampled=None)  # what was found for another model
         if not self.reference.taken:
             self.reference = replace(self.reference, frozen=None, sampled=None)
@@ -204,7 +204,8 @@ class Monitor:
         self._validated = weakref.ref(view.model)
         return sums
 
-    def _knows(self, model: nn.Module) -> bool:
+    def knows(self, model: nn.Module) -> bool:
+        """Whether a model is the one that was validated last."""
         return self._validated is not None and self._validated() is model
 
     def _sums(self, view: ModelView, update: Update | None = None) -> Sums:

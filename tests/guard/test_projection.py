@@ -1,26 +1,12 @@
 """The joint projection against a solver that tries every set of active bounds."""
 
-from itertools import combinations
-
 import numpy as np
 import pytest
 import torch
 
+from tests.support.guards import tried
 from weightwatch.guard.projection import coefficients, output_basis
 from weightwatch.vectors import LowRank
-
-
-def tried(inner: np.ndarray, gram: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return the coefficients of the smallest change that meets all bounds, by trying which of them are reached."""
-    best, size = None, np.inf
-    for count in range(len(inner) + 1):
-        for active in map(list, combinations(range(len(inner)), count)):
-            c = np.zeros(len(inner))
-            c[active] = np.linalg.solve(gram[np.ix_(active, active)], (inner - high)[active])
-            if (c >= -1e-12).all() and (inner - gram @ c <= high + 1e-9).all() and c @ gram @ c < size:
-                best, size = c, c @ gram @ c
-    assert best is not None
-    return best
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -46,7 +32,7 @@ def test_a_direction_that_is_not_in_a_tensor_takes_nothing() -> None:
     inner, gram = torch.tensor([[3.0, 0.0], [0.0, 0.0]]).double(), torch.zeros(2, 2, 2).double()
     gram[0, 0, 0] = 1.0
     high = torch.zeros(2, 2).double()
-    for low in (None, torch.full_like(high, -torch.inf)):
+    for low in (None, high, torch.full_like(high, -torch.inf)):
         assert coefficients(inner, gram, high, low).tolist() == [[3.0, 0.0], [0.0, 0.0]]
 
 

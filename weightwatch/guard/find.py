@@ -94,7 +94,10 @@ def guarded(
         )
     modules = dict(view.model.named_modules())
     parameters = named(view.model, modules)
-    owners = {id(p): module for module in modules.values() for p in module.parameters(recurse=False)}
+    owners: dict[int, nn.Module] = {}
+    for module in modules.values():
+        for p in module.parameters(recurse=False):
+            owners.setdefault(id(p), module)  # of a tied weight, the first: its name is that of the embedding
     adapters = {adapted.weight: adapted for adapted in view.adapters}
     starts = start_factors(view.adapters, reference.start)
     keys = dict(zip(view.direct, view.full, strict=True))
@@ -235,9 +238,14 @@ def _adapted(
             f"The factor of {name} by which a direction could be taken back is frozen. Train both factors of LoRA, or "
             "leave the layer out with `layers:`."
         )
-    started = [0.0 if start is None else _product(start, w) for w in directions.values()]
+    scale = module.scaling(adapters[0], lambda _: None)
+    now = LowRank(b.detach(), a.detach(), change.transposed, scale=scale)
+    # A start that is not recorded is that of TRL's frozen copy `ref`, or zero.
+    started = [
+        _product(now, w) - _product(change, w) if start is None else _product(start, w) for w in directions.values()
+    ]
     turned = {k: oriented(w, change.transposed) for k, w in directions.items()}
-    return Adapted(name, turned, a, b, by_left, module.scaling(adapters[0], lambda _: None), started)
+    return Adapted(name, turned, a, b, by_left, scale, started)
 
 
 def _factors(alike: Sequence[Adapted]) -> Factors:

@@ -19,6 +19,7 @@ from weightwatch.monitor import Monitor
 from weightwatch.reading.grouping import group
 from weightwatch.reading.reading import Guarded
 from weightwatch.update.model_view import ModelView
+from weightwatch.vectors.arithmetic import cosine
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.document import Document
 from weightwatch.vectors.errors import WeightWatchError
@@ -97,14 +98,14 @@ class Guard:
             WeightWatchError: The mode can't be exact for what is trained, or the optimizer rules it out; or next to
                 nothing of a direction lies in what is trained.
         """
+        self.release()
         view = view or self._monitor.view(model)
-        if self._monitor.reference.sampled is None:
+        if self._monitor.reference.sampled is None or not self._monitor.knows(model):
             self._monitor.validate(view)
-        self._model, self._optimizer = model, getattr(optimizer, "optimizer", optimizer)
         mode = self.settings.mode
-        _require_optimizer(mode, model, self._optimizer)
+        _require_optimizer(mode, optimizer)
+        self._model, self._optimizer = model, getattr(optimizer, "optimizer", optimizer)
         chosen = _chosen(view, self.directions, self.settings.layers)
-        self._hooks, self._parts, self._outputs = [], [], []
         if mode == "preventative":
             for handle in add_while_training(model, self.directions, self.settings.coefficient, chosen):
                 handle.remove()  # this was a trial; they come with the first step that is guarded
@@ -187,13 +188,15 @@ class Guard:
         levers, inner, gram = self._movement()
         c = self._coefficients(inner, gram, self._high, self._low) * self.settings.strength
         self._record(c, gram)
-        moved = []
+        moved, touched = [], set()
         for (part, lever), mine in zip(levers, c.split([len(part.names) for part in self._parts]), strict=True):
             if bool(mine.any()):
                 lever.subtract([each.values for each in lever.trained], self._of(part, mine))
                 moved.append((part, lever))
+                rows = mine.any(1).tolist()
+                touched |= {id(each.parameter) for each, yes in zip(lever.trained, rows, strict=True) if yes}
         if moments and moved:
-            self._turn(moved, self._moment, record=False)
+            self._turn(moved, lambda one: self._moment(one) if id(one.parameter) in touched else None, record=False)
 
     def _clear_outputs(self) -> None:
         strength = self.settings.strength
@@ -205,7 +208,7 @@ class Guard:
         for one, each in zip(self._outputs, seen, strict=True):
             one.subtract([trained.values for trained in one.trained], strength * each)
             moments = self._oriented(one.trained, self._moment)
-            if moments is not None:
+            if moments:
                 one.subtract(moments, strength * one.along(moments))
 
     def _turn(
@@ -215,8 +218,8 @@ class Guard:
 
         The weights move against them, so the part to take out has a negative inner product with a direction.
         """
-        given = [(part, lever, self._oriented(lever.trained, of)) for part, lever in levers]
-        found = [(part, lever, tensors) for part, lever, tensors in given if tensors is not None]
+        found = [(part, lever, self._oriented(lever.trained, of)) for part, lever in levers]
+        found = [(part, lever, tensors) for part, lever, tensors in found if tensors]
         if not found:
             return
         inner, gram = self._sums(found)
@@ -230,15 +233,18 @@ class Guard:
                 lever.subtract(tensors, -self._of(part, mine))
 
     @staticmethod
-    def _oriented(trained: Sequence[Trained], of: Callable[[Trained], Tensor | None]) -> list[Tensor] | None:
-        """Return a tensor of each parameter in the orientation of the factor; None if one has none."""
-        found = []
-        for each in trained:
-            tensor = of(each)
-            if tensor is None:
-                return None
-            found.append(each.oriented(tensor))
-        return found
+    def _oriented(trained: Sequence[Trained], of: Callable[[Trained], Tensor | None]) -> list[Tensor]:
+        """Return a tensor of each parameter in the orientation of the factor; none at all if no parameter has one.
+
+        What has no gradient, or no moment, does not move.
+        """
+        found = [of(each) for each in trained]
+        if all(tensor is None for tensor in found):
+            return []
+        return [
+            each.oriented(torch.zeros_like(each.parameter) if tensor is None else tensor)
+            for each, tensor in zip(trained, found, strict=True)
+        ]
 
     def _sums(self, levers: Sequence[tuple[Part, Lever, Sequence[Tensor]]]) -> tuple[Tensor, Tensor]:
         """Return the inner products of all changes with all K directions, shapes (T, K) and (T, K, K), on the CPU."""
@@ -249,10 +255,8 @@ class Guard:
         measured = [(part, lever.sums(tensors)) for part, lever, tensors in levers]
         first = 0
         for part, (along, between) in measured:  # read at the end, so that no device waits in between
-            rows, where = (
-                slice(first, first + len(part.names)),
-                torch.tensor(part.where, dtype=torch.long, device="cpu"),
-            )
+            rows = slice(first, first + len(part.names))
+            where = torch.tensor(part.where, dtype=torch.long, device="cpu")
             inner[rows, where] = part.scale * along.cpu()
             gram[rows, where[:, None], where] = between.cpu()
             first += len(part.names)
@@ -376,25 +380,28 @@ def require(directions: Sequence[Direction], settings: GuardSettings) -> list[Di
 
 
 def _same(one: Direction, other: Direction) -> bool:
-    """Whether two directions have the same norms in all tensors, within a ten-thousandth."""
-    return one.squares.keys() == other.squares.keys() and all(
-        abs(one.squares[name] - other.squares[name]) <= 1e-4 * one.squares[name] for name in one.squares
-    )
+    """Whether one direction is a multiple of another, within a thousandth of its norm."""
+    if one.squares.keys() != other.squares.keys():
+        return False
+    ratio = sum(one.squares.values()) / sum(other.squares.values())
+    alike = all(abs(one.squares[n] - ratio * other.squares[n]) <= 1e-3 * one.squares[n] for n in one.squares)
+    return alike and abs(cosine(one, other)) > 0.999
 
 
 def _validated(settings: Mapping[str, Any]) -> GuardSettings:
     return Document(GuardSettings, settings, "guard").validate()
 
 
-def _require_optimizer(mode: str, model: nn.Module, optimizer: Any) -> None:
+def _require_optimizer(mode: str, optimizer: Any) -> None:
     """Refuse an optimizer with which a mode can't be exact."""
-    kind = type(optimizer).__name__
-    if any("train_mode" in group for group in getattr(optimizer, "param_groups", ())):
+    inner = getattr(optimizer, "optimizer", optimizer)
+    kind, kinds = type(inner).__name__, f"{type(optimizer).__name__} {type(inner).__name__}"
+    if mode != "preventative" and any("train_mode" in group for group in getattr(inner, "param_groups", ())):
         raise WeightWatchError(
             f"{kind} trains other weights than those it evaluates with (schedule-free), so what the guard takes back "
             "returns. Use an optimizer with a schedule, or `mode: preventative`."
         )
-    if mode == "gradient" and ("LayerWise" in kind or "DeepSpeed" in kind):
+    if mode == "gradient" and ("LayerWise" in kinds or "DeepSpeed" in kinds):
         raise WeightWatchError(
             f"{kind} steps during the backward pass, before `mode: gradient` could change the gradients. Use `mode: "
             "update`."

@@ -26,7 +26,7 @@ def add_while_training(
 
     Args:
         model: The model, plain or with adapters.
-        directions: The directions. What they state for a tied head counts where the model has the head.
+        directions: The directions. What they state for an embedding counts for its tied head, too.
         k: The coefficient.
         chosen: Whether a weight is to be guarded, by its name.
 
@@ -42,7 +42,7 @@ def add_while_training(
         for name, w in direction.deltas.items():
             if not chosen(name):
                 continue
-            layer = layers.get(name)
+            path, layer = layers.get(name, ("", None))
             if layer is None or (not isinstance(layer, nn.Linear | nn.Embedding) and type(layer).__name__ != "Conv1D"):
                 for handle in handles:
                     handle.remove()
@@ -51,7 +51,13 @@ def add_while_training(
                     f"Direction {direction.name!r} has {name}, which is {what}; `mode: preventative` adds to linear "
                     "layers and embeddings only. Leave it out with `layers:`, or use `mode: update`."
                 )
-            handles.append(layer.register_forward_hook(partial(_added, held=_Held(w, k))))
+            held = _Held(w, k)
+            handles.append(layer.register_forward_hook(partial(_added, held=held)))
+            if path.endswith(".base_layer"):
+                continue  # an adapter changes this layer alone
+            for other, (_, tied) in layers.items():  # a tied head has the same weight
+                if tied is not layer and tied.weight is layer.weight and other not in direction.deltas:
+                    handles.append(tied.register_forward_hook(partial(_added, held=held)))
     return handles
 
 
@@ -76,6 +82,7 @@ def _added(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, held: _
     left, right = held.at(output)
     if isinstance(layer, nn.Embedding):
         added = embedding(inputs[0], left) if right is None else embedding(inputs[0], left) @ right
+        added = added * getattr(layer, "embed_scale", 1.0)  # Gemma's and BART's embeddings
     elif isinstance(layer, nn.Linear):  # w is (out, in)
         x = inputs[0].to(output.dtype)
         added = x @ left.T if right is None else (x @ right.T) @ left.T
@@ -85,13 +92,13 @@ def _added(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, held: _
     return output + held.k * added
 
 
-def _layers(model: nn.Module) -> Mapping[str, Any]:
-    """Return the layers by the names of their weights in the plain model; under PEFT, the base layers."""
-    found: dict[str, nn.Module] = {}
+def _layers(model: nn.Module) -> Mapping[str, tuple[str, Any]]:
+    """Return paths and layers by the names of their weights in the plain model; under PEFT, of the base layers."""
+    found: dict[str, tuple[str, Any]] = {}
     for path, module in model.named_modules():
         if module._parameters.get("weight") is None:  # PEFT's layers show the weight of the layer inside
             continue
         name = canonical(f"{path}.weight")
         if name not in found or ".modules_to_save." in path:
-            found[name] = module
+            found[name] = path, module
     return found
