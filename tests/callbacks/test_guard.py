@@ -21,6 +21,7 @@ from tests.support.models import lora, tiny_llama
 from tests.support.runs import STRICT, At, lines, sequences, settings, steps, timeless, trainer
 from weightwatch import Config, Direction, Monitor, WeightWatchCallback, WeightWatchError, watch
 from weightwatch.guard.guard import Guard
+from weightwatch.guard.preventative import _added
 from weightwatch.plan import Plan
 
 MOVED = {"alert": "moved", "direction": "evil", "metric": "dose", "above": -1e9, "actions": ["log", "guard"]}
@@ -90,7 +91,13 @@ def assert_same_weights(model: nn.Module, other: nn.Module) -> None:
 
 
 def unhooked(model: nn.Module) -> bool:
-    return not any(module._forward_hooks for module in model.modules())
+    return not added(model)
+
+
+def added(model: nn.Module) -> list[int]:
+    """Return how many hooks of the guard each layer has that has any."""
+    hooks = ([h for h in m._forward_hooks.values() if getattr(h, "func", None) is _added] for m in model.modules())
+    return [len(found) for found in hooks if found]
 
 
 # What is kept out
@@ -277,7 +284,7 @@ def test_a_training_that_begins_again_with_smaller_batches_is_guarded_once_and_f
     model = tiny_llama()
     before = copy.deepcopy(model)
     hooks: list[int] = []
-    count = At(2, lambda model: hooks.append(max(len(module._forward_hooks) for module in model.modules())))
+    count = At(2, lambda model: hooks.append(max(added(model), default=0)))
     args = TrainingArguments(**settings(tmp_path, auto_find_batch_size=True))
     guard = UPDATE if mode == "update" else {"mode": mode}
     task = SmallMemory(model, args, train_dataset=sequences(), callbacks=[watched(guard), count])
@@ -371,7 +378,7 @@ def test_a_fault_of_the_guard_is_survived_where_that_is_asked_for_with_an_alert_
 
 def poison(model: nn.Module) -> None:
     with torch.no_grad():
-        next(p for n, p in model.named_parameters() if p.requires_grad and "down_proj" in n).fill_(float("nan"))
+        next(p for n, p in model.named_parameters() if p.requires_grad and "lora_A" not in n).fill_(float("nan"))
 
 
 @pytest.mark.parametrize("start", START)

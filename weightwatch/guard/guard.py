@@ -319,6 +319,7 @@ class Guard:
         if self.armed and self.settings.mode == "preventative" and self._model is not None and not self._hooks:
             chosen = _chosen(ModelView(self._model), self.directions, self.settings.layers)
             self._hooks = add_while_training(self._model, self.directions, self.settings.coefficient, chosen)
+            torch.compiler.reset()  # a model that is compiled already would run without what was just added
 
     def _squares(self) -> Tensor:
         """Return ‖w‖² of each guarded weight and direction, shape (T, K)."""
