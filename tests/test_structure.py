@@ -68,9 +68,11 @@ ALLOWED = table()
 
 def row(name: str) -> str:
     """Return the row of a module: the nearest folder that has one."""
-    while name not in ALLOWED:
-        name = name.rpartition(".")[0]
-    return name
+    nearest = name
+    while nearest not in ALLOWED:
+        nearest = nearest.rpartition(".")[0]
+        assert nearest, f"the table in CONTRIBUTING.md has no row for {name}"
+    return nearest
 
 
 def folder(name: str) -> str:

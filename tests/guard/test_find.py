@@ -17,7 +17,9 @@ from weightwatch.monitor import Monitor
 from weightwatch.vectors import Direction, WeightWatchError
 
 OTHERS = ["DoRA", "DoRA on embeddings", "LoRA: VeLoRA", "AdaLoRA", "IA3", "LoHa", "OFT", "trainable tokens beside LoRA"]
-NOT_BA = r"whose change is not B A \(DoRA, experts, another tuner\).* Train with plain LoRA or the weights themselves, or"
+NOT_BA = (
+    r"whose change is not B A \(DoRA, experts, another tuner\).* Train with plain LoRA or the weights themselves, or"
+)
 
 
 def refused(build: Callable[[], Any], message: str, direction: Direction | None = None, **settings: Any) -> None:
@@ -44,7 +46,11 @@ def test_a_change_that_is_no_product_of_factors_is_refused(case: str) -> None:
 
 @pytest.mark.parametrize("mode", ["update", "gradient"])
 def test_two_trained_adapters_are_refused(mode: str) -> None:
-    refused(EXACT["LoRA, two adapters"].build, r"^2 adapters are trained on .*q_proj.weight.* Train one at a time", mode=mode)
+    refused(
+        EXACT["LoRA, two adapters"].build,
+        r"^2 adapters are trained on .*q_proj.weight.* Train one at a time",
+        mode=mode,
+    )
 
 
 def test_what_is_not_to_be_guarded_may_be_trained_in_any_way() -> None:
@@ -115,14 +121,18 @@ def test_weights_that_an_optimizer_keeps_elsewhere_are_refused() -> None:
     local = view.parameters["model.norm.weight"]
     (piece,) = local.pieces
     view.parameters["model.norm.weight"] = replace(local, pieces=[replace(piece, values=piece.values.clone())])
-    with pytest.raises(WeightWatchError, match=r"norm.weight is trained through fp32 master weights .* Train with autoc"):
+    with pytest.raises(
+        WeightWatchError, match=r"norm.weight is trained through fp32 master weights .* Train with autoc"
+    ):
         Guard(monitor, {"witness": "none"}).begin(model, view=view)
 
 
 def test_a_direction_that_lies_elsewhere_is_refused() -> None:
     evil = low_rank(untied(), 5)
     far = {n: replace(d, left=d.left * (1e-4 if "q_proj" in n else 1)) for n, d in evil.deltas.items()}
-    message = r"^Direction 'far' has a reach of [0-9.e-]+ in the guarded weights.* Guard the layers it was built on, or tr"
+    message = (
+        r"^Direction 'far' has a reach of [0-9.e-]+ in the guarded weights.* Guard the layers it was built on, or tr"
+    )
     refused(lambda: lora(untied(), target_modules=["q_proj"]), message, Direction.from_tensors(far, name="far"))
 
 

@@ -16,7 +16,9 @@ from weightwatch.vectors import Direction, WeightWatchError
 def columns(model: nn.Module) -> set[str]:
     """Return the names of the weights whose outputs are columns."""
     layers = {slow.canonical(path + "."): module for path, module in model.named_modules()}
-    return {f"{path}weight" for path, m in layers.items() if isinstance(m, nn.Embedding) or type(m).__name__ == "Conv1D"}
+    return {
+        f"{path}weight" for path, m in layers.items() if isinstance(m, nn.Embedding) or type(m).__name__ == "Conv1D"
+    }
 
 
 def basis(name: str, ws: Sequence[dict[str, Tensor]], turned: bool, rank: int) -> Tensor:
@@ -29,7 +31,8 @@ def basis(name: str, ws: Sequence[dict[str, Tensor]], turned: bool, rank: int) -
 
 @pytest.mark.parametrize("kind", ["dense", "factors"])
 @pytest.mark.parametrize(
-    "case", ["all weights", "all weights, tied", "all weights of Conv1D", "LoRA", "LoRA on Conv1D", "LoRA on embeddings"]
+    "case",
+    ["all weights", "all weights, tied", "all weights of Conv1D", "LoRA", "LoRA on Conv1D", "LoRA on embeddings"],
 )
 @pytest.mark.parametrize("rank", [1, 5])
 def test_the_outputs_that_directions_write_to_do_not_move(case: str, kind: str, rank: int) -> None:
@@ -88,7 +91,9 @@ def test_nothing_is_changed_if_one_weight_of_several_is_not_finite() -> None:
     with torch.no_grad():
         list(run.model.model.layers)[-1].mlp.down_proj.weight[3, 2] = torch.nan
     before = bits(run.model)
-    with pytest.raises(WeightWatchError, match=r"found NaN or infinite values .* and changed nothing\. Lower the learn"):
+    with pytest.raises(
+        WeightWatchError, match=r"found NaN or infinite values .* and changed nothing\. Lower the learn"
+    ):
         run.guard.after_step()
     assert same(before, bits(run.model))
 
@@ -103,5 +108,7 @@ def test_outputs_that_b_alone_can_not_keep_are_refused(case: str) -> None:
 def test_weights_of_more_dimensions_have_no_known_outputs() -> None:
     model = nn.Conv1d(3, 4, 2)
     evil = Direction.from_tensors({"weight": torch.randn(4, 3, 2)}, name="evil")
-    with pytest.raises(WeightWatchError, match=r"weight has 3 dimensions, so its outputs are not known\. Use `mode: upd"):
+    with pytest.raises(
+        WeightWatchError, match=r"weight has 3 dimensions, so its outputs are not known\. Use `mode: upd"
+    ):
         begun(model, [evil], mode="subspace")

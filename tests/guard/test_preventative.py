@@ -146,7 +146,8 @@ def test_a_model_in_bf16_is_guarded_too() -> None:
 
 def test_a_weight_that_is_not_that_of_a_linear_layer_is_refused() -> None:
     with pytest.raises(
-        WeightWatchError, match=r"'evil' has .*norm.weight, which is the weight of LlamaRMSNorm; `mode: preventative` adds"
+        WeightWatchError,
+        match=r"'evil' has .*norm.weight, which is the weight of LlamaRMSNorm; `mode: preventative` adds",
     ):
         begun(model := tiny_llama(), [dense(tiny_llama(), 5)], mode="preventative")
     model = tiny_llama()

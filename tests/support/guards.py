@@ -161,7 +161,10 @@ def wanted(
         have = [k for k, p in enumerate(ps) if any(name in p for name in group)]
         inner = np.array([sum(float((tau[n] * ws[k][n]).sum()) for n in group if n in ps[k]) for k in have])
         gram = np.array(
-            [[sum(float((ps[k][n] * ps[j][n]).sum()) for n in group if n in ps[k] and n in ps[j]) for j in have] for k in have]
+            [
+                [sum(float((ps[k][n] * ps[j][n]).sum()) for n in group if n in ps[k] and n in ps[j]) for j in have]
+                for k in have
+            ]
         )
         high = np.array([budget * sum(float(ws[k][n].square().sum()) for n in group if n in ps[k]) for k in have])
         c = tried(inner, gram, high, -high if bounds.get("both_ways") else None)
