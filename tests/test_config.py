@@ -1,12 +1,14 @@
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from weightwatch import Config, WeightWatchError
-from weightwatch.config import Layers, Modules, Rule
+from weightwatch.config import GuardSettings, Layers, Mode, Modules, Rule
 
+GUARD = "guard:\n  witness: none\n"
 RULE = "directions: [evil]\nrules:\n  - alert: drift\n    direction: evil\n    above: 0.1\n"
 
 
@@ -143,6 +145,56 @@ CASES = {
     ),
     "a key that is no word": ("7: evil\n", 1, "7 is not allowed; it should be a word."),
     "every zero steps": ("\n\nevery: 0\n", 3, "every: 0 is not allowed; it should be greater than or equal to 1."),
+    "a guard without a witness": (
+        "guard: {}\n",
+        1,
+        "guard: a guard needs a `witness`, a second direction of the same b",
+    ),
+    "a guard with a witness of null": ("guard: {witness: ~}\n", 1, "name one, or write `witness: none` to go without."),
+    "a witness that is guarded": (
+        "guard:\n  directions: [evil, envy]\n  witness: envy\n",
+        1,
+        "guard: 'envy' is both guarded and the witness; a witness is not to be touched.",
+    ),
+    "a negative budget": (
+        GUARD + "  budget: -0.5\n",
+        3,
+        "guard.budget: -0.5 is not allowed; it should be greater than or equal to 0.",
+    ),
+    "a budget without an end": (GUARD + "  budget: .inf\n", 3, "guard.budget: inf is not allowed"),
+    "a strength of zero": (
+        GUARD + "  strength: 0\n",
+        3,
+        "guard.strength: 0 is not allowed; it should be greater than 0",
+    ),
+    "a strength above one": (GUARD + "  strength: 1.5\n", 3, "it should be less than or equal to 1."),
+    "a rank of zero": (GUARD + "  mode: subspace\n  rank: 0\n", 4, "guard.rank: 0 is not allowed"),
+    "a coefficient of zero": (GUARD + "  mode: preventative\n  coefficient: 0\n", 4, "guard.coefficient: 0 is not all"),
+    "an unknown mode": (GUARD + "  mode: both\n", 3, "'both' is not allowed; it should be 'update', 'subspace', 'grad"),
+    "an unknown time": (GUARD + "  when: later\n", 3, "it should be 'always' or 'alert'."),
+    "an unknown key of a guard": (GUARD + "  dose: 1\n", 3, "guard.dose is not a known key; known are directions, w"),
+    "a guarded layer that is none": (GUARD + "  layers: [-1]\n", 3, "guard.layers[0]: -1 is not allowed; it should be"),
+    "a witness that is always above": (GUARD + "  witness_above: 1\n", 3, "guard.witness_above: 1 is not allowed"),
+    "an unknown on_guard_error": (
+        "on_guard_error: log\n",
+        1,
+        "'log' is not allowed; it should be 'stop' or 'continue'.",
+    ),
+    "a guard that no rule switches on": (
+        GUARD + "  when: alert\n",
+        1,
+        "`guard: when: alert` needs a rule whose `actions:` name `guard`.",
+    ),
+    "a rule that switches on no guard": (
+        RULE + "    actions: [guard]\n",
+        1,
+        "rule 'drift' switches on a guard, but there is no `guard:` with `when: alert`; add one.",
+    ),
+    "a rule that switches on a guard that is on": (
+        RULE + "    actions: [guard]\n" + GUARD,
+        1,
+        "rule 'drift' switches on a guard, but there is no `guard:` with `when: alert`; add one.",
+    ),
     "an unknown on_error": (
         "on_error: ignore\n",
         1,
@@ -203,3 +255,47 @@ def test_two_rules_of_one_name_are_refused() -> None:
 )
 def test_a_threshold_that_tells_updates_apart_is_taken(condition: dict[str, object]) -> None:
     assert Config.load({"rules": [{"alert": "a", "direction": "e", **condition}]}).rules
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "modes"),
+    [
+        ("budget", 0.5, {"update", "checkpoint"}),
+        ("per", "model", {"update", "gradient", "checkpoint"}),
+        ("both_ways", True, {"update", "gradient", "checkpoint"}),
+        ("strength", 0.5, {"update", "subspace", "gradient", "checkpoint"}),
+        ("rank", 2, {"subspace"}),
+        ("coefficient", 2.0, {"preventative"}),
+    ],
+)
+def test_a_key_of_a_guard_without_a_meaning_in_its_mode_is_refused(key: str, value: object, modes: set[str]) -> None:
+    for mode in get_args(Mode):
+        settings = {"guard": {"witness": "none", "mode": mode, key: value}}
+        if mode in modes:
+            guard = Config.load(settings).guard
+            assert guard is not None
+            assert getattr(guard, key) == value
+        else:
+            with pytest.raises(WeightWatchError, match=rf"`{key}` has no meaning with `mode: {mode}`, but with .*\.$"):
+                Config.load(settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"witness": "none"},
+        {"witness": "envy", "directions": ["evil"], "mode": "checkpoint", "budget": 0.25, "per": "model"},
+        {"witness": "org/envy", "mode": "subspace", "rank": 4, "strength": 0.5, "layers": [1, "encoder.block.3"]},
+        {"witness": "none", "mode": "gradient", "both_ways": True, "when": "alert"},
+        {"witness": "./envy", "mode": "preventative", "coefficient": 3.0, "witness_above": 0.2},
+    ],
+    ids=lambda settings: str(settings.get("mode", "default")),
+)
+def test_a_guard_that_is_written_as_resolved_loads_back_equal(settings: dict[str, object], tmp_path: Path) -> None:
+    rule = Rule(alert="drift", direction="evil", above=0.1, actions=["log", "guard"])
+    by_alert = settings.get("when") == "alert"
+    guard = GuardSettings.model_validate(settings)
+    config = Config(directions=["evil"], guard=guard, on_guard_error="continue", rules=[rule] if by_alert else [])
+    assert Config.load(saved(tmp_path, config.to_yaml())) == config
+    assert config.guard is not None
+    assert config.guard.witnessed == (None if settings["witness"] == "none" else settings["witness"])

@@ -34,6 +34,40 @@ def test_what_does_not_fit_is_refused_before_there_is_a_model(settings: dict[str
         Plan.of(low_rank(tiny_llama(), 1), settings)
 
 
+def test_a_witness_is_watched_with_a_rule_of_its_own_and_the_settings_load_again(tmp_path: Path) -> None:
+    evil, other = (low_rank(tiny_llama(), i, name=n).save(tmp_path / n) for i, n in enumerate(("evil", "other")))
+    plan = Plan.of(None, {"directions": [str(evil)], "guard": {"witness": str(other), "witness_above": 0.3}})
+    assert {direction.name for direction in plan.directions} == {"evil", "other"}
+    (rule,) = plan.config.rules
+    assert (rule.alert, rule.direction, rule.threshold, rule.severity) == ("guard-bypassed", "other", 0.3, "critical")
+    assert plan.config.guard is not None
+    assert plan.config.guard.witness == "other"
+    (tmp_path / "config.yaml").write_text(plan.config.to_yaml())
+    again = Plan.of(None, tmp_path / "config.yaml")
+    assert again.config == plan.config
+    assert {direction.name for direction in again.directions} == {"evil", "other"}
+
+
+def test_a_rule_about_the_witness_may_be_ones_own(tmp_path: Path) -> None:
+    rule = {"alert": "guard-bypassed", "direction": "other", "above": 0.2, "actions": ["stop"]}
+    several = [low_rank(tiny_llama(), i, name=n) for i, n in enumerate(("evil", "other"))]
+    plan = Plan.of(several, {"guard": {"witness": "other"}, "rules": [rule]})
+    assert [(rule.alert, rule.actions) for rule in plan.config.rules] == [("guard-bypassed", ["stop"])]
+
+
+@pytest.mark.parametrize(
+    ("guard", "message"),
+    [
+        ({"witness": "none", "directions": ["envy"]}, "guard: 'envy' is not watched"),
+        ({"witness": "evil"}, "the witness is the only behaviour that is watched"),
+        ({"witness": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_a_guard_that_does_not_fit_is_refused_before_there_is_a_model(guard: dict[str, object], message: str) -> None:
+    with pytest.raises(WeightWatchError, match=message):
+        Plan.of(low_rank(tiny_llama(), 1), {"guard": guard})
+
+
 def test_a_session_has_the_plans_directions_settings_and_further_reporters(tmp_path: Path) -> None:
     pending = PendingScalars()
     plan = Plan.of(low_rank(tiny_llama(), 1), {"rules": [RULE], "tensorboard": False, "summary": False})
