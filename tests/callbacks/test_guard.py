@@ -378,7 +378,9 @@ def test_a_fault_of_the_guard_is_survived_where_that_is_asked_for_with_an_alert_
 
 def poison(model: nn.Module) -> None:
     with torch.no_grad():
-        next(p for n, p in model.named_parameters() if p.requires_grad and "lora_A" not in n).fill_(float("nan"))
+        next(p for n, p in model.named_parameters() if p.requires_grad and "proj" in n and "lora_A" not in n).fill_(
+            float("nan")
+        )
 
 
 @pytest.mark.parametrize("start", START)
