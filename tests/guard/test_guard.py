@@ -14,8 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 from tests import oracle as slow
-from tests.guard.test_parts import CASES, of_kind, started, untied
-from tests.support.guards import Run, begun, bits, correlated, same, wanted
+from tests.guard.test_parts import started, untied
+from tests.support.guards import Run, begun, bits, same, wanted
 from tests.support.models import dense, lora, low_rank, tiny_llama
 from weightwatch.guard import Guard
 from weightwatch.monitor import Monitor

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tests import oracle as slow
 from tests.guard.test_parts import CASES, of_kind, untied
 from tests.support.guards import begun, bits, same
-from tests.support.models import lora, low_rank, tiny_gpt2
+from tests.support.models import lora, low_rank
 from weightwatch.vectors import Direction, WeightWatchError
 
 

@@ -136,7 +136,7 @@ def test_a_share_of_the_excess_is_taken_back_at_a_time(case: str) -> None:
 
 @pytest.mark.parametrize("case", ["all weights", "LoRA", "LoRA on embeddings"])
 def test_movement_away_is_left_bit_for_bit(case: str) -> None:
-    base, _, _ = CASES[case]
+    _base, _, _ = CASES[case]
     run, (evil,) = started(case, "factors")
     run.backward()
     run.optimizer.step()

@@ -11,7 +11,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 from tests import oracle as slow
 from tests.guard.test_parts import CASES, of_kind, untied
 from tests.support.guards import begun, bits, same
-from tests.support.models import dense, lora, low_rank, move, tiny_gpt2, tiny_llama
+from tests.support.models import dense, lora, tiny_llama
 from weightwatch.guard import Guard
 from weightwatch.monitor import Monitor
 from weightwatch.vectors import Direction, WeightWatchError

@@ -1,4 +1,5 @@
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def test_a_resumed_run_replaces_the_points_after_its_checkpoint(tmp_path: Path) 
 
 def test_a_fresh_run_in_the_same_folder_replaces_all_points(tmp_path: Path) -> None:
     shown(tmp_path, 0, 5, 10)
+    time.sleep(1.1)  # files of one second and one process are read in the order of a counter's digits, 10 before 9
     shown(tmp_path, 0, 7, factor=0.2)
     assert curve(tmp_path, "evil/cosine") == [(0, 0.0), (7, 1.4)]
 

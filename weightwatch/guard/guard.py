@@ -78,6 +78,7 @@ class Guard:
         self._model: nn.Module | None = None
         self._optimizer: Any = None
         self._high = self._low = torch.empty(0, dtype=torch.float64, device="cpu")
+        self._scaled = False
         self._steps, self._path = 0, 0.0
         self._taken = torch.zeros(len(self._names), dtype=torch.float64, device="cpu")
 
@@ -105,6 +106,7 @@ class Guard:
         mode = self.settings.mode
         _require_optimizer(mode, optimizer)
         self._model, self._optimizer = model, getattr(optimizer, "optimizer", optimizer)
+        self._scaled = getattr(optimizer, "scaler", None) is not None
         chosen = _chosen(view, self.directions, self.settings.layers)
         if mode == "preventative":
             for handle in add_while_training(model, self.directions, self.settings.coefficient, chosen):
@@ -134,6 +136,8 @@ class Guard:
         """
         if not self.armed or self.settings.mode != "gradient":
             return
+        if self._scaled and not self._finite_gradients():
+            return  # of fp16: the scaler skips the step
         with exact():
             levers = [(part, lever) for part in self._parts for lever in (part.lever(), *part.others())]
             self._turn(levers, lambda trained: trained.parameter.grad, record=True)
@@ -298,6 +302,11 @@ class Guard:
         usable = isinstance(moment, Tensor) and moment.shape == trained.parameter.shape and moment.is_floating_point()
         return moment if usable else None
 
+    def _finite_gradients(self) -> bool:
+        levers = [lever for part in self._parts for lever in (part.lever(), *part.others())]
+        found = [each.parameter.grad for lever in levers for each in lever.trained if each.parameter.grad is not None]
+        return all(bool(gradient.isfinite().all()) for gradient in found)
+
     # The account
 
     def _record(self, c: Tensor, gram: Tensor) -> None:
@@ -306,6 +315,8 @@ class Guard:
         self._path += float((c * back).sum().clamp(min=0).sqrt())
 
     def _doses(self) -> dict[str, float]:
+        if self.settings.mode in ("subspace", "preventative"):
+            return {}  # they take back no multiples of the directions
         sizes = [sum(direction.squares.values()) for direction in self.directions]
         return {name: float(t) / size for name, t, size in zip(self._names, self._taken, sizes, strict=True)}
 

@@ -70,7 +70,8 @@ class Guarded:
     steps: Annotated[int, Field(ge=0)]
     """Optimizer steps after which it was on."""
     dose: Mapping[str, float]
-    """Dose taken back, added up over the steps, by the name of the direction."""
+    """Dose taken back, added up over the steps, by the name of the direction. Empty with ``subspace`` and
+    ``preventative``, which take back no multiples of directions."""
     share: float
     """The norms of what was taken back, added up over the steps, over the norm of the update."""
 

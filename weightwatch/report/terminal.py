@@ -144,7 +144,11 @@ def _guard(run: Run) -> str:
 def closing(outcome: Outcome, guard: GuardSettings) -> str:
     """Return one line on what a guard has taken back, and what its witness reads."""
     taken = ", ".join(f"a dose of {number(dose).lstrip('+')} of {name}" for name, dose in outcome.taken.items() if dose)
-    did = f"took back {taken or 'nothing'}" if guard.mode != "preventative" else "added its directions while training"
+    others = {
+        "preventative": "added its directions while training",
+        "subspace": "kept the outputs that its directions write to as they were",
+    }
+    did = others.get(guard.mode, f"took back {taken or 'nothing'}")
     reads = ""
     if guard.witnessed is not None:
         value = outcome.last[guard.witnessed].reach_cosine
