@@ -171,6 +171,14 @@ def expected(model: nn.Module, start: nn.Module, names: Iterable[str] | None = N
     return found
 
 
+def spaces(model: nn.Module) -> dict[str, Trained]:
+    """Return what can move each weight under an adapter while the factor that limits its change stays as it is."""
+    return {
+        name: Trained(torch.zeros(0), torch.linalg.pinv(rows, rtol=1e-6) @ rows, side)
+        for name, (rows, side, _) in _spaces(model, model).items()
+    }
+
+
 def multiplied_out(update: Mapping[str, Change]) -> dict[str, Tensor]:
     """Return every change of an update as a full tensor, in the orientation of the model's weight."""
     found = {}

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -52,8 +53,12 @@ class Run:
 
     def tau(self, weights: Weights) -> Weights:
         """Return how far some merged weights are from those at the start."""
-        begun = merged(self.start)
-        return {name: weights[name] - begun[name] for name in weights}
+        return {name: weights[name] - self.begun[name] for name in weights}
+
+    @cached_property
+    def begun(self) -> Weights:
+        """The merged weights at the start."""
+        return merged(self.start)
 
 
 def begun(
@@ -130,13 +135,11 @@ def tried(inner: np.ndarray, gram: np.ndarray, high: np.ndarray, low: np.ndarray
     return best[:count] if low is None else best[:count] - best[count:]
 
 
-def projected(model: nn.Module, w: Weights) -> dict[str, Tensor]:
+def projected(model: nn.Module, spaces: Mapping[str, slow.Trained], w: Weights) -> dict[str, Tensor]:
     """Return P(w) of each trained tensor: what the model can express of a direction while its other factors stay."""
     trained = {slow.canonical(name) for name, p in model.named_parameters() if p.requires_grad}
     trained |= {name for name in w if any(slow.canonical(n).startswith(name.rpartition(".")[0]) for n in trained)}
-    names = [name for name in w if name in trained]
-    found = slow.expected(model, model, names)
-    return {name: found.trained[name].project(w[name]) for name in names}
+    return {name: spaces[name].project(w[name]) if name in spaces else w[name] for name in w if name in trained}
 
 
 def wanted(
@@ -153,7 +156,8 @@ def wanted(
         **bounds: ``both_ways``.
     """
     ws = [slow.dense(direction) for direction in directions]
-    ps = [projected(run.model, w) for w in ws]
+    spaces = slow.spaces(run.model)
+    ps = [projected(run.model, spaces, w) for w in ws]
     names = sorted({name for p in ps for name in p})
     groups = [names] if whole else [[name] for name in names]
     found = {name: torch.zeros_like(tau[name]) for name in tau}
