@@ -63,7 +63,7 @@ class Guard:
         ...     _ = model.weight.add_(torch.tensor([[3.0, 4.0]]))
         >>> guard.after_step()
         >>> reading = monitor.measure(model, step=1)
-        >>> round(reading["up"].dose, 6), round(reading.update_norm, 6), round(guard.account().dose["up"], 6)
+        >>> round(abs(reading["up"].dose), 6), round(reading.update_norm, 6), round(guard.account().dose["up"], 6)
         (0.0, 4.0, 3.0)
     """
 

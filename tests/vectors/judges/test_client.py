@@ -160,7 +160,8 @@ def test_a_caller_that_stops_is_not_waited_for() -> None:
 
 def test_ctrl_c_ends_at_once() -> None:
     asks = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 from weightwatch.vectors.judges.client import Client
 client = Client(sys.argv[1], "", 5, 60)
 async def call(http, path): return await client.request(http, "GET", path)
