@@ -136,10 +136,10 @@ class Guard:
         """
         if not self.armed or self.settings.mode != "gradient":
             return
-        if self._scaled and not self._finite_gradients():
-            return  # of fp16: the scaler skips the step
         with exact():
             levers = [(part, lever) for part in self._parts for lever in (part.lever(), *part.others())]
+            if self._scaled and not _finite_gradients([each for _, lever in levers for each in lever.trained]):
+                return  # of fp16: the scaler skips the step
             self._turn(levers, lambda trained: trained.parameter.grad, record=True)
             self._steps += 1
 
@@ -302,11 +302,6 @@ class Guard:
         usable = isinstance(moment, Tensor) and moment.shape == trained.parameter.shape and moment.is_floating_point()
         return moment if usable else None
 
-    def _finite_gradients(self) -> bool:
-        levers = [lever for part in self._parts for lever in (part.lever(), *part.others())]
-        found = [each.parameter.grad for lever in levers for each in lever.trained if each.parameter.grad is not None]
-        return all(bool(gradient.isfinite().all()) for gradient in found)
-
     # The account
 
     def _record(self, c: Tensor, gram: Tensor) -> None:
@@ -398,6 +393,11 @@ def _same(one: Direction, other: Direction) -> bool:
     ratio = sum(one.squares.values()) / sum(other.squares.values())
     alike = all(abs(one.squares[n] - ratio * other.squares[n]) <= 1e-3 * one.squares[n] for n in one.squares)
     return alike and abs(cosine(one, other)) > 0.999
+
+
+def _finite_gradients(trained: Sequence[Trained]) -> bool:
+    gradients = [each.parameter.grad for each in trained if each.parameter.grad is not None]
+    return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def _validated(settings: Mapping[str, Any]) -> GuardSettings:
