@@ -72,10 +72,10 @@ class Arm:
     much: float = 0.0
 
 
-def subspace(rank: int, directions: str = "evil") -> Arm:
-    """Return the arm that keeps a subspace of outputs."""
-    named = "" if directions == "evil" else f", {directions}"
-    return Arm(f"subspace {rank}{named}", {"mode": "subspace", "rank": rank}, directions)
+def subspace(rank: int, directions: str = "evil", sides: str = "outputs") -> Arm:
+    """Return the arm that keeps a subspace of outputs, or of outputs and inputs."""
+    named = ("" if directions == "evil" else f", {directions}") + ("" if sides == "outputs" else f", {sides}")
+    return Arm(f"subspace {rank}{named}", {"mode": "subspace", "rank": rank, "sides": sides}, directions)
 
 
 ARMS = [
@@ -86,6 +86,7 @@ ARMS = [
     Arm("update, several", {"mode": "update"}, "several"),
     *(subspace(rank) for rank in (1, 4, 16)),
     *(subspace(rank, "several") for rank in (4, 16, 32)),
+    *(subspace(rank, directions, "both") for directions in ("evil", "several") for rank in (4, 8, 16, 32, 64)),
     Arm("gradient", {"mode": "gradient"}),
     Arm("gradient, several", {"mode": "gradient"}, "several"),
     *(Arm(f"preventative {k}", {"mode": "preventative", "coefficient": k}) for k in (0.25, 0.5, 1.0)),
@@ -93,6 +94,7 @@ ARMS = [
     Arm("checkpoint, several", {"mode": "checkpoint"}, "several"),
     Arm("update, random", {"mode": "update"}, "random"),
     *(subspace(rank, "random") for rank in (4, 16, 32)),
+    *(subspace(rank, "random", "both") for rank in (16, 32)),
     *(subspace(rank, "controls") for rank in (4, 16, 32)),
     Arm("stop at the alert", also="early"),
     Arm("SafeLoRA", also="safelora", much=0.35),

@@ -116,13 +116,15 @@ class GuardSettings(Strict):
             Default: all behaviour directions but the witness.
         witness: Name or path of the witness, which is watched too; or ``none``, to go without one.
         mode: ``update`` (default) takes back, after each optimizer step, what the update has along the directions
-            beyond the budget. ``subspace`` keeps the outputs that the directions write to as they were. ``gradient``
-            takes the directions out of the gradients, before the step. ``preventative`` trains with k·w added to the
-            forward pass. ``checkpoint`` takes back once, when training ends.
+            beyond the budget. ``subspace`` keeps the outputs that the directions write to, or the inputs that they
+            read from, as they were. ``gradient`` takes the directions out of the gradients, before the step.
+            ``preventative`` trains with k·w added to the forward pass. ``checkpoint`` takes back once, when training
+            ends.
         when: ``always`` (default), or after an ``alert`` of a rule whose actions name ``guard``.
         budget: The dose that is allowed, from 0 (default). For ``update`` and ``checkpoint``.
         strength: Share of the excess that is taken back at a time, above 0, at most 1 (default).
-        rank: Number of outputs of each weight that are kept, in ``subspace``. Default 1.
+        rank: Number of outputs, and of inputs, of each weight that are kept, in ``subspace``. Default 1.
+        sides: What ``subspace`` keeps of each weight: ``outputs`` (default), ``inputs`` or ``both``.
         coefficient: k of ``preventative``. Default 1.
         per: Whether the budget holds for each ``tensor`` (default) or for the ``model`` as a whole.
         both_ways: Whether movement away from the directions is taken back, too. Default false; ``subspace`` always
@@ -138,6 +140,7 @@ class GuardSettings(Strict):
     budget: float = Field(0.0, ge=0)
     strength: float = Field(1.0, gt=0, le=1)
     rank: int = Field(1, ge=1)
+    sides: Literal["outputs", "inputs", "both"] = "outputs"
     coefficient: float = Field(1.0, gt=0)
     per: Literal["tensor", "model"] = "tensor"
     both_ways: bool = False
@@ -163,6 +166,7 @@ class GuardSettings(Strict):
             "both_ways": ("update", "gradient", "checkpoint"),
             "strength": ("update", "subspace", "gradient", "checkpoint"),
             "rank": ("subspace",),
+            "sides": ("subspace",),
             "coefficient": ("preventative",),
         }
         for key in sorted(modes):

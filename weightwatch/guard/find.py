@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from weightwatch.guard.outputs import Outputs
 from weightwatch.guard.parts import Factors, Full, Part, Trained
 from weightwatch.guard.projection import output_basis
+from weightwatch.guard.subspace import Side
 from weightwatch.update.change import Change, Difference
 from weightwatch.update.live import Update
 from weightwatch.update.model_view import ModelView
@@ -137,47 +137,26 @@ def parts(weights: Sequence[Direct | Adapted]) -> list[Part]:
     return found
 
 
-def outputs(weights: Sequence[Direct | Adapted], rank: int) -> list[Outputs]:
-    """Return the outputs of the weights that the directions write to.
+def sides(weights: Sequence[Direct | Adapted], rank: int, kept: str) -> list[Side]:
+    """Return the outputs of the weights that the directions write to, and the inputs that they read from.
 
     Args:
         weights: The weights.
-        rank: Largest number of outputs of each weight.
+        rank: Largest number of outputs, and of inputs, of each weight.
+        kept: ``outputs``, ``inputs`` or ``both``. A bias or the scale of a norm has outputs only.
 
     Raises:
-        WeightWatchError: The outputs of a weight can't be told, or can't be changed alone.
+        WeightWatchError: The outputs or inputs of a weight can't be told, or can't be changed alone.
     """
-    found: list[Outputs] = []
-    groups: dict[object, list[tuple[str, Trained, Tensor]]] = {}
-    for weight in weights:
-        trained, ws = Trained(weight.b) if isinstance(weight, Adapted) else None, list(weight.directions.values())
-        if isinstance(weight, Adapted) and (any(weight.started) or not weight.b.requires_grad):
-            raise WeightWatchError(
-                f"The adapter of {weight.name} did not start at zero, or trains A alone, so its outputs can't be "
-                "changed by B alone. Use `mode: update`."
-            )
-        if isinstance(weight, Direct):
-            if weight.parameter.ndim > 2:
-                raise WeightWatchError(
-                    f"{weight.name} has {weight.parameter.ndim} dimensions, so its outputs are not known. Use "
-                    "`mode: update`, or leave the layer out with `layers:`."
-                )
-            trained = Trained(weight.parameter, weight.by_column)
-            ws = [oriented(w, weight.by_column) for w in ws]
-        assert trained is not None
-        basis = output_basis([w.to(trained.values.device) for w in ws], rank)
-        if isinstance(weight, Direct):
-            one = Outputs([weight.name], [trained], basis[None], None)
-            start = one.along([trained.oriented(weight.start()).to(basis.device)])
-            found.append(replace(one, start=start))
-        else:
-            key = trained.values.shape, basis.shape, basis.device
-            groups.setdefault(key, []).append((weight.name, trained, basis))
-    for alike in groups.values():
-        for first in range(0, len(alike), _TOGETHER):
-            names, several, bases = zip(*alike[first : first + _TOGETHER], strict=True)
-            found.append(Outputs(names, several, torch.stack(bases), None))
-    return found
+    turns = {"outputs": [False], "inputs": [True], "both": [False, True]}[kept]
+    return [
+        side
+        for turned in turns
+        for side in [
+            *_adapted_sides([w for w in weights if isinstance(w, Adapted)], rank, turned),
+            *(_direct_side(w, rank, turned, kept) for w in weights if isinstance(w, Direct) and _has(w, turned, kept)),
+        ]
+    ]
 
 
 def oriented(w: Delta, turned: bool) -> Delta:
@@ -186,6 +165,53 @@ def oriented(w: Delta, turned: bool) -> Delta:
         return w.T if turned else w
     rows, columns = w.oriented
     return LowRank(columns.T, rows.T) if turned else LowRank(rows, columns)
+
+
+def _has(weight: Direct, turned: bool, kept: str) -> bool:
+    """Whether a side of a weight is to be kept. A vector is kept once, whatever is asked for."""
+    return weight.parameter.ndim > 1 or turned == (kept == "inputs")
+
+
+def _direct_side(weight: Direct, rank: int, turned: bool, kept: str) -> Side:
+    if weight.parameter.ndim > 2:
+        raise WeightWatchError(
+            f"{weight.name} has {weight.parameter.ndim} dimensions, so its outputs are not known. Use "
+            "`mode: update`, or leave the layer out with `layers:`."
+        )
+    flipped = weight.parameter.ndim > 1 and turned != weight.by_column
+    trained = Trained(weight.parameter, flipped)
+    device = weight.parameter.device
+    basis = output_basis([oriented(w, flipped).to(device) for w in weight.directions.values()], rank)
+    side = Side([weight.name], [trained], basis[None], second=kept == "both" and turned)
+    return replace(side, start=side.along([trained.oriented(weight.start()).to(device)]))
+
+
+def _adapted_sides(weights: Sequence[Adapted], rank: int, turned: bool) -> list[Side]:
+    groups: dict[object, list[tuple[Adapted, Tensor]]] = {}
+    for weight in weights:
+        factor, name = (weight.a, "A") if turned else (weight.b, "B")
+        if any(weight.started) or not factor.requires_grad:
+            raise WeightWatchError(
+                f"The adapter of {weight.name} did not start at zero, or its factor {name} is frozen, so its "
+                f"{'inputs' if turned else 'outputs'} can't be changed by {name} alone. Use `mode: update`."
+            )
+        basis = output_basis([oriented(w, turned).to(factor.device) for w in weight.directions.values()], rank)
+        groups.setdefault((weight.a.shape, weight.b.shape, basis.shape, basis.device), []).append((weight, basis))
+    found = []
+    for alike in groups.values():
+        for first in range(0, len(alike), _TOGETHER):
+            several, bases = zip(*alike[first : first + _TOGETHER], strict=True)
+            left, right = [Trained(w.b) for w in several], [Trained(w.a, turned=True) for w in several]
+            found.append(
+                Side(
+                    names=[w.name for w in several],
+                    trained=right if turned else left,
+                    basis=torch.stack(bases),
+                    others=left if turned else right,
+                    scale=torch.tensor([w.scale for w in several], dtype=torch.float32, device=bases[0].device),
+                )
+            )
+    return found
 
 
 def _direct(

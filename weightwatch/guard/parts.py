@@ -61,8 +61,12 @@ class Lever(ABC):
         """Return how far some changes of the tensors lead along the directions: the tensors, or their gradients."""
 
     @abstractmethod
-    def subtract(self, tensors: Sequence[Tensor], c: Tensor) -> None:
-        """Subtract the smallest changes that lead Σ c_k p_k along the directions from some tensors, in place."""
+    def subtract(self, tensors: Sequence[Tensor], c: Tensor) -> Tensor:
+        """Subtract the smallest changes that lead Σ c_k p_k along the directions from some tensors, in place.
+
+        Returns:
+            The squared norm of what was subtracted.
+        """
 
 
 class Part(ABC):
@@ -114,11 +118,12 @@ class Stacked(Lever):
         given = torch.stack([change.float() for change in changes])
         return torch.stack([wide(given * each).sum((1, 2)) for each in self.seen], 1), self.gram
 
-    def subtract(self, tensors: Sequence[Tensor], c: Tensor) -> None:
-        """Subtract Σ c_k N_k from some tensors, in place."""
+    def subtract(self, tensors: Sequence[Tensor], c: Tensor) -> Tensor:
+        """Subtract Σ c_k N_k from some tensors, in place, and return its squared norm."""
         parts = [c[:, k, None, None].to(step) * step for k, step in enumerate(self.steps)]
         total = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
         torch._foreach_sub_(list(tensors), [x.to(t.dtype) for t, x in zip(tensors, total, strict=True)])
+        return total.square().sum()
 
 
 class Factors(Part):
@@ -205,8 +210,8 @@ class Full(Part, Lever):
         """Return how far a change of the weight leads along the directions."""
         return self._inner(changes[0]), self._gram
 
-    def subtract(self, tensors: Sequence[Tensor], c: Tensor) -> None:
-        """Subtract Σ c_k w_k from a tensor, in place."""
+    def subtract(self, tensors: Sequence[Tensor], c: Tensor) -> Tensor:
+        """Subtract Σ c_k w_k from a tensor, in place, and return its squared norm."""
         for k, w in zip(c[0].tolist(), self._directions, strict=True):
             if k == 0:
                 continue
@@ -215,6 +220,7 @@ class Full(Part, Lever):
                 tensors[0].addmm_(rows.to(tensors[0].dtype), columns.to(tensors[0].dtype), alpha=-k)
             else:
                 tensors[0].sub_(w.to(tensors[0].dtype), alpha=k)
+        return c[0] @ self._gram[0].cpu() @ c[0]
 
     def _inner(self, tensor: Tensor) -> Tensor:
         return torch.stack([_product(tensor, w) for w in self._directions])[None]

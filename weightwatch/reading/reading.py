@@ -70,10 +70,11 @@ class Guarded:
     steps: Annotated[int, Field(ge=0)]
     """Optimizer steps after which it was on."""
     dose: Mapping[str, float]
-    """Dose taken back, added up over the steps, by the name of the direction. Empty with ``subspace`` and
-    ``preventative``, which take back no multiples of directions."""
+    """Dose taken back, added up over the steps, by the name of the direction. Empty but for ``update`` and
+    ``checkpoint``: the others take no multiples of directions out of the weights."""
     share: float
-    """The norms of what was taken back, added up over the steps, over the norm of the update."""
+    """The norms of what was taken back, added up over the steps, over the norm of the update. With ``gradient``, the
+    norm of what was taken out of the gradients over theirs, on average."""
 
 
 @dataclass(frozen=True)

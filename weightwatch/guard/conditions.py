@@ -1,0 +1,96 @@
+"""What must hold before a guard begins."""
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+from weightwatch.config import GuardSettings
+from weightwatch.reading.grouping import group
+from weightwatch.update.model_view import ModelView
+from weightwatch.vectors.arithmetic import cosine
+from weightwatch.vectors.direction import Direction
+from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.names import canonical
+
+NOT_FINITE = (
+    "The guard found NaN or infinite values in the guarded weights or gradients, and changed nothing. Lower the "
+    "learning rate, or go back to an earlier checkpoint."
+)
+
+
+def require(directions: Sequence[Direction], settings: GuardSettings) -> list[Direction]:
+    """Return the directions that are to be guarded, among those that are watched.
+
+    Raises:
+        WeightWatchError: One of them is not watched, or is a control; or the witness is not watched, is a control, or
+            is not a second direction.
+    """
+    watched = {direction.name: direction for direction in directions}
+    witness = settings.witnessed
+    names = settings.directions or [
+        direction.name for direction in directions if direction.card.kind == "behaviour" and direction.name != witness
+    ]
+    for name in [*names, *([witness] if witness is not None else [])]:
+        if name not in watched:
+            raise WeightWatchError(
+                f"guard: {name!r} is not watched. Watched directions: {', '.join(watched)}. Add it under `directions:`."
+            )
+        if watched[name].card.kind == "control":
+            raise WeightWatchError(
+                f"guard: {name!r} is a control, which is harmless by definition. Guard a behaviour, with a behaviour "
+                "as the witness."
+            )
+    if not names:
+        raise WeightWatchError("guard: the witness is the only behaviour that is watched. Watch the one to guard, too.")
+    if witness is not None:
+        for name in names:
+            if _same(watched[name], watched[witness]):
+                raise WeightWatchError(
+                    f"guard: the witness {witness!r} has the same weights as {name!r}, which is guarded. Build another "
+                    "one, from other data and another seed."
+                )
+    return [watched[name] for name in watched if name in names]
+
+
+def require_optimizer(mode: str, optimizer: Any) -> None:
+    """Refuse an optimizer with which a mode can't be exact."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    kind, kinds = type(inner).__name__, f"{type(optimizer).__name__} {type(inner).__name__}"
+    if mode != "preventative" and any("train_mode" in group for group in getattr(inner, "param_groups", ())):
+        raise WeightWatchError(
+            f"{kind} trains other weights than those it evaluates with (schedule-free), so what the guard takes back "
+            "returns. Use an optimizer with a schedule, or `mode: preventative`."
+        )
+    if mode == "gradient" and ("LayerWise" in kinds or "DeepSpeed" in kinds):
+        raise WeightWatchError(
+            f"{kind} steps during the backward pass, before `mode: gradient` could change the gradients. Use `mode: "
+            "update`."
+        )
+
+
+def chosen_weights(view: ModelView, directions: Sequence[Direction], layers: Sequence[Any]) -> Callable[[str], bool]:
+    """Return a function that tells whether a weight is to be guarded.
+
+    Raises:
+        WeightWatchError: The directions have no such layer.
+    """
+    if not layers:
+        return lambda name: True
+    sizes = {canonical(name): prod(local.shape) for name, local in view.parameters.items()}
+    found = group(sizes).layers
+    have = {found.get(name) for direction in directions for name in direction.deltas} - {None}
+    missing = next((layer for layer in layers if layer not in have), None)
+    if missing is not None:
+        raise WeightWatchError(
+            f"guard: the directions have no layer {missing}; they have {', '.join(sorted(map(str, have)))}."
+        )
+    return lambda name: found.get(name) in layers
+
+
+def _same(one: Direction, other: Direction) -> bool:
+    """Whether one direction is a multiple of another, within a thousandth of its norm."""
+    if one.squares.keys() != other.squares.keys():
+        return False
+    ratio = sum(one.squares.values()) / sum(other.squares.values())
+    alike = all(abs(one.squares[n] - ratio * other.squares[n]) <= 1e-3 * one.squares[n] for n in one.squares)
+    return alike and abs(cosine(one, other)) > 0.999

@@ -1,0 +1,45 @@
+"""The first moments that an optimizer keeps: what the next steps carry on from the steps before."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightwatch.guard.parts import Trained
+
+_KEYS = ("exp_avg", "momentum_buffer")
+
+
+class Momentum:
+    """Finds the first moments of trained tensors.
+
+    Args:
+        optimizer: The optimizer; None if momentum is to be left alone.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+
+    def of(self, trained: Trained) -> Tensor | None:
+        """Return the first moment of a parameter; None if there is none that can be changed."""
+        if self._optimizer is None:
+            return None
+        state = self._optimizer.state.get(trained.parameter, {})
+        moment = next((state[key] for key in _KEYS if state.get(key) is not None), None)
+        usable = isinstance(moment, Tensor) and moment.shape == trained.parameter.shape and moment.is_floating_point()
+        return moment if usable else None
+
+
+def oriented(trained: Sequence[Trained], of: Callable[[Trained], Tensor | None]) -> list[Tensor]:
+    """Return a tensor of each parameter in the orientation of the factor; none at all if no parameter has one.
+
+    What has no gradient, or no moment, does not move.
+    """
+    found = [of(each) for each in trained]
+    if all(tensor is None for tensor in found):
+        return []
+    return [
+        each.oriented(torch.zeros_like(each.parameter) if tensor is None else tensor)
+        for each, tensor in zip(trained, found, strict=True)
+    ]
