@@ -1,7 +1,7 @@
 """A guard on a tiny model in training, and what it should take back, computed in fp64 from the definitions alone."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from tests import oracle as slow
 from weightwatch.guard import Guard
@@ -177,3 +178,43 @@ def wanted(
                 if name in ps[k]:
                     found[name] = found[name] + much * ps[k][name]
     return found
+
+
+def plain_name(key: str) -> str:
+    """Return the name in the plain model of the weight that a parameter changes."""
+    before, adapted, _ = key.partition(".lora_")
+    return slow.canonical(f"{before}.base_layer.weight" if adapted else key)
+
+
+def first_order(
+    model: nn.Module, name: str, w: Tensor, of: Callable[[nn.Parameter], Tensor | None]
+) -> dict[str, float]:
+    """Return ⟨dτ,w⟩, relative to ‖dτ‖ ‖w‖, if a parameter of a weight moves by some tensor and the others stay."""
+    if name in (found := dict(model.named_parameters())):
+        change = of(found[name])
+        return {} if change is None else {"": _cosine(change.double(), w)}
+    halves = {key: p for key, p in found.items() if ".lora_" in key and plain_name(key) == name}
+    if not halves:
+        return {}
+    (a,), (b,) = ([p for key, p in halves.items() if f"_{half}." in key] for half in "AB")
+    layer = model.get_submodule(next(iter(halves)).partition(".lora_")[0]).get_base_layer()
+    turned = isinstance(layer, nn.Embedding | Conv1D)
+    da, db = of(a), of(b)
+    moves = {
+        "A": None if da is None else b.detach().double() @ da.double(),
+        "B": None if db is None else db.double() @ a.detach().double(),
+    }
+    return {half: _cosine(m.T if turned else m, w) for half, m in moves.items() if m is not None}
+
+
+def _cosine(change: Tensor, w: Tensor) -> float:
+    size = float(change.norm() * w.norm())
+    return float((change * w).sum()) / size if size else 0.0
+
+
+def adam(trained: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(trained, lr=1e-2)
+
+
+def momentum(trained: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(trained, lr=1.0, momentum=0.9)
