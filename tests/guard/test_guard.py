@@ -1,14 +1,17 @@
 """The guard of a training: when it is on, what it leaves alone, and its account."""
 
+import copy
+
 import pytest
 import torch
 
 from tests import oracle as slow
 from tests.guard.test_parts import started, untied
-from tests.support.guards import begun, bits, same, wanted
+from tests.support.guards import Run, begun, bits, same, wanted
 from tests.support.models import dense, lora, low_rank, tiny_llama
 from weightwatch.guard import Guard
 from weightwatch.monitor import Monitor
+from weightwatch.vectors import WeightWatchError
 
 
 @pytest.mark.parametrize("mode", ["update", "subspace", "gradient", "checkpoint"])
@@ -81,6 +84,60 @@ def test_a_model_other_than_the_one_that_was_measured_last_is_validated() -> Non
     assert "lm_head.weight" in guard.directions[0].deltas
     guard.begin(tiny_llama())
     assert "lm_head.weight" not in guard.directions[0].deltas
+
+
+# What is unfrozen in the course of the training
+
+
+def part_frozen(*, known: bool, adapted: bool, **settings: object) -> Run:
+    """Begin to guard a model whose second layer is frozen; θ₀ of it is at hand if it is known."""
+    base = untied()
+    model = lora(base) if adapted else base
+    for name, parameter in model.named_parameters():
+        if ".layers.1." in name:
+            parameter.requires_grad_(False)
+    begins = {name: p.detach().clone() for name, p in base.named_parameters() if known or p.requires_grad}
+    monitor = Monitor([low_rank(untied(), 5)], reference=None if adapted else begins)
+    guard, optimizer = Guard(monitor, {"witness": "none", **settings}), torch.optim.Adam(model.parameters(), lr=1e-2)
+    run = Run(model, copy.deepcopy(model), guard, optimizer)
+    guard.begin(model, optimizer)
+    return run
+
+
+def unfreeze(run: Run) -> None:
+    adapted = any("lora_" in name for name, _ in run.model.named_parameters())
+    for name, parameter in run.model.named_parameters():
+        if ".layers.1." in name and (not adapted or "lora_" in name):
+            parameter.requires_grad_(True)
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+@pytest.mark.parametrize("when", ["always", "alert"])
+def test_what_is_unfrozen_is_guarded_from_its_first_step(adapted: bool, when: str) -> None:
+    run = part_frozen(known=True, adapted=adapted, when=when)
+    evil = low_rank(untied(), 5)
+    run.step()
+    unfreeze(run)
+    if when == "alert":
+        run.step()
+        run.guard.arm()
+    taken = set()
+    for _ in range(4):
+        before, after = run.step()
+        want = wanted(run, run.tau(before), [evil])
+        taken |= {name for name, each in want.items() if bool(each.any())}
+        for name, each in want.items():
+            assert (before[name] - after[name] - each).norm() <= 1e-4 * each.norm() + 1e-7 * before[name].norm(), name
+    assert any(".layers.1." in name for name in taken)
+
+
+@pytest.mark.parametrize("mode", ["update", "subspace", "gradient", "checkpoint"])
+def test_what_is_unfrozen_and_has_no_known_start_is_a_fault_at_its_first_step(mode: str) -> None:
+    run = part_frozen(known=False, adapted=False, mode=mode)
+    run.step()
+    unfreeze(run)
+    with pytest.raises(WeightWatchError, match=r"'evil' can't be kept out .* \(it was frozen when the run began, and"):
+        run.step()
 
 
 def test_the_account_is_what_was_taken_back() -> None:

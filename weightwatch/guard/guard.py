@@ -70,6 +70,8 @@ class Guard:
         self._subspace: Subspace | None = None
         self._hooks: list[RemovableHandle] = []
         self._model: nn.Module | None = None
+        self._optimizer: Any = None
+        self._frozen: list[nn.Parameter] = []
         self._scaled = False
         self._steps, self._size = 0, 0.0
         self._along = torch.zeros(len(self._names), dtype=torch.float64, device="cpu")
@@ -97,13 +99,15 @@ class Guard:
             self._monitor.validate(view)
         mode = self.settings.mode
         require_optimizer(mode, optimizer)
-        self._model, self._scaled = model, getattr(optimizer, "scaler", None) is not None
+        self._model, self._optimizer = model, optimizer
+        self._scaled = getattr(optimizer, "scaler", None) is not None
         chosen = chosen_weights(view, self.directions, self.settings.layers)
         if mode == "preventative":
             for handle in add_while_training(model, self.directions, self.settings.coefficient, chosen):
                 handle.remove()  # this was a trial; they come with the first step that is guarded
             self._switch()
             return
+        frozen = view.parameters.keys() - view.trained
         momentum = Momentum(getattr(optimizer, "optimizer", optimizer))
         with exact():
             corrected = mode != "gradient"
@@ -114,6 +118,7 @@ class Guard:
                 self._subspace = Subspace(found, self.settings.strength, momentum)
             else:
                 self._multiples = multiples
+        self._frozen = [p for name, p in model.named_parameters() if name in frozen]
 
     def arm(self) -> None:
         """Switch the guard on."""
@@ -124,9 +129,11 @@ class Guard:
         """Take the directions out of the gradients, with ``mode: gradient``.
 
         Raises:
-            WeightWatchError: A gradient is NaN or infinite along a direction.
+            WeightWatchError: A gradient is NaN or infinite along a direction; or see ``begin``, where weights were
+                unfrozen since the step before.
         """
         if self.armed and self.settings.mode == "gradient" and self._multiples is not None:
+            self._renew()
             with exact():
                 self._count(self._multiples.turn_gradients(scaled=self._scaled))
 
@@ -134,10 +141,12 @@ class Guard:
         """Take back what the step has moved along the directions, with ``mode: update`` and ``mode: subspace``.
 
         Raises:
-            WeightWatchError: The weights are NaN or infinite.
+            WeightWatchError: The weights are NaN or infinite; or see ``begin``, where weights were unfrozen since the
+                step before.
         """
         if not self.armed or self.settings.mode == "gradient":
             return
+        self._renew()
         with exact():
             if self.settings.mode == "update" and self._multiples is not None:
                 self._count(self._multiples.take_back(moments=True))
@@ -149,6 +158,7 @@ class Guard:
     def end(self) -> None:
         """Stop. With ``mode: checkpoint``, the update is taken off the directions now."""
         if self.armed and self.settings.mode == "checkpoint" and self._multiples is not None:
+            self._renew()
             with exact():
                 self._note(self._multiples.take_back(moments=False))
             told = ", ".join(f"{dose:.4g} of {name}" for name, dose in self._doses().items())
@@ -160,6 +170,7 @@ class Guard:
         for handle in self._hooks:
             handle.remove()
         self._hooks, self._multiples, self._subspace, self._model = [], None, None, None
+        self._optimizer, self._frozen = None, []
 
     def account(self, update_norm: float = 0.0) -> Guarded:
         """Return what was done since the last call.
@@ -172,6 +183,11 @@ class Guard:
         self._steps, self._size = 0, 0.0
         self._along = torch.zeros_like(self._along)
         return found
+
+    def _renew(self) -> None:
+        """Begin again with what is trained now, if weights were unfrozen: they must not move unguarded."""
+        if self._model is not None and any(parameter.requires_grad for parameter in self._frozen):
+            self.begin(self._model, self._optimizer)
 
     def _count(self, taken: Taken | None) -> None:
         """Count a guarded step; None is one that the scaler of fp16 skips."""
