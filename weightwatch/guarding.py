@@ -1,6 +1,7 @@
 """The guard of one run: when it is on, and what a fault in it does."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -82,6 +83,7 @@ class Guarding:
         self._model = model
         self.arm(self.arms(alerts))
         fault = attempt(lambda: guard.begin(model, optimizer, view))
+        guard.pause()
         fault = attempt(lambda: self._ranks.agreed(partial(raise_any, fault)))
         if fault is not None:
             guard.release()
@@ -97,6 +99,12 @@ class Guarding:
         """Switch the guard on, from the next step on, if a process wants it."""
         if wanted and self._guard is not None and not self._off:
             self._guard.arm()
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Let the guard add to the forward passes in here, and to no other."""
+        with self._guard.adding() if self._guard is not None else nullcontext():
+            yield
 
     def before_step(self, step: int) -> None:
         """Let the guard change the gradients before the optimizer's step.

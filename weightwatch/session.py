@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -50,7 +51,8 @@ class Requests:
 class Session:
     """The monitoring of one run.
 
-    A trainer's callback forwards its events: ``begin``, ``step_end``, ``saved``, ``end``. In distributed training every
+    A trainer's callback forwards its events: ``begin``, ``forward``, ``before_step``, ``after_step``, ``step_end``,
+    ``saved``, ``end``. In distributed training every
     process calls each method. If one process requests an action, or fails, all do.
 
     Measuring and the rules do not depend on the record: what can't be written waits in memory until it can be. No fault
@@ -164,6 +166,10 @@ class Session:
         requests = Requests.of(begun[0][1])
         self.under_way, self._save_owed = True, requests.save
         return requests
+
+    def forward(self) -> AbstractContextManager[None]:
+        """Return the context in which the forward and backward passes of the training run."""
+        return self._guarding.forward()
 
     def before_step(self, step: int) -> None:
         """Let the guard change the gradients before the optimizer's step.

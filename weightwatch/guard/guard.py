@@ -1,25 +1,26 @@
 """A guard: keeps directions out of the update while training goes on."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from weightwatch.config import GuardSettings
 from weightwatch.guard.conditions import chosen_weights, require, require_optimizer
 from weightwatch.guard.find import guarded, parts, sides
 from weightwatch.guard.momentum import Momentum
 from weightwatch.guard.multiples import Multiples, Taken
-from weightwatch.guard.preventative import add_while_training
+from weightwatch.guard.preventative import Addition
 from weightwatch.guard.subspace import Subspace
 from weightwatch.monitor import Monitor
 from weightwatch.reading.reading import Guarded
 from weightwatch.update.model_view import ModelView
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.document import Document
+from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.precision import exact
 
 _logger = logging.getLogger("weightwatch")
@@ -68,11 +69,11 @@ class Guard:
         self._names = [direction.name for direction in require(monitor.directions, self.settings)]
         self._multiples: Multiples | None = None
         self._subspace: Subspace | None = None
-        self._hooks: list[RemovableHandle] = []
+        self._addition: Addition | None = None
         self._model: nn.Module | None = None
         self._optimizer: Any = None
         self._frozen: list[nn.Parameter] = []
-        self._scaled = False
+        self._scaled, self._told = False, False
         self._steps, self._size = 0, 0.0
         self._along = torch.zeros(len(self._names), dtype=torch.float64, device="cpu")
 
@@ -99,13 +100,13 @@ class Guard:
             self._monitor.validate(view)
         mode = self.settings.mode
         require_optimizer(mode, optimizer)
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizer, self._told = model, optimizer, False
         self._scaled = getattr(optimizer, "scaler", None) is not None
         chosen = chosen_weights(view, self.directions, self.settings.layers)
         if mode == "preventative":
-            for handle in add_while_training(model, self.directions, self.settings.coefficient, chosen):
-                handle.remove()  # this was a trial; they come with the first step that is guarded
-            self._switch()
+            self._addition = Addition(model, self.directions, self.settings.coefficient, chosen)
+            if self.armed:
+                self._addition.hook()
             return
         frozen = view.parameters.keys() - view.trained
         momentum = Momentum(getattr(optimizer, "optimizer", optimizer))
@@ -123,7 +124,8 @@ class Guard:
     def arm(self) -> None:
         """Switch the guard on."""
         self.armed = True
-        self._switch()
+        if self._addition is not None:
+            self._addition.hook()
 
     def before_step(self) -> None:
         """Take the directions out of the gradients, with ``mode: gradient``.
@@ -141,11 +143,13 @@ class Guard:
         """Take back what the step has moved along the directions, with ``mode: update`` and ``mode: subspace``.
 
         Raises:
-            WeightWatchError: The weights are NaN or infinite; or see ``begin``, where weights were unfrozen since the
+            WeightWatchError: The weights are NaN or infinite; or nothing was added, with ``mode: preventative``; or see ``begin``, where weights were unfrozen since the
                 step before.
         """
         if not self.armed or self.settings.mode == "gradient":
             return
+        if self._addition is not None:
+            self._require_added(self._addition)
         self._renew()
         with exact():
             if self.settings.mode == "update" and self._multiples is not None:
@@ -165,12 +169,32 @@ class Guard:
             _logger.info("weightwatch: the guard took back %s at the end of the training.", told)
         self.release()
 
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """Add k·w to the forward passes in here, and to none after it, with ``mode: preventative``.
+
+        Whatever ends a step, nothing stays. Without this, k·w is added from ``begin`` to ``end``.
+        """
+        addition = self._addition
+        if addition is not None:
+            addition.on = True
+        try:
+            yield
+        finally:
+            if addition is not None:
+                addition.on = False
+
+    def pause(self) -> None:
+        """Add k·w to no forward pass but those in ``adding``, with ``mode: preventative``."""
+        if self._addition is not None:
+            self._addition.on = False
+
     def release(self) -> None:
         """Leave the model as it is, and let go of it."""
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks, self._multiples, self._subspace, self._model = [], None, None, None
-        self._optimizer, self._frozen = None, []
+        if self._addition is not None:
+            self._addition.release()
+        self._addition, self._multiples, self._subspace = None, None, None
+        self._model, self._optimizer, self._frozen = None, None, []
 
     def account(self, update_norm: float = 0.0) -> Guarded:
         """Return what was done since the last call.
@@ -206,8 +230,18 @@ class Guard:
         sizes = [sum(direction.squares.values()) for direction in self.directions]
         return {name: float(t) / size for name, t, size in zip(self._names, self._along, sizes, strict=True)}
 
-    def _switch(self) -> None:
-        if self.armed and self.settings.mode == "preventative" and self._model is not None and not self._hooks:
-            chosen = chosen_weights(ModelView(self._model), self.directions, self.settings.layers)
-            self._hooks = add_while_training(self._model, self.directions, self.settings.coefficient, chosen)
-            torch.compiler.reset()  # a model that is compiled already would run without what was just added
+    def _require_added(self, addition: Addition) -> None:
+        """Refuse a step in which k·w was added to nothing; warn of layers of which the first step has run none."""
+        used, unused = addition.used()
+        if not used:
+            raise WeightWatchError(
+                "No layer to which `mode: preventative` adds was run in training mode since the step before. Train "
+                "with model.train(), in a trainer whose `training_step` runs the model; or use `mode: update`."
+            )
+        if unused and not self._told:
+            _logger.warning(
+                "weightwatch: the guard added nothing to %s in its first step, since what was run are other layers: a "
+                "loss may read the head itself, or experts may have no tokens.",
+                " and ".join([unused[0], f"{len(unused) - 1} others"][: len(unused)]),
+            )
+        self._told = True
