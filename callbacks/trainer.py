@@ -66,14 +66,15 @@ class WeightWatchCallback(TrainerCallback):
             raise WeightWatchError("The trainer has two WeightWatchCallbacks. Name all directions in one of them.")
         # Out of memory, the trainer begins again with smaller batches, but with the weights as they are by then.
         again = args.auto_find_batch_size and self.session is not None and self.session.under_way
-        run = self.session.run if self.session is not None and again else carried(state.stateful_callbacks)
+        first = self.session if again else None
+        run = first.run if first is not None else carried(state.stateful_callbacks)
         output, step = _output(args), state.global_step
         if self.session is not None:
             self.session.release()
         self.session = self._plan.session(output / "weightwatch", event_folder(output), self.scalars)
         optimizer = kwargs.get("optimizer")
         begun = self.session.begin(
-            kwargs["model"], step, optimizer=optimizer, checkpoint=_name(step), again=again, run=run
+            kwargs["model"], step, optimizer=optimizer, checkpoint=_name(step), first=first, run=run
         )
         _apply(control, begun)
         if self.config.guard is not None and self.config.guard.mode == "preventative":

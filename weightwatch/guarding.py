@@ -62,6 +62,11 @@ class Guarding:
         """Whether there is a guard that has not failed."""
         return self._guard is not None and not self._off
 
+    @property
+    def armed(self) -> bool:
+        """Whether the guard is switched on."""
+        return self._guard is not None and self._guard.armed
+
     def begin(
         self, step: int, model: nn.Module, optimizer: Any, view: ModelView | None, alerts: Iterable[Alert]
     ) -> None:

@@ -121,7 +121,7 @@ class Session:
         *,
         optimizer: Any = None,
         checkpoint: str | None = None,
-        again: bool = False,
+        first: "Session | None" = None,
         run: str | None = None,
     ) -> Requests:
         """Record θ₀, or restore it, and make sure that everything can be measured and every rule applied.
@@ -131,7 +131,8 @@ class Session:
             step: 0 for a new run, else the step that training resumes from.
             optimizer: The optimizer, for the guard.
             checkpoint: Name of the checkpoint that training resumes from.
-            again: Training restarts with the weights of a first attempt (out of memory): the θ₀ of that one is kept.
+            first: The session of a first attempt, if training restarts with the weights of that one (out of memory): its
+                θ₀ is kept, and a guard that it armed stays armed.
             run: The id of the run that goes on, if it is known.
 
         Returns:
@@ -144,10 +145,11 @@ class Session:
         """
         self._tried = step
         begun: list[tuple[ModelView, list[Alert]]] = []
-        fault = attempt(lambda: begun.append(self._begin(model, step, checkpoint, again, run)))
+        fault = attempt(lambda: begun.append(self._begin(model, step, checkpoint, first is not None, run)))
         # A process that is alone with its fault would leave the others waiting at the next check.
         fault = attempt(lambda: self._ranks.agreed(partial(raise_any, fault)))
         if fault is None:
+            self._guarding.arm(first is not None and first._guarding.armed)
             fault = attempt(lambda: self._guarding.begin(step, model, optimizer, begun[0][0], self.alerts))
         if fault is not None:
             self._watching = False

@@ -299,6 +299,15 @@ def test_a_training_that_begins_again_with_smaller_batches_is_guarded_once_and_f
     assert unhooked(model)
 
 
+def test_a_training_that_begins_again_with_smaller_batches_stays_armed(tmp_path: Path) -> None:
+    args = TrainingArguments(**settings(tmp_path, auto_find_batch_size=True))
+    callback = watched(BY_ALERT, every=1, rules=[{**MOVED, "for": 2}])
+    task = SmallMemory(adapted(), args, train_dataset=sequences(), callbacks=[callback])
+    task.train()
+    assert [alert["step"] for alert in lines(tmp_path, "alerts.jsonl")] == [1]  # the rule begins anew
+    assert [line["guard"]["steps"] for line in lines(tmp_path)] == [0, *[1] * 8]
+
+
 def test_training_on_is_guarded_from_where_it_begins(tmp_path: Path) -> None:
     task = trainer(adapted(), tmp_path, watched(UPDATE))
     for _ in range(2):
