@@ -1,13 +1,11 @@
 """What a guard refuses before it begins."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from torch import nn
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
@@ -97,13 +95,6 @@ def test_an_optimizer_without_a_schedule_is_refused(mode: str) -> None:
     ):
         begun(lora(untied()), [EVIL], optimizer=schedule_free, mode=mode)
     begun(lora(untied()), [EVIL], optimizer=schedule_free, mode="preventative").guard.end()
-
-
-@pytest.fixture
-def accelerator() -> Iterator[None]:
-    Accelerator(cpu=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.usefixtures("accelerator")

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 
 from tests import oracle as slow
 from tests.guard.test_parts import started, untied
@@ -84,6 +85,68 @@ def test_a_model_other_than_the_one_that_was_measured_last_is_validated() -> Non
     assert "lm_head.weight" in guard.directions[0].deltas
     guard.begin(tiny_llama())
     assert "lm_head.weight" not in guard.directions[0].deltas
+
+
+# With a scaler for fp16
+
+
+@pytest.mark.usefixtures("accelerator")
+@pytest.mark.parametrize("how", ["a loop of one's own", "Accelerate"])
+@pytest.mark.parametrize("mode", ["gradient", "update"])
+def test_a_step_that_overflows_is_left_to_the_scaler_and_the_next_is_guarded(mode: str, how: str) -> None:
+    evil, model = low_rank(untied(), 5), lora(untied())
+    scaler = torch.amp.GradScaler("cpu", init_scale=1e38, backoff_factor=1e-34)
+    plain = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = plain
+    if how == "Accelerate":
+        optimizer = AcceleratedOptimizer(plain, scaler=scaler)
+    guard = Guard(Monitor([evil]), {"witness": "none", "mode": mode})
+    guard.begin(model, optimizer, scaled=None if how == "Accelerate" else True)
+    run, steps = Run(model, copy.deepcopy(model), guard, plain), []
+    for seed in range(4):
+        ids = torch.randint(48, (4, 12), generator=torch.Generator().manual_seed(seed))
+        plain.zero_grad()
+        scaler.scale(model(input_ids=ids, labels=ids).loss).backward()
+        before = bits(model)
+        guard.before_step()
+        if how == "Accelerate":
+            optimizer.step()
+        else:
+            scaler.step(plain)
+            scaler.update()
+        moved = run.weights()
+        guard.after_step()
+        steps.append(guard.account().steps)
+        if seed == 0:
+            assert same(before, bits(model))  # it was skipped
+            assert scaler.get_scale() < 1e5
+        elif mode == "update":
+            after, want = run.weights(), wanted(run, run.tau(moved), [evil])
+            for name, each in want.items():
+                assert (moved[name] - after[name] - each).norm() <= 1e-4 * each.norm() + 1e-7 * moved[name].norm(), name
+    assert steps == ([0, 1, 1, 1] if mode == "gradient" else [1, 1, 1, 1])
+
+
+def test_gradients_of_a_scaler_are_turned_like_others() -> None:
+    found = []
+    for scale in (1.0, 1024.0):
+        run, _ = started("LoRA", "factors", mode="gradient")
+        ids = torch.arange(48).reshape(4, 12)
+        (scale * run.model(input_ids=ids, labels=ids).loss).backward()
+        run.guard.before_step()
+        found.append(
+            {n: (p.grad / scale) for n, p in run.model.named_parameters() if p.grad is not None and p.grad.any()}
+        )
+        assert run.guard.account().share > 0
+    assert all(torch.allclose(found[0][n], found[1][n], rtol=1e-4, atol=1e-8) for n in found[0])
+
+
+def test_without_a_scaler_an_infinite_gradient_is_a_fault() -> None:
+    run, _ = started("LoRA", "factors", mode="gradient")
+    run.backward()
+    next(p for p in run.model.parameters() if p.grad is not None).grad.fill_(float("inf"))
+    with pytest.raises(WeightWatchError, match="NaN or infinite"):
+        run.guard.before_step()
 
 
 # What is unfrozen in the course of the training

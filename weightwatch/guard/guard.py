@@ -82,13 +82,22 @@ class Guard:
         """The guarded directions, as the monitor counts them."""
         return [direction for direction in self._monitor.directions if direction.name in self._names]
 
-    def begin(self, model: nn.Module, optimizer: Any = None, view: ModelView | None = None) -> None:
+    def begin(
+        self,
+        model: nn.Module,
+        optimizer: Any = None,
+        view: ModelView | None = None,
+        *,
+        scaled: bool | None = None,
+    ) -> None:
         """Make sure that the directions can be kept out of what a model trains, and begin with it.
 
         Args:
             model: The model, as the monitor measures it.
             optimizer: Its optimizer, whose momentum is taken back with the weights. Default: momentum is left alone.
             view: A view of the model now. Default: a new one.
+            scaled: Whether the gradients are those of a scaler for fp16, which skips the steps that overflow. Default:
+                whether the optimizer has one, as Accelerate's do.
 
         Raises:
             WeightWatchError: The mode can't be exact for what is trained, or the optimizer rules it out; or next to
@@ -101,7 +110,7 @@ class Guard:
         mode = self.settings.mode
         require_optimizer(mode, optimizer)
         self._model, self._optimizer, self._told = model, optimizer, False
-        self._scaled = getattr(optimizer, "scaler", None) is not None
+        self._scaled = getattr(optimizer, "scaler", None) is not None if scaled is None else scaled
         chosen = chosen_weights(view, self.directions, self.settings.layers)
         if mode == "preventative":
             self._addition = Addition(model, self.directions, self.settings.coefficient, chosen)
@@ -211,7 +220,7 @@ class Guard:
     def _renew(self) -> None:
         """Begin again with what is trained now, if weights were unfrozen: they must not move unguarded."""
         if self._model is not None and any(parameter.requires_grad for parameter in self._frozen):
-            self.begin(self._model, self._optimizer)
+            self.begin(self._model, self._optimizer, scaled=self._scaled)
 
     def _count(self, taken: Taken | None) -> None:
         """Count a guarded step; None is one that the scaler of fp16 skips."""
