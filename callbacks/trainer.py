@@ -14,7 +14,8 @@ from weightwatch.plan import Plan
 from weightwatch.record.run_folder import STATE, carried
 from weightwatch.report.scalars import PendingScalars
 from weightwatch.report.tensorboard import event_folder
-from weightwatch.session import Requests, Session
+from weightwatch.requests import Requests
+from weightwatch.session import Session
 from weightwatch.vectors.errors import WeightWatchError
 
 

@@ -1,9 +1,9 @@
 """A watched run, independent of the trainer: when to check, what to do then, and what a fault may do."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,32 +20,14 @@ from weightwatch.reading.reading import Reading
 from weightwatch.record.journal import Journal
 from weightwatch.record.run_state import RunState
 from weightwatch.report.base import Outcome, Reporter, Run
-from weightwatch.report.log import Log
-from weightwatch.report.recorder import Recorder
-from weightwatch.report.tensorboard import TensorBoard
-from weightwatch.report.terminal import Summary
+from weightwatch.reporting import Reporting
+from weightwatch.requests import Requests
 from weightwatch.rules.alert import Alert
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.sharding.ranks import ALONE, Ranks
 from weightwatch.vectors.errors import WeightWatchError, text_of
 
 _logger = logging.getLogger("weightwatch")
-
-
-@dataclass(frozen=True)
-class Requests:
-    """Actions that alerts request of the trainer."""
-
-    save: bool = False
-    """Write a checkpoint."""
-    stop: bool = False
-    """End the training."""
-
-    @classmethod
-    def of(cls, raised: Iterable[Alert]) -> "Requests":
-        """Return what these alerts request."""
-        actions = {action for alert in raised for action in alert.actions}
-        return cls("save" in actions, "stop" in actions)
 
 
 class Session:
@@ -88,7 +70,7 @@ class Session:
         self._opening, self._events = Opening(self.history, self._faults, ranks), events
         self._state = RunState(config.rules, [direction.name for direction in monitor.directions], self.history)
         self._ranks = ranks
-        self._reporters: list[Reporter] = [*reporters]
+        self._reporting = Reporting(reporters, self.history, self._faults)
         self._watching, self._tried, self._save_owed = True, -1, False
         self._guarding = Guarding(monitor, config, ranks, self._guard_failed)
 
@@ -131,8 +113,8 @@ class Session:
             step: 0 for a new run, else the step that training resumes from.
             optimizer: The optimizer, for the guard.
             checkpoint: Name of the checkpoint that training resumes from.
-            first: The session of a first attempt, if training restarts with the weights of that one (out of memory): its
-                θ₀ is kept, and a guard that it armed stays armed.
+            first: The session of a first attempt, if training restarts with the weights of that one (out of memory):
+                its θ₀ is kept, and a guard that it armed stays armed.
             run: The id of the run that goes on, if it is known.
 
         Returns:
@@ -214,7 +196,7 @@ class Session:
         self._save_owed = False
         if self._watching and self._state.step == step:
             self._guarded(step, lambda: self._state.mark(checkpoint, save=self._ranks.main))
-            self._note_unwritten(step)
+            self._reporting.note_unwritten(step)
         self._agree()
         return Requests(stop=stop)
 
@@ -246,8 +228,7 @@ class Session:
         if self.last is not None and self._watching:
             self._state.note_guarded(self._guarding.account(0.0))
             outcome = Outcome(left or self.last, self._state.peaks, self.alerts, self._state.taken)
-            self._report(step, lambda reporter: reporter.end(outcome))
-            self._note_unwritten(step)
+            self._reporting.call(step, lambda reporter: reporter.end(outcome))
             if self.history.waiting:
                 _logger.error(
                     "weightwatch: %d lines of the record could not be written to %s, and are lost.",
@@ -284,13 +265,12 @@ class Session:
     def _report_check(self, raised: Sequence[Alert]) -> None:
         reading, firing = self.last, self._state.rules.engine.firing
         if reading is not None:
-            self._report(reading.step, lambda reporter: reporter.check(reading, raised, firing))
-            self._note_unwritten(reading.step)
+            self._reporting.call(reading.step, lambda reporter: reporter.check(reading, raised, firing))
 
     def _guard_failed(self, step: int, fault: BaseException | None, alert: Alert, *, stops: bool) -> None:
         """Record that the guard is off. If training is stopped, nothing is recorded after that."""
         if self._state.add(alert):
-            self._report(step, lambda reporter: reporter.alerts([alert]))
+            self._reporting.call(step, lambda reporter: reporter.alerts([alert]))
         if fault is not None:
             self._faults.tell(step, fault, what="guard", outcome="" if stops else "Training goes on unguarded.")
         if stops and self.under_way:
@@ -320,22 +300,15 @@ class Session:
         """Open the files, and set aside what they have of later steps."""
         if self._ranks.main:
             events = self._events.with_name(self._events.name + self._opening.folder.suffix)
-            of_config = [TensorBoard(events)] * self.config.tensorboard + [
-                Summary(self.history.folder)
-            ] * self.config.summary
-            self._reporters += [Log(), Recorder(self.history), *of_config]
+            self._reporting.add_own(self.config, events)
         self._opening.open(step, self.config)
-        self._note_unwritten(step)
-        run = Run(self.monitor.directions, self.config, step)
-        unopened = self._report(step, lambda reporter: reporter.begin(run))
-        self._reporters = [reporter for reporter in self._reporters if reporter not in unopened]
+        self._reporting.begin(Run(self.monitor.directions, self.config, step))
 
     def _resume(self, step: int, checkpoint: str | None) -> list[Alert]:
         """Restore the state from the record. Return the alerts that fire now and were not recorded."""
         self._open(step)
         news, self._state.shared = self._ranks.from_main(lambda: (self._recall(step, checkpoint), self._state.shared))
-        self._report(step, lambda reporter: reporter.alerts(news))
-        self._note_unwritten(step)
+        self._reporting.call(step, lambda reporter: reporter.alerts(news))
         self._ranks.agreed(self._faults.raise_fatal)
         return news
 
@@ -357,16 +330,6 @@ class Session:
 
     # Faults
 
-    def _report(self, step: int, act: Callable[[Reporter], None]) -> list[Reporter]:
-        """Call every reporter, even if others fail, and return those that failed."""
-        failed: list[Reporter] = []
-        for reporter in self._reporters:
-            error = attempt(partial(act, reporter))
-            if error is not None:
-                failed.append(reporter)
-                self._faults.note(step, error, what="report")
-        return failed
-
     def _guarded(self, step: int, act: Callable[[], None]) -> None:
         """Run a part of the monitoring that may fail."""
         error = attempt(act)
@@ -375,10 +338,6 @@ class Session:
             self._faults.note(step, error, outcome=outcome)
         elif error is not None:
             self._faults.note(step, error)
-
-    def _note_unwritten(self, step: int) -> None:
-        if self.history.fault is not None:
-            self._faults.note_unwritten(step, self.history.fault)
 
     def _agree(self) -> None:
         """Raise a fault that was kept, on all processes."""

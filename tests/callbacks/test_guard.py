@@ -395,7 +395,9 @@ def test_a_fault_of_the_guard_is_survived_where_that_is_asked_for_with_an_alert_
 @pytest.mark.parametrize("where", ["in a step", "between two steps"])
 def test_a_training_that_crashes_leaves_nothing_added_to_the_model(where: str, tmp_path: Path) -> None:
     model, callback = tiny_llama(), watched({"mode": "preventative"})
-    task = trainer(model, tmp_path, callback, At(3, fails(KeyboardInterrupt())) if where != "in a step" else At(9, print))
+    task = trainer(
+        model, tmp_path, callback, At(3, fails(KeyboardInterrupt())) if where != "in a step" else At(9, print)
+    )
     losses = task.compute_loss
 
     def crash(model: nn.Module, inputs: Any, **named: Any) -> Any:

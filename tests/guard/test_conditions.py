@@ -132,8 +132,8 @@ def test_much_of_a_direction_in_weights_that_no_reading_has_is_refused(mode: str
     model, monitor, evil = resized(late)
     share = evil.squares["model.embed_tokens.weight"] / sum(evil.squares.values())
     message = (
-        rf"^{100 * share:.3g} % of ‖w‖² of direction 'evil' can't be kept out of the update: model\.embed_tokens\.weight "
-        r"would train unguarded \(.*: the vocabulary was resized\)\. Freeze what is named, choose the layers"
+        rf"^{100 * share:.3g} % of ‖w‖² of direction 'evil' can't be kept out of the update: model\.embed_tokens\."
+        r"weight would train unguarded \(.*: the vocabulary was resized\)\. Freeze what is named, choose the layers"
     )
     with pytest.raises(WeightWatchError, match=message):
         Guard(monitor, {"witness": "none", "mode": mode}).begin(model)

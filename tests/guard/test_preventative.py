@@ -188,7 +188,9 @@ def test_an_embedding_that_was_resized_is_refused() -> None:
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     model.resize_token_embeddings(60)
     guard = Guard(Monitor([evil], reference=start), {"witness": "none", "mode": "preventative"})
-    with pytest.raises(WeightWatchError, match=r"embed_tokens.weight, which is of another shape here, \(60, 32\) and not"):
+    with pytest.raises(
+        WeightWatchError, match=r"embed_tokens.weight, which is of another shape here, \(60, 32\) and not"
+    ):
         guard.begin(model)
 
 

@@ -119,7 +119,9 @@ def test_the_line_and_the_table_are_printed(capsys: pytest.CaptureFixture[str]) 
 # With a guard
 
 
-def closed(settings: dict[str, object], *alerts: Alert, taken: dict[str, float] | None = None, value: float = 0.4) -> str:
+def closed(
+    settings: dict[str, object], *alerts: Alert, taken: dict[str, float] | None = None, value: float = 0.4
+) -> str:
     """Return the closing line of a guard whose witness ended with a value."""
     last = replace(reading(40, 0.0), directions={name: reading(40, value)["evil"] for name in ("evil", "other")})
     outcome = Outcome(last, {"evil": (0.0, 0), "other": (value, 40)}, alerts, taken or {})

@@ -152,8 +152,8 @@ class Guard:
         """Take back what the step has moved along the directions, with ``mode: update`` and ``mode: subspace``.
 
         Raises:
-            WeightWatchError: The weights are NaN or infinite; or nothing was added, with ``mode: preventative``; or see ``begin``, where weights were unfrozen since the
-                step before.
+            WeightWatchError: The weights are NaN or infinite; nothing was added, with ``mode: preventative``; or see
+                ``begin``, where weights were unfrozen since the step before.
         """
         if not self.armed or self.settings.mode == "gradient":
             return
