@@ -51,6 +51,7 @@ class Guarding:
         self._monitor, self._ranks, self._failed = monitor, ranks, failed
         self._stops, self._off = config.on_guard_error == "stop", False
         self._model: nn.Module | None = None
+        self._called = 0
 
     @property
     def required(self) -> bool:
@@ -85,7 +86,7 @@ class Guarding:
         guard = self._guard
         if guard is None:
             return
-        self._model = model
+        self._model, self._called = model, step
         self.arm(self.arms(alerts))
         fault = attempt(lambda: guard.begin(model, optimizer, view))
         guard.pause()
@@ -118,6 +119,7 @@ class Guarding:
             WeightWatchError: The guard failed, and the training is not to go on without it.
         """
         if self._guard is not None and self._guard.settings.mode == "gradient":
+            self._called = step
             self._act(step, self._guard.before_step)
 
     def after_step(self, step: int) -> None:
@@ -127,7 +129,23 @@ class Guarding:
             WeightWatchError: See ``before_step``.
         """
         if self._guard is not None and self._guard.settings.mode != "gradient":
+            self._called = step
             self._act(step, self._guard.after_step)
+
+    def step_end(self, step: int) -> None:
+        """Make sure that the guard was called in a step.
+
+        Raises:
+            WeightWatchError: See ``before_step``.
+        """
+        if self._guard is None or self._off or not self._guard.armed or self._called >= step:
+            return
+        event = "on_pre_optimizer_step" if self._guard.settings.mode == "gradient" else "on_optimizer_step"
+        missed = WeightWatchError(
+            f"it was not called between step {self._called} and step {step}: the trainer sends no `{event}` to its "
+            "callbacks. Call `weightwatch.guard.Guard` in its loop"
+        )
+        self._fail(step, missed, self._ranks.count)
 
     def account(self, update_norm: float) -> Guarded | None:
         """Return what the guard has done since the last call; None without a guard.

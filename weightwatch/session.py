@@ -179,7 +179,11 @@ class Session:
             step: Optimizer steps so far.
             saves: Whether a checkpoint will be written at this step.
             stops: Whether training ends at this step.
+
+        Raises:
+            WeightWatchError: The guard was not called in the step, unless ``on_guard_error: continue`` is set.
         """
+        self._guarding.step_end(step)
         if step % self.config.every == 0 or saves or self._save_owed or stops:
             stops |= self._check(model, step)
         return Requests(self._save_owed, stops)

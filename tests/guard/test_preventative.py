@@ -127,6 +127,28 @@ def test_an_alert_begins_to_add() -> None:
     assert float(loss_of(model)) == pytest.approx(twin, abs=1e-5)
 
 
+@pytest.mark.parametrize("case", ["LoRA", "LoRA with TRL's ref"])
+def test_the_model_that_training_is_compared_with_stays_plain(case: str) -> None:
+    base, build, _ = CASES[case]
+    model = build().train()
+    evil = named("factors", base())
+
+    def reference() -> float:
+        if case == "LoRA":
+            with model.disable_adapter():
+                return float(loss_of(model).detach())
+        model.set_adapter("ref")
+        found = float(loss_of(model).detach())
+        model.set_adapter("default")
+        return found
+
+    before, plain = reference(), float(loss_of(model).detach())
+    run = begun(model, [evil], mode="preventative")
+    assert reference() == before
+    assert abs(float(loss_of(model).detach()) - plain) > 1e-3
+    assert run.guard.armed
+
+
 def test_layers_can_be_chosen() -> None:
     model = lora(untied()).train()
     evil = named("factors", untied())

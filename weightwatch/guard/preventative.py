@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 from torch.utils.hooks import RemovableHandle
 
+from weightwatch.update.peft.lora import REF
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import Delta, LowRank
@@ -45,7 +46,7 @@ class Addition:
     def __init__(
         self, model: nn.Module, directions: Sequence[Direction], k: float, chosen: Callable[[str], bool]
     ) -> None:
-        self._switch = Switch()
+        self._switch = Switch(_adapter(model))
         self._shifts = [
             _Norm(found, k) if _is_norm(found.layer) else _Products(found, k)
             for found in _found(model, directions, chosen)
@@ -86,9 +87,22 @@ class Addition:
 
 @dataclass
 class Switch:
-    """Whether k·w is added."""
+    """Whether k·w is added.
 
+    Attributes:
+        adapter: One of the model's adapter modules; None without adapters.
+        on: Whether it is added to what is trained.
+    """
+
+    adapter: Any
     on: bool = True
+
+    @property
+    def adds(self) -> bool:
+        """Whether it is added now: not where DPO and others compute with θ₀, the model without its adapter."""
+        if self.adapter is None or not self.on:
+            return self.on
+        return not self.adapter.disable_adapters and REF not in self.adapter.active_adapters
 
 
 @dataclass(frozen=True)
@@ -175,7 +189,7 @@ class _Norm(Shift):
 def _added(
     layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Tensor, shift: Shift, switch: Switch
 ) -> Tensor | None:
-    if not layer.training or not switch.on:
+    if not layer.training or not switch.adds:
         return None
     shift.used = True
     return output + shift.of(inputs[0] if inputs else next(iter(named.values())), output)
@@ -217,12 +231,18 @@ def _found(model: nn.Module, directions: Sequence[Direction], chosen: Callable[[
     return list(found.values())
 
 
+def _adapter(model: nn.Module) -> Any:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return next((module for module in model.modules() if isinstance(module, BaseTunerLayer)), None)
+
+
 def _owners(model: nn.Module) -> dict[str, tuple[str, str, nn.Module]]:
     """Return path, key and layer of each parameter by its name in the plain model; under PEFT, of the base layers."""
     found: dict[str, tuple[str, str, nn.Module]] = {}
     for path, module in model.named_modules():
         for key, parameter in module._parameters.items():  # PEFT's layers show the weight of the layer inside
-            name = canonical(f"{path}.{key}")
+            name = canonical(f"{path}.{key}" if path else key)
             if parameter is not None and (name not in found or ".modules_to_save." in path):
                 found[name] = path, key, module
     return found
