@@ -149,7 +149,7 @@ def test_without_a_scaler_an_infinite_gradient_is_a_fault() -> None:
         run.guard.before_step()
 
 
-# What is unfrozen in the course of the training
+# What is unfrozen, frozen or switched in the course of the training
 
 
 def part_frozen(*, known: bool, adapted: bool, **settings: object) -> Run:
@@ -192,6 +192,35 @@ def test_what_is_unfrozen_is_guarded_from_its_first_step(adapted: bool, when: st
         for name, each in want.items():
             assert (before[name] - after[name] - each).norm() <= 1e-4 * each.norm() + 1e-7 * before[name].norm(), name
     assert any(".layers.1." in name for name in taken)
+
+
+def test_what_is_frozen_and_unfrozen_in_turn_stays_guarded() -> None:
+    run, (evil,) = started("all weights", "factors")
+    layers = [[p for n, p in run.model.named_parameters() if f".layers.{k}." in n] for k in range(2)]
+    for step in range(4):
+        for k, layer in enumerate(layers):
+            for parameter in layer:
+                parameter.requires_grad_(step % 2 == k)
+        before, after = run.step()
+        for name, each in wanted(run, run.tau(before), [evil]).items():
+            if after[name].ne(before[name]).any() or each.any():
+                assert (before[name] - after[name] - each).norm() <= 1e-4 * each.norm() + 1e-7 * before[name].norm()
+
+
+def test_an_adapter_that_takes_the_place_of_the_first_is_guarded() -> None:
+    run, (evil,) = started("LoRA", "factors")
+    run.step()
+    run.model.add_adapter("second", run.model.peft_config["default"])
+    run.model.set_adapter("second")
+    run.optimizer.add_param_group({"params": [p for n, p in run.model.named_parameters() if ".second." in n]})
+    taken = 0.0
+    for _ in range(4):
+        run.step()
+        taken += run.guard.account().dose["evil"]
+        measured = run.guard._monitor.measure(run.model)
+        assert measured.update_norm > 0
+        assert measured["evil"].dose <= 1e-6
+    assert taken > 0
 
 
 @pytest.mark.parametrize("mode", ["update", "subspace", "gradient", "checkpoint"])

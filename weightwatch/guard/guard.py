@@ -72,7 +72,8 @@ class Guard:
         self._addition: Addition | None = None
         self._model: nn.Module | None = None
         self._optimizer: Any = None
-        self._frozen: list[nn.Parameter] = []
+        self._parameters: list[nn.Parameter] = []
+        self._trained: list[bool] = []
         self._scaled, self._told = False, False
         self._steps, self._size = 0, 0.0
         self._along = torch.zeros(len(self._names), dtype=torch.float64, device="cpu")
@@ -117,7 +118,6 @@ class Guard:
             if self.armed:
                 self._addition.hook()
             return
-        frozen = view.parameters.keys() - view.trained
         momentum = Momentum(getattr(optimizer, "optimizer", optimizer))
         with exact():
             corrected = mode != "gradient"
@@ -128,7 +128,8 @@ class Guard:
                 self._subspace = Subspace(found, self.settings.strength, momentum)
             else:
                 self._multiples = multiples
-        self._frozen = [p for name, p in model.named_parameters() if name in frozen]
+        self._parameters = list(model.parameters())
+        self._trained = [parameter.requires_grad for parameter in self._parameters]
 
     def arm(self) -> None:
         """Switch the guard on."""
@@ -140,8 +141,8 @@ class Guard:
         """Take the directions out of the gradients, with ``mode: gradient``.
 
         Raises:
-            WeightWatchError: A gradient is NaN or infinite along a direction; or see ``begin``, where weights were
-                unfrozen since the step before.
+            WeightWatchError: A gradient is NaN or infinite along a direction; or see ``begin``, where other weights
+                are trained than in the step before.
         """
         if self.armed and self.settings.mode == "gradient" and self._multiples is not None:
             self._renew()
@@ -153,7 +154,7 @@ class Guard:
 
         Raises:
             WeightWatchError: The weights are NaN or infinite; nothing was added, with ``mode: preventative``; or see
-                ``begin``, where weights were unfrozen since the step before.
+                ``begin``, where other weights are trained than in the step before.
         """
         if not self.armed or self.settings.mode == "gradient":
             return
@@ -203,7 +204,7 @@ class Guard:
         if self._addition is not None:
             self._addition.release()
         self._addition, self._multiples, self._subspace = None, None, None
-        self._model, self._optimizer, self._frozen = None, None, []
+        self._model, self._optimizer, self._parameters, self._trained = None, None, [], []
 
     def account(self, update_norm: float = 0.0) -> Guarded:
         """Return what was done since the last call.
@@ -218,8 +219,9 @@ class Guard:
         return found
 
     def _renew(self) -> None:
-        """Begin again with what is trained now, if weights were unfrozen: they must not move unguarded."""
-        if self._model is not None and any(parameter.requires_grad for parameter in self._frozen):
+        """Begin again if layers were unfrozen or adapters switched: what is trained now must not move unguarded."""
+        trained = [parameter.requires_grad for parameter in self._parameters]
+        if self._model is not None and trained != self._trained:
             self.begin(self._model, self._optimizer, scaled=self._scaled)
 
     def _count(self, taken: Taken | None) -> None:
