@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import io
 from collections.abc import Sequence
 
 import pytest
@@ -271,6 +272,18 @@ def test_it_is_gone_with_the_guard_that_a_crash_left_behind() -> None:
         crash()
     assert not any(m._forward_hooks for m in model.modules())
     assert float(loss_of(model)) == plain
+
+
+def test_copies_of_the_model_are_plain() -> None:
+    model = tiny_llama().train()
+    plain = loss_of(model)
+    run = begun(model, [named("factors", tiny_llama())], mode="preventative")
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    assert torch.equal(loss_of(copy.deepcopy(model)), plain)
+    assert torch.equal(loss_of(torch.load(file, weights_only=False)), plain)
+    assert abs(float(loss_of(run.model) - plain)) > 1e-3
 
 
 def test_it_can_be_kept_within_the_steps_whatever_ends_them() -> None:

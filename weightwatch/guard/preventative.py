@@ -97,6 +97,10 @@ class Switch:
     adapter: Any
     on: bool = True
 
+    def __reduce__(self) -> tuple[type["Switch"], tuple[None, bool]]:
+        """Return one that is off: to copies of the model, which nobody guards, nothing is added."""
+        return Switch, (None, False)
+
     @property
     def adds(self) -> bool:
         """Whether it is added now: not where DPO and others compute with θ₀, the model without its adapter."""
