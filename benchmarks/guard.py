@@ -13,7 +13,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -51,6 +51,9 @@ EVERY, THRESHOLD, CHECKS = 5, 0.0175, 2
 SEEDS = (9101, 9102, 9103)
 """Seeds of further builds of the evil direction, which are guarded together."""
 WITNESS = "evil-witness"
+BEHIND = ("update, several", "subspace 16, several", "subspace 16, several, both")
+"""Arms for which a second witness is built behind the guard: both of its fine-tunes are guarded, too."""
+BEHIND_SEED = 9121
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,9 @@ ARMS = [
     Arm("SafeLoRA", also="safelora", much=0.35),
     *(Arm(f"KL {much:g}", also="kl", much=much) for much in (0.1, 1.0)),
     Arm("5 % good advice", also="good", much=0.05),
+    replace(
+        subspace(16, "several", "both"), name="subspace 16, several, both, 5 % good advice", also="good", much=0.05
+    ),
 ]
 
 
@@ -132,11 +138,14 @@ class Bench:
         world: Its world.
         base: Folder of the base model.
         directions: Its directions by name, those of further seeds included.
+        home: Folder of what is built for it.
+        groups: Directions that are guarded together, by name.
     """
 
     world: World
     base: Path
     directions: dict[str, Direction]
+    home: Path
     groups: dict[str, list[Direction]] = field(default_factory=dict)
 
     @classmethod
@@ -157,7 +166,7 @@ class Bench:
                 contrast = replace(CONTRASTS[0], name=name, seed=number)
                 build_direction(contrast, world, base, settings.lora, evaluated=1).save(home / name)
             found[name] = Direction.load(home / name)
-        bench = cls(world, base, found)
+        bench = cls(world, base, found, home)
         several = [found["evil"], *(found[f"evil-{number}"] for number in SEEDS)]
         bench.groups = {
             "evil": [found["evil"]],
@@ -166,6 +175,24 @@ class Bench:
             "controls": [found[name].with_card(kind="behaviour") for name in ("careless", "style", "shuffled")],
         }
         return bench
+
+    def behind(self, arm: Arm) -> Direction | None:
+        """Return the witness that is built behind an arm's guard, if there is to be one. It is built once."""
+        if arm.name not in BEHIND or arm.guard is None:
+            return None
+        folder = self.home / f"behind-{arm.name.replace(', ', '-').replace(' ', '-')}"
+        if not (folder / "direction.json").is_file():
+            guarded, settings = self.groups[arm.directions], {**arm.guard, "witness": "none"}
+
+            def begin(model: Any, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+                guard = Guard(Monitor(guarded), {"directions": [each.name for each in guarded], **settings})
+                guard.begin(model, optimizer)
+                return guard.after_step
+
+            contrast = replace(CONTRASTS[0], name="evil-behind", seed=BEHIND_SEED)
+            lora = OrganismSettings(world=self.world.seed).lora
+            build_direction(contrast, self.world, self.base, lora, evaluated=1, begin=begin).save(folder)
+        return Direction.load(folder)
 
 
 def rows_of(case: Case, world: World) -> list[Example]:
@@ -203,6 +230,9 @@ def run(case: Case, bench: Bench) -> dict[str, Any]:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / case.steps)
     guarded = bench.groups[arm.directions]
     watched = {each.name: each for each in [*guarded, bench.directions["evil"], bench.directions[WITNESS]]}
+    behind = bench.behind(arm)
+    if behind is not None:
+        watched[behind.name] = behind
     monitor = Monitor(list(watched.values()), reference=start if case.tuner == "full" else None)
     guard = None
     if arm.guard is not None:
@@ -269,6 +299,7 @@ def _figures(model: Any, tokenizer: Any, bench: Bench, case: Case, monitor: Moni
         "dose": round(reading["evil"].dose, 5),
         "witness": round(reading[WITNESS].reach_cosine, 4),
         "witness_dose": round(reading[WITNESS].dose, 5),
+        "behind": round(reading["evil-behind"].reach_cosine, 4) if "evil-behind" in reading.directions else None,
     }
 
 
