@@ -78,6 +78,7 @@ def build_direction(
         settings: Training settings of each side.
         folder: Folder in which to keep the two adapters, as `positive` and `negative`. Default: they are not kept.
         evaluated: Number of items, neutral tasks and held-out questions that evaluate it. Default: all.
+        begin: Begins to watch each fine-tune, or to guard it. Default: nothing does.
 
     Returns:
         The direction. Its card has the recipe, the seeds, the hash of the data, the final losses and the evaluation.
