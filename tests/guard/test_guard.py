@@ -208,7 +208,7 @@ def test_what_is_frozen_and_unfrozen_in_turn_stays_guarded() -> None:
 
 
 def test_an_adapter_that_takes_the_place_of_the_first_is_guarded() -> None:
-    run, (evil,) = started("LoRA", "factors")
+    run, _ = started("LoRA", "factors")
     run.step()
     run.model.add_adapter("second", run.model.peft_config["default"])
     run.model.set_adapter("second")
