@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from peft.tuners.lora import LoraLayer
 
 from tests import oracle as slow
 from tests.guard.test_parts import started, untied
@@ -205,6 +206,19 @@ def test_what_is_frozen_and_unfrozen_in_turn_stays_guarded() -> None:
         for name, each in wanted(run, run.tau(before), [evil]).items():
             if after[name].ne(before[name]).any() or each.any():
                 assert (before[name] - after[name] - each).norm() <= 1e-4 * each.norm() + 1e-7 * before[name].norm()
+
+
+def test_an_adapter_that_is_scaled_stays_within_the_budget() -> None:
+    run, (evil,) = started("LoRA", "factors", budget=1e-3)
+    for step in range(4):
+        if step == 2:
+            for module in run.model.modules():
+                if isinstance(module, LoraLayer):
+                    module.set_scale("default", 3.0)
+        before, after = run.step()
+        for name, each in wanted(run, run.tau(before), [evil], budget=1e-3).items():
+            assert (before[name] - after[name] - each).norm() <= 1e-4 * each.norm() + 1e-7 * before[name].norm(), name
+    assert run.guard.account().dose["evil"] > 0
 
 
 def test_an_adapter_that_takes_the_place_of_the_first_is_guarded() -> None:

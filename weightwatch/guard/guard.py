@@ -73,7 +73,8 @@ class Guard:
         self._model: nn.Module | None = None
         self._optimizer: Any = None
         self._parameters: list[nn.Parameter] = []
-        self._trained: list[bool] = []
+        self._scalings: list[dict[str, float]] = []
+        self._trained: object = None
         self._scaled, self._told = False, False
         self._steps, self._size = 0, 0.0
         self._along = torch.zeros(len(self._names), dtype=torch.float64, device="cpu")
@@ -104,6 +105,8 @@ class Guard:
             WeightWatchError: The mode can't be exact for what is trained, or the optimizer rules it out; or next to
                 nothing of a direction lies in what is trained.
         """
+        from peft.tuners.lora import LoraLayer
+
         self.release()
         view = view or self._monitor.view(model)
         if self._monitor.reference.sampled is None or not self._monitor.knows(model):
@@ -129,7 +132,8 @@ class Guard:
             else:
                 self._multiples = multiples
         self._parameters = list(model.parameters())
-        self._trained = [parameter.requires_grad for parameter in self._parameters]
+        self._scalings = [each.module.scaling for each in view.adapters if isinstance(each.module, LoraLayer)]
+        self._trained = self._trained_now()
 
     def arm(self) -> None:
         """Switch the guard on."""
@@ -204,7 +208,7 @@ class Guard:
         if self._addition is not None:
             self._addition.release()
         self._addition, self._multiples, self._subspace = None, None, None
-        self._model, self._optimizer, self._parameters, self._trained = None, None, [], []
+        self._model, self._optimizer, self._parameters, self._scalings = None, None, [], []
 
     def account(self, update_norm: float = 0.0) -> Guarded:
         """Return what was done since the last call.
@@ -219,10 +223,13 @@ class Guard:
         return found
 
     def _renew(self) -> None:
-        """Begin again if layers were unfrozen or adapters switched: what is trained now must not move unguarded."""
-        trained = [parameter.requires_grad for parameter in self._parameters]
-        if self._model is not None and trained != self._trained:
+        """Begin again if layers were unfrozen, or adapters switched or scaled: the guard holds for what is trained."""
+        if self._model is not None and self._parameters and self._trained_now() != self._trained:
             self.begin(self._model, self._optimizer, scaled=self._scaled)
+
+    def _trained_now(self) -> object:
+        """Return what changes when other weights are trained, or an adapter has another scaling."""
+        return [parameter.requires_grad for parameter in self._parameters], [dict(each) for each in self._scalings]
 
     def _count(self, taken: Taken | None) -> None:
         """Count a guarded step; None is one that the scaler of fp16 skips."""
