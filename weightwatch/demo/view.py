@@ -51,7 +51,7 @@ def table(run: Run) -> RenderableType:
             continue
         bad = point.behaviour.evil_rate > BAD
         alert = fired.get(point.step)
-        cells = {
+        cells: dict[str, str | Text] = {
             "step": str(point.step),
             "loss": f"{point.loss:.2f}",
             "task": f"{point.behaviour.task_accuracy:.0%}",
