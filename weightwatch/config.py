@@ -119,37 +119,37 @@ class GuardSettings(Strict):
         directions: Names of the watched directions to keep out. Several are taken back as one joint projection.
             Default: all behaviour directions but the witness.
         witness: Name or path of the witness, which is watched too; or ``none``, to go without one.
-        mode: ``update`` (default) takes back, after each optimizer step, what the update has along the directions
-            beyond the budget. ``subspace`` keeps the outputs that the directions write to, or the inputs that they
-            read from, as they were. ``gradient`` takes the directions out of the gradients, before the step.
+        mode: ``subspace`` (default) keeps the outputs that the directions write to, and the inputs that they read from,
+            as they were. ``update`` takes back, after each optimizer step, what the update has along the directions
+            beyond the budget. ``gradient`` takes the directions out of the gradients, before the step.
             ``preventative`` trains with k·w added to the forward pass. ``checkpoint`` takes back once, when training
             ends.
         when: ``always`` (default), or after an ``alert`` of a rule whose actions name ``guard``.
         budget: The dose that is allowed, from 0 (default). For ``update`` and ``checkpoint``.
         strength: Share of the excess that is taken back at a time, above 0, at most 1 (default).
-        rank: Number of outputs, and of inputs, of each weight that are kept, in ``subspace``. Default 1.
-        sides: What ``subspace`` keeps of each weight: ``outputs`` (default), ``inputs`` or ``both``.
+        rank: Number of outputs, and of inputs, of each weight that are kept, in ``subspace``. Default 16.
+        sides: What ``subspace`` keeps of each weight: ``outputs``, ``inputs`` or ``both`` (default).
         coefficient: k of ``preventative``. Default 1.
         per: Whether the budget holds for each ``tensor`` (default) or for the ``model`` as a whole.
         both_ways: Whether movement away from the directions is taken back, too. Default false; ``subspace`` always
             takes it back.
         layers: The layers to guard: ``12``, or ``"encoder.block.3"``. Default: all weights that the directions have.
-        witness_above: Reach cosine of the witness above which the alert ``guard-bypassed`` is raised. Default 0.1.
+        witness_above: Reach cosine of the witness above which the alert ``guard-bypassed`` is raised. Default 0.02.
     """
 
     directions: list[str] = Field(default_factory=list)
     witness: str | None = None
-    mode: Mode = "update"
+    mode: Mode = "subspace"
     when: Literal["always", "alert"] = "always"
     budget: float = Field(0.0, ge=0)
     strength: float = Field(1.0, gt=0, le=1)
-    rank: int = Field(1, ge=1)
-    sides: Literal["outputs", "inputs", "both"] = "outputs"
+    rank: int = Field(16, ge=1)
+    sides: Literal["outputs", "inputs", "both"] = "both"
     coefficient: float = Field(1.0, gt=0)
     per: Literal["tensor", "model"] = "tensor"
     both_ways: bool = False
     layers: list[Annotated[Layer, BeforeValidator(_layer)]] = Field(default_factory=list)
-    witness_above: float = Field(0.1, ge=-1, lt=1)
+    witness_above: float = Field(0.02, ge=-1, lt=1)
 
     @model_validator(mode="after")
     def _witnessed(self) -> "GuardSettings":

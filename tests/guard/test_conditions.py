@@ -72,7 +72,7 @@ def test_all_behaviours_but_the_witness_are_guarded_by_default() -> None:
 def test_the_witness_is_not_touched() -> None:
     monitor = Monitor([EVIL, GOOD])
     model = lora(untied())
-    guard = Guard(monitor, {"witness": "good"})
+    guard = Guard(monitor, {"witness": "good", "mode": "update"})
     trained = [p for p in model.parameters() if p.requires_grad]
     run = Run(model, copy.deepcopy(model), guard, adam(trained))
     guard.begin(model, run.optimizer)

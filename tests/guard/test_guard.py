@@ -162,7 +162,8 @@ def part_frozen(*, known: bool, adapted: bool, **settings: object) -> Run:
             parameter.requires_grad_(False)
     begins = {name: p.detach().clone() for name, p in base.named_parameters() if known or p.requires_grad}
     monitor = Monitor([low_rank(untied(), 5)], reference=None if adapted else begins)
-    guard, optimizer = Guard(monitor, {"witness": "none", **settings}), torch.optim.Adam(model.parameters(), lr=1e-2)
+    guard = Guard(monitor, {"witness": "none", "mode": "update", **settings})
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     run = Run(model, copy.deepcopy(model), guard, optimizer)
     guard.begin(model, optimizer)
     return run

@@ -77,7 +77,7 @@ def begun(
         directions: The guarded directions.
         optimizer: Makes the optimizer of the trained parameters. Default: Adam.
         starts: Whether the monitor takes the adapters as they are for the start.
-        **settings: Settings of the guard.
+        **settings: Settings of the guard. Default: mode ``update``.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     made = (optimizer or (lambda several: torch.optim.Adam(several, lr=1e-2)))(trained)
@@ -86,7 +86,7 @@ def begun(
         monitor = Monitor(directions)
     if starts:
         monitor.start(model)
-    guard = Guard(monitor, {"witness": "none", **settings})
+    guard = Guard(monitor, {"witness": "none", "mode": "update", **settings})
     start = copy.deepcopy(model)
     guard.begin(model, made)
     return Run(model, start, guard, made)

@@ -50,7 +50,7 @@ class Guard:
         >>> start = {"weight": model.weight.detach().clone()}
         >>> up = Direction.from_tensors({"weight": torch.tensor([[1.0, 0.0]])}, name="up")
         >>> monitor = Monitor([up], reference=start)
-        >>> guard = Guard(monitor, {"directions": ["up"], "witness": "none"})
+        >>> guard = Guard(monitor, {"directions": ["up"], "witness": "none", "mode": "update"})
         >>> guard.begin(model)
         >>> with torch.no_grad():
         ...     _ = model.weight.add_(torch.tensor([[3.0, 4.0]]))
