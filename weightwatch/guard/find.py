@@ -43,6 +43,11 @@ class Direct:
     start: Callable[[], Tensor]
     by_column: bool
 
+    @property
+    def sparse(self) -> list[nn.Parameter]:
+        """The parameters of which elements may go without a gradient."""
+        return [self.parameter]
+
 
 @dataclass(frozen=True)
 class Adapted:
@@ -65,6 +70,11 @@ class Adapted:
     by_left: bool
     scale: float
     started: Sequence[float]
+
+    @property
+    def sparse(self) -> list[nn.Parameter]:
+        """The parameters of which elements may go without a gradient: A of embeddings."""
+        return [self.a] if self.by_left else []
 
 
 def guarded(

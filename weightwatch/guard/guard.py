@@ -68,6 +68,8 @@ class Guard:
         self._names = [direction.name for direction in require(monitor.directions, self.settings)]
         self._multiples: Multiples | None = None
         self._subspace: Subspace | None = None
+        self._momentum = Momentum(None)
+        self._sparse: list[nn.Parameter] = []
         self._hooks: list[RemovableHandle] = []
         self._model: nn.Module | None = None
         self._scaled = False
@@ -104,10 +106,11 @@ class Guard:
                 handle.remove()  # this was a trial; they come with the first step that is guarded
             self._switch()
             return
-        momentum = Momentum(getattr(optimizer, "optimizer", optimizer))
+        self._momentum = momentum = Momentum(getattr(optimizer, "optimizer", optimizer))
         with exact():
             corrected = mode != "gradient"
             weights = guarded(view, self._monitor.reference, self.directions, chosen, corrected=corrected)
+            self._sparse = [p for weight in weights for p in weight.sparse]
             multiples = Multiples(parts(weights), self.directions, self.settings, momentum)
             if mode == "subspace":
                 found = sides(weights, self.settings.rank, self.settings.sides)
@@ -138,7 +141,7 @@ class Guard:
         """
         if not self.armed or self.settings.mode == "gradient":
             return
-        with exact():
+        with exact(), self._momentum.as_steps(self._sparse):
             if self.settings.mode == "update" and self._multiples is not None:
                 self._count(self._multiples.take_back(moments=True))
             elif self._subspace is not None:
@@ -160,6 +163,7 @@ class Guard:
         for handle in self._hooks:
             handle.remove()
         self._hooks, self._multiples, self._subspace, self._model = [], None, None, None
+        self._momentum, self._sparse = Momentum(None), []
 
     def account(self, update_norm: float = 0.0) -> Guarded:
         """Return what was done since the last call.
