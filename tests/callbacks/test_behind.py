@@ -90,7 +90,7 @@ def test_full_fine_tunes_are_guarded_from_the_base(home: Path, make: Callable[..
     assert max(along(make("plain", FULL).direction, evil)) > 0.1
     direction = make("full", FULL, behind(settings(evil))).direction
     assert direction.card.format == "dense"
-    assert max(along(direction, evil)) < 1e-5
+    assert max(along(direction, evil)) < 1e-4  # the scale of a norm is about 1, and has moved by about 0.001
 
 
 def test_its_card_says_what_it_was_built_behind(witness: Built, guarded: Path) -> None:
