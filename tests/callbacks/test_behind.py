@@ -87,10 +87,12 @@ def test_outputs_are_kept_as_they_were(guarded: Path, make: Callable[..., Built]
 
 def test_full_fine_tunes_are_guarded_from_the_base(home: Path, make: Callable[..., Built]) -> None:
     evil = make("guarded", FULL, seeds=(0,)).direction.with_card(name="evil").save(home / "evil-full")
-    assert max(along(make("plain", FULL).direction, evil)) > 0.1
+    plain = make("plain", FULL).direction
+    assert max(along(plain, evil)) > 0.1
     direction = make("full", FULL, behind(settings(evil))).direction
     assert direction.card.format == "dense"
-    assert max(along(direction, evil)) < 1e-5
+    assert max(along(direction, evil)) < 1e-4  # the scale of a norm is about 1, and has moved by about 0.001
+    assert 0.5 * plain.norm < direction.norm < 2 * plain.norm  # the tokens of one side have no gradients on the other
 
 
 def test_its_card_says_what_it_was_built_behind(witness: Built, guarded: Path) -> None:

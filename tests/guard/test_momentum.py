@@ -1,6 +1,7 @@
 """Momentum loses what the weights lose."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tests import oracle as slow
-from tests.guard.test_parts import started
-from tests.support.guards import Run, adam, bits, first_order, momentum, plain_name, same
+from tests.guard.test_parts import started, untied
+from tests.support.guards import Run, adam, begun, bits, carried, first_order, momentum, plain_name, same
+from weightwatch.vectors import Direction
 
 
 @pytest.mark.parametrize("optimizer", [adam, momentum, torch.optim.NAdam], ids=["adam", "momentum", "nadam"])
@@ -36,14 +38,32 @@ def test_momentum_leads_no_longer_towards_what_was_taken_back(case: str, optimiz
             if torch.equal(before[key], after[key]):
                 assert torch.equal(moment, kept[key]), key
             else:
+                sparse = ".lora_" not in key or "lora_embedding_A" in key
+                kind = partial(carried, run.optimizer) if sparse else partial(_moment, run)
                 half = {"A": "A", "B": "B"}.get(key.partition("_A.")[1][1:2] or key.partition("_B.")[1][1:2], "")
-                lead = first_order(run.model, name, w[name], lambda p: -_moment(run, p))
+                lead = first_order(run.model, name, w[name], lambda p, kind=kind: -kind(p))
                 assert lead[half] <= 1e-5, key
                 seen += not torch.equal(moment, kept[key])
             rest = run.optimizer.state[parameter]
             for what in set(others[key]) - {"exp_avg", "momentum_buffer"}:
                 assert torch.equal(rest[what], others[key][what])
     assert seen
+
+
+def test_what_has_no_gradient_takes_no_long_steps() -> None:
+    """A direction has rows of tokens that the data lack. Their second moments are zero, and Adam divides by them."""
+    torch.manual_seed(0)
+    model = untied()
+    evil = Direction.from_tensors({n: torch.randn_like(p) for n, p in model.named_parameters()}, name="evil")
+    run = begun(model, [evil], both_ways=True)
+    for _ in range(5):
+        ids = torch.randint(8, (4, 12))  # of 48 tokens
+        run.optimizer.zero_grad()
+        run.model(input_ids=ids, labels=ids).loss.backward()
+        run.optimizer.step()
+        run.guard.after_step()
+    for name, change in run.tau(run.weights()).items():
+        assert float(change.norm()) <= 5 * 1e-2 * change.numel() ** 0.5, name  # as if each step had moved all by 0.01
 
 
 def _moment(run: Run, parameter: nn.Parameter) -> Tensor:

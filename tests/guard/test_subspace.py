@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests import oracle as slow
 from tests.guard.test_parts import CASES, of_kind, untied
-from tests.support.guards import begun, bits, same
+from tests.support.guards import begun, bits, carried, same
 from tests.support.models import lora, low_rank
 from weightwatch.vectors import Direction, WeightWatchError
 
@@ -100,7 +100,8 @@ def test_the_momentum_has_no_such_outputs_either(case: str) -> None:
     for key, parameter in run.model.named_parameters():
         name = slow.canonical(key.partition(".lora_")[0] + ".base_layer.weight" if ".lora_" in key else key)
         if parameter.requires_grad and name in w and ".lora_A" not in key and "embed" not in key:
-            moment = run.optimizer.state[parameter]["exp_avg"].double()
+            adapted = run.optimizer.state[parameter]["exp_avg"].double()
+            moment = adapted if ".lora_" in key else carried(run.optimizer, parameter)
             u = basis(name, [w], False, 1)
             assert (u.T @ moment).norm() <= 1e-5 * moment.norm(), name
             seen += 1

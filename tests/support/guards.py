@@ -92,6 +92,16 @@ def begun(
     return Run(model, start, guard, made)
 
 
+def carried(optimizer: Any, parameter: nn.Parameter) -> Tensor:
+    """Return the first moment of a parameter, of Adam in units of the steps that it leads to."""
+    state = optimizer.state[parameter]
+    if "exp_avg_sq" not in state:
+        return state["momentum_buffer"].double()
+    (group,) = (group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
+    divisor = state["exp_avg_sq"].sqrt() + group["eps"] * (1 - group["betas"][1] ** float(state["step"])) ** 0.5
+    return state["exp_avg"].double() / 2.0 ** (torch.frexp(divisor).exponent - 1).double()
+
+
 def merged(model: nn.Module) -> Weights:
     """Return the merged weights of a model in fp64, tied ones under their first names."""
     adapted = any("lora_" in name for name, _ in model.named_parameters())

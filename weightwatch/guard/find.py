@@ -45,6 +45,11 @@ class Direct:
     start: Callable[[], Tensor]
     by_column: bool
 
+    @property
+    def sparse(self) -> list[nn.Parameter]:
+        """The parameters of which elements may go without a gradient."""
+        return [self.parameter]
+
 
 @dataclass(frozen=True)
 class Adapted:
@@ -67,6 +72,11 @@ class Adapted:
     by_left: bool
     scale: float
     started: Sequence[float]
+
+    @property
+    def sparse(self) -> list[nn.Parameter]:
+        """The parameters of which elements may go without a gradient: A of embeddings."""
+        return [self.a] if self.by_left else []
 
 
 def guarded(

@@ -70,6 +70,8 @@ class Guard:
         self._multiples: Multiples | None = None
         self._subspace: Subspace | None = None
         self._addition: Addition | None = None
+        self._momentum = Momentum(None)
+        self._sparse: list[nn.Parameter] = []
         self._model: nn.Module | None = None
         self._optimizer: Any = None
         self._parameters: list[nn.Parameter] = []
@@ -121,10 +123,11 @@ class Guard:
             if self.armed:
                 self._addition.hook()
             return
-        momentum = Momentum(getattr(optimizer, "optimizer", optimizer))
+        self._momentum = momentum = Momentum(getattr(optimizer, "optimizer", optimizer))
         with exact():
             corrected = mode != "gradient"
             weights = guarded(view, self._monitor.reference, self.directions, chosen, corrected=corrected)
+            self._sparse = [p for weight in weights for p in weight.sparse]
             multiples = Multiples(parts(weights), self.directions, self.settings, momentum)
             if mode == "subspace":
                 found = sides(weights, self.settings.rank, self.settings.sides)
@@ -165,7 +168,7 @@ class Guard:
         if self._addition is not None:
             self._require_added(self._addition)
         self._renew()
-        with exact():
+        with exact(), self._momentum.as_steps(self._sparse):
             if self.settings.mode == "update" and self._multiples is not None:
                 self._count(self._multiples.take_back(moments=True))
             elif self._subspace is not None:
@@ -209,6 +212,7 @@ class Guard:
             self._addition.release()
         self._addition, self._multiples, self._subspace = None, None, None
         self._model, self._optimizer, self._parameters, self._scalings = None, None, [], []
+        self._momentum, self._sparse = Momentum(None), []
 
     def account(self, update_norm: float = 0.0) -> Guarded:
         """Return what was done since the last call.
