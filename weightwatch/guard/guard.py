@@ -9,15 +9,18 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from weightwatch.config import GuardSettings
-from weightwatch.guard.conditions import chosen_weights, require, require_optimizer
-from weightwatch.guard.find import guarded, parts, sides
+from weightwatch.guard.conditions import chosen_weights, require, require_optimizer, require_whole
+from weightwatch.guard.find import Adapted, Direct, guarded, parts, sides
 from weightwatch.guard.momentum import Momentum
 from weightwatch.guard.multiples import Multiples, Taken
+from weightwatch.guard.parts import Part
 from weightwatch.guard.preventative import add_while_training
 from weightwatch.guard.subspace import Subspace
 from weightwatch.monitor import Monitor
 from weightwatch.reading.reading import Guarded
 from weightwatch.update.model_view import ModelView
+from weightwatch.update.sharding.parameters import reshard_all
+from weightwatch.update.sharding.ranks import ALONE
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.document import Document
 from weightwatch.vectors.precision import exact
@@ -105,10 +108,19 @@ class Guard:
             self._switch()
             return
         momentum = Momentum(getattr(optimizer, "optimizer", optimizer))
+        ranks = view.ranks if view.sharded else ALONE  # replicas are guarded each by itself, and stay equal
+        require_whole(mode, view)
         with exact():
-            corrected = mode != "gradient"
-            weights = guarded(view, self._monitor.reference, self.directions, chosen, corrected=corrected)
-            multiples = Multiples(parts(weights), self.directions, self.settings, momentum)
+            reshard_all(model)
+            _ = view.values  # puts sharded adapters together, which must not happen in `agreed`
+
+            def find() -> tuple[list[Direct | Adapted], list[Part]]:
+                corrected, reference = mode != "gradient", self._monitor.reference
+                found = guarded(view, reference, self.directions, chosen, corrected=corrected, main=ranks.main)
+                return found, parts(found)
+
+            weights, levers = ranks.agreed(find)
+            multiples = Multiples(levers, self.directions, self.settings, momentum, ranks)
             if mode == "subspace":
                 found = sides(weights, self.settings.rank, self.settings.sides)
                 self._subspace = Subspace(found, self.settings.strength, momentum)
@@ -148,7 +160,13 @@ class Guard:
 
     def end(self) -> None:
         """Stop. With ``mode: checkpoint``, the update is taken off the directions now."""
-        if self.armed and self.settings.mode == "checkpoint" and self._multiples is not None:
+        if (
+            self.armed
+            and self.settings.mode == "checkpoint"
+            and self._multiples is not None
+            and self._model is not None
+        ):
+            reshard_all(self._model)
             with exact():
                 self._note(self._multiples.take_back(moments=False))
             told = ", ".join(f"{dose:.4g} of {name}" for name, dose in self._doses().items())

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightwatch.guard.parts import Trained
+from weightwatch.guard.trained import Trained, local
 
 _KEYS = ("exp_avg", "momentum_buffer")
 
@@ -27,12 +27,13 @@ class Momentum:
             return None
         state = self._optimizer.state.get(trained.parameter, {})
         moment = next((state[key] for key in _KEYS if state.get(key) is not None), None)
-        usable = isinstance(moment, Tensor) and moment.shape == trained.parameter.shape and moment.is_floating_point()
-        return moment if usable else None
+        if not isinstance(moment, Tensor) or moment.shape != trained.parameter.shape or not moment.is_floating_point():
+            return None
+        return moment if trained.shards is None or trained.shards.fit(local(moment)) else None
 
 
 def oriented(trained: Sequence[Trained], of: Callable[[Trained], Tensor | None]) -> list[Tensor]:
-    """Return a tensor of each parameter in the orientation of the factor; none at all if no parameter has one.
+    """Return a tensor of each parameter as ``Trained.oriented`` does; none at all if no parameter has one.
 
     What has no gradient, or no moment, does not move.
     """
