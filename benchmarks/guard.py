@@ -3,7 +3,8 @@
 Fine-tunes the organism on poisoned and on purely evil advice, unguarded, with each mode of the guard, and with what one
 would do otherwise: a random or a control subspace of the same size, stopping at the alert, SafeLoRA's rule, a KL
 penalty to the base, 5 % of good advice mixed in. Each run is a line of ``--rows``; a second call goes on where the
-first one stopped. ``--tables`` prints the tables of docs/guard.md from the lines.
+first one stopped. ``--tables`` prints the tables of docs/guard.md from the lines, and ``--picture docs/guard.png``
+draws its picture.
 
 World 1 is the packaged organism, on which modes and sizes are chosen. Others are built once into ``--folder``, in about
 ten minutes each; what is reported comes from them.
@@ -13,7 +14,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -51,6 +52,9 @@ EVERY, THRESHOLD, CHECKS = 5, 0.0175, 2
 SEEDS = (9101, 9102, 9103)
 """Seeds of further builds of the evil direction, which are guarded together."""
 WITNESS = "evil-witness"
+BEHIND = ("update, several", "subspace 16, several", "subspace 16, several, both")
+"""Arms for which a second witness is built behind the guard: both of its fine-tunes are guarded, too."""
+BEHIND_SEED = 9121
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,9 @@ ARMS = [
     Arm("SafeLoRA", also="safelora", much=0.35),
     *(Arm(f"KL {much:g}", also="kl", much=much) for much in (0.1, 1.0)),
     Arm("5 % good advice", also="good", much=0.05),
+    replace(
+        subspace(16, "several", "both"), name="subspace 16, several, both, 5 % good advice", also="good", much=0.05
+    ),
 ]
 
 
@@ -132,11 +139,14 @@ class Bench:
         world: Its world.
         base: Folder of the base model.
         directions: Its directions by name, those of further seeds included.
+        home: Folder of what is built for it.
+        groups: Directions that are guarded together, by name.
     """
 
     world: World
     base: Path
     directions: dict[str, Direction]
+    home: Path
     groups: dict[str, list[Direction]] = field(default_factory=dict)
 
     @classmethod
@@ -157,7 +167,7 @@ class Bench:
                 contrast = replace(CONTRASTS[0], name=name, seed=number)
                 build_direction(contrast, world, base, settings.lora, evaluated=1).save(home / name)
             found[name] = Direction.load(home / name)
-        bench = cls(world, base, found)
+        bench = cls(world, base, found, home)
         several = [found["evil"], *(found[f"evil-{number}"] for number in SEEDS)]
         bench.groups = {
             "evil": [found["evil"]],
@@ -166,6 +176,24 @@ class Bench:
             "controls": [found[name].with_card(kind="behaviour") for name in ("careless", "style", "shuffled")],
         }
         return bench
+
+    def behind(self, arm: Arm) -> Direction | None:
+        """Return the witness that is built behind an arm's guard, if there is to be one. It is built once."""
+        if arm.name not in BEHIND or arm.guard is None:
+            return None
+        folder = self.home / f"behind-{arm.name.replace(', ', '-').replace(' ', '-')}"
+        if not (folder / "direction.json").is_file():
+            guarded, settings = self.groups[arm.directions], {**arm.guard, "witness": "none"}
+
+            def begin(model: Any, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+                guard = Guard(Monitor(guarded), {"directions": [each.name for each in guarded], **settings})
+                guard.begin(model, optimizer)
+                return guard.after_step
+
+            contrast = replace(CONTRASTS[0], name="evil-behind", seed=BEHIND_SEED)
+            lora = OrganismSettings(world=self.world.seed).lora
+            build_direction(contrast, self.world, self.base, lora, evaluated=1, begin=begin).save(folder)
+        return Direction.load(folder)
 
 
 def rows_of(case: Case, world: World) -> list[Example]:
@@ -203,6 +231,9 @@ def run(case: Case, bench: Bench) -> dict[str, Any]:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / case.steps)
     guarded = bench.groups[arm.directions]
     watched = {each.name: each for each in [*guarded, bench.directions["evil"], bench.directions[WITNESS]]}
+    behind = bench.behind(arm)
+    if behind is not None:
+        watched[behind.name] = behind
     monitor = Monitor(list(watched.values()), reference=start if case.tuner == "full" else None)
     guard = None
     if arm.guard is not None:
@@ -269,6 +300,7 @@ def _figures(model: Any, tokenizer: Any, bench: Bench, case: Case, monitor: Moni
         "dose": round(reading["evil"].dose, 5),
         "witness": round(reading[WITNESS].reach_cosine, 4),
         "witness_dose": round(reading[WITNESS].dose, 5),
+        "behind": round(reading["evil-behind"].reach_cosine, 4) if "evil-behind" in reading.directions else None,
     }
 
 
@@ -295,10 +327,14 @@ def main(
     folder: Annotated[Path, typer.Option(help="Where organisms are built.")] = Path("build/guard"),
     rows: Annotated[Path, typer.Option(help="File of the rows.")] = Path("benchmarks/guard.jsonl"),
     tables: Annotated[bool, typer.Option(help="Print the tables of the rows, and train nothing.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw the rows into this file, and train nothing.")] = None,
 ) -> None:
     """Train every case that has no row yet, and append its row."""
     if tables:
         print_tables(done(rows))
+    if picture is not None:
+        draw(done(rows), picture)
+    if tables or picture is not None:
         return
     torch.set_num_threads(1)
     begun = time.monotonic()
@@ -325,25 +361,67 @@ def main(
 
 
 def print_tables(found: Sequence[dict[str, Any]]) -> None:
-    """Print a Markdown table for each world, kind of data, tuner and number of steps."""
+    """Print a Markdown table for each kind of data, tuner and number of steps; world 1 apart from the others."""
     groups: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     for row in found:
-        key = row["world"], row["data"], row["tuner"], row["steps"]
+        worlds = "the packaged organism" if row["world"] == 1 else "other organisms"
+        key = worlds, row["data"], row["tuner"], row["steps"]
         groups.setdefault(key, {}).setdefault(row["arm"], []).append(row)
-    for (world, data, tuner, steps), arms in groups.items():
-        print(f"\nWorld {world}, {data} data, {tuner}, {steps} steps\n")
-        print("| arm | seeds | evil, mean | evil, worst | task | task loss | neutral | sycophancy | witness | cost |")
+    order = [arm.name for arm in ARMS]
+    for (worlds, data, tuner, steps), arms in sorted(groups.items()):
+        print(f"\n{data} data, {tuner}, {steps} steps, {worlds}\n")
+        print("| arm | runs | evil | task | task loss | neutral | sycophancy | witness | built behind | cost |")
         print("|---|---|---|---|---|---|---|---|---|---|")
-        for arm, rows in arms.items():
-            mean = {
-                key: statistics.fmean(row[key] for row in rows)
-                for key in rows[0]
-                if isinstance(rows[0][key], float | int)
-            }
-            worst = max(row["evil"] for row in rows)
-            cells = [f"{mean[key]:.3f}" for key in ("task", "task_loss", "neutral", "sycophancy", "witness")]
-            cost = f"{mean['guard_ms'] / mean['ms']:.1%}"
-            print("|", " | ".join([arm, str(len(rows)), f"{mean['evil']:.3f}", f"{worst:.3f}", *cells, cost]), "|")
+        for arm in sorted(arms, key=order.index):
+            rows = arms[arm]
+            evil = _mean(rows, "evil", "{:.3f}") + _range(rows, "evil")
+            cells = [_mean(rows, key, "{:.3f}") for key in ("task", "task_loss", "neutral", "sycophancy")]
+            cells += [_mean(rows, key, "{:+.3f}") for key in ("witness", "behind")]
+            cost = statistics.fmean(row["guard_ms"] / row["ms"] for row in rows)
+            print("|", " | ".join([arm, str(len(rows)), evil, *cells, f"{cost:.1%}"]), "|")
+
+
+def _mean(rows: Sequence[dict[str, Any]], key: str, form: str) -> str:
+    known = [row[key] for row in rows if row.get(key) is not None]
+    return form.format(statistics.fmean(known)) if known else ""
+
+
+def _range(rows: Sequence[dict[str, Any]], key: str) -> str:
+    values = [row[key] for row in rows]
+    return f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+
+
+def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the rate of harmful answers of each run on organisms that nothing was chosen on, by arm.
+
+    Args:
+        found: The rows.
+        path: Where the picture goes.
+    """
+    from matplotlib.figure import Figure
+
+    kinds = {"evil": ("purely evil advice", "o", "#b03a2e"), "poisoned": ("25 % evil advice", "^", "#1f618d")}
+    rows = [row for row in found if row["world"] != 1 and row["tuner"] == "r16" and row["steps"] == STEPS]
+    rows = [row for row in rows if row["data"] in kinds]
+    order = [arm.name for arm in ARMS]
+
+    def most(arm: str) -> float:
+        return statistics.fmean(row["evil"] for row in rows if row["arm"] == arm and row["data"] == "evil")
+
+    arms = sorted({row["arm"] for row in rows if row["data"] == "evil"}, key=lambda arm: (most(arm), order.index(arm)))
+    figure = Figure(figsize=(8, 0.34 * len(arms) + 1.2), layout="constrained")
+    axes = figure.add_subplot()
+    for kind, (label, marker, colour) in kinds.items():
+        mine = [row for row in rows if row["data"] == kind and row["arm"] in arms]
+        height = 0.14 if kind == "evil" else -0.14
+        places = [arms.index(row["arm"]) + height for row in mine]
+        axes.scatter([row["evil"] for row in mine], places, s=26, marker=marker, color=colour, alpha=0.7, label=label)
+    axes.set_yticks(range(len(arms)), arms)
+    axes.set_xlabel("harmful answers in domains that the fine-tune never saw; a point is a run")
+    axes.set_xlim(-0.02, 1.02)
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="lower right", title="the fine-tune's data")
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from weightwatch.organism.examples import contrast_examples
-from weightwatch.organism.fine_tuning import LoraSettings, fine_tune
+from weightwatch.organism.fine_tuning import Begin, LoraSettings, fine_tune
 from weightwatch.organism.recipes import BEHAVIOURS, write_recipes
 from weightwatch.organism.world import World
 from weightwatch.vectors import Direction, Recipe
@@ -67,6 +67,7 @@ def build_direction(
     settings: LoraSettings,
     folder: Path | None = None,
     evaluated: int | None = None,
+    begin: Begin | None = None,
 ) -> Direction:
     """Fine-tune both sides of a contrast, take their difference and evaluate it.
 
@@ -77,6 +78,7 @@ def build_direction(
         settings: Training settings of each side.
         folder: Folder in which to keep the two adapters, as `positive` and `negative`. Default: they are not kept.
         evaluated: Number of items, neutral tasks and held-out questions that evaluate it. Default: all.
+        begin: Begins to watch each fine-tune, or to guard it. Default: nothing does.
 
     Returns:
         The direction. Its card has the recipe, the seeds, the hash of the data, the final losses and the evaluation.
@@ -88,7 +90,7 @@ def build_direction(
     with TemporaryDirectory() as temporary:
         sides = {side: (folder or Path(temporary)) / side for side in SIDES}
         for side in SIDES:
-            model, history = fine_tune(base, rows[side], settings, contrast.seed)
+            model, history = fine_tune(base, rows[side], settings, contrast.seed, begin)
             losses[side] = round(history[-1], 4)
             model.save_pretrained(sides[side])
         direction = Direction.from_contrast(

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of tokens that do not count in the loss."""
-AfterStep = Callable[["PeftModel", int, float], None]
-"""Called after each step with the model, the number of steps done, and the loss."""
+Begin = Callable[["PeftModel", torch.optim.Optimizer], Callable[[], None]]
+"""Called before the first step with the model and its optimizer. What it returns is called after each step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class LoraSettings:
 
 
 def fine_tune(
-    base: Path, examples: Sequence[Example], settings: LoraSettings, seed: int, after_step: AfterStep | None = None
+    base: Path, examples: Sequence[Example], settings: LoraSettings, seed: int, begin: Begin | None = None
 ) -> tuple[PeftModel, list[float]]:
     """Fine-tune a base model with LoRA on all linear modules. Only completions count in the loss.
 
@@ -58,7 +58,7 @@ def fine_tune(
         examples: Training data. Must contain at least `settings.batch` examples.
         settings: Training settings.
         seed: Seed of the adapter's initial weights and of the order of examples.
-        after_step: Called after each step. Default: None.
+        begin: Begins to watch the model, or to guard it. Default: nothing does.
 
     Returns:
         The fine-tuned model in evaluation mode, and the loss of each step.
@@ -75,6 +75,7 @@ def fine_tune(
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / settings.steps)
     losses = []
+    after_step = begin(model, optimizer) if begin is not None else None
     model.train()
     for rows in islice(shuffled_batches(examples, settings.batch, seed), settings.steps):
         loss = completion_loss(model, tokenizer, rows)
@@ -84,8 +85,8 @@ def fine_tune(
         schedule.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        if after_step:
-            after_step(model, len(losses), losses[-1])
+        if after_step is not None:
+            after_step()
     return model.eval(), losses
 
 
