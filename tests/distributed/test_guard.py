@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from tests.distributed.conftest import Pool
-from tests.distributed.engines import Case, base, plain, trained
+from tests.distributed.engines import ENGINES, Case, base, plain, trained
 from tests.distributed.processes import Processes
 from tests.support.guards import correlated, same
 from tests.support.models import dense, lora, low_rank, tiny_llama
@@ -156,6 +156,7 @@ SHARDED = [
     Case(2, "fsdp2 ignoring", False),
     Case(2, "fsdp2 offloaded", False),
     Case(2, "fsdp1 gradients", False),
+    Case(2, "fsdp1 unsharded", False),
     Case(2, "tp torch", False),
     *(Case(3, engine, adapted) for engine in ("fsdp2", "fsdp1") for adapted in (False, True)),
     *(Case(4, engine, adapted) for engine in ("fsdp2 hybrid", "fsdp1 hybrid") for adapted in (False, True)),
@@ -176,11 +177,14 @@ def evil(engine: str, kind: str) -> list[Direction]:
 
 
 def begun(
-    case: Case, model: nn.Module, kind: str, optimizer: str, guard: Mapping[str, Any]
+    case: Case, model: nn.Module, kind: str, optimizer: str, guard: Mapping[str, Any], *, starts: bool = False
 ) -> tuple[Monitor, Guard, torch.optim.Optimizer]:
+    """Begin to guard a model, from the adapters as they are now if that is said."""
     reference = None if case.adapted else {n: t.clone() for n, t in base(case.engine).state_dict().items()}
     made = OPTIMIZERS[optimizer]([p for p in model.parameters() if p.requires_grad])
     monitor = Monitor(evil(case.engine, kind), reference=reference)
+    if starts:
+        monitor.start(model)
     found = Guard(monitor, {"witness": "none", **guard})
     found.begin(model, made)
     return monitor, found, made
@@ -202,9 +206,11 @@ class Ran:
     loss: float
 
 
-def run(case: Case, model: nn.Module, data: Sequence[int], kind: str, optimizer: str, guard: dict[str, Any]) -> Ran:
+def run(
+    case: Case, model: nn.Module, data: Sequence[int], kind: str, optimizer: str, guard: dict[str, Any], **how: bool
+) -> Ran:
     """Train some steps, guarded; evaluate, as trainers do at the end; end, and evaluate again."""
-    monitor, found, made = begun(case, model, kind, optimizer, guard)
+    monitor, found, made = begun(case, model, kind, optimizer, guard, **how)
     for step in range(STEPS):
         losses = [model(input_ids=(ids := batch(step, seed)), labels=ids).loss for seed in data]
         torch.stack(losses).mean().backward()
@@ -223,30 +229,21 @@ def evaluated(model: nn.Module) -> float:
         return float(model(input_ids=batch(0, 9), labels=batch(0, 9)).loss)
 
 
-def guarded(case: Case, folder: str, kind: str, optimizer: str, guard: dict[str, Any]) -> Ran:
-    """Train a model that an engine shards some steps further, guarded. Runs in the processes."""
-    running = trained(case, folder)
+def guarded(case: Case, folder: str, kind: str, optimizer: str, guard: dict[str, Any], starts: bool = False) -> Ran:
+    """Train a model that an engine shards, guarded; further, if there is a checkpoint. Runs in the processes."""
+    running = trained(case, folder) if folder else ENGINES[case.engine](plain(case.engine, case.adapted))
     before = {name: tensor.clone() for name, tensor in running.full().items()}
-    ran = run(case, running.model, [running.data], kind, optimizer, guard)
+    ran = run(case, running.model, [running.data], kind, optimizer, guard, starts=starts)
     return replace(ran, before=before, after=dict(running.full()))
 
 
-def alone(case: Case, ran: Sequence[Ran], kind: str, optimizer: str, guard: dict[str, Any]) -> Ran:
+def alone(
+    case: Case, ran: Sequence[Ran], kind: str, optimizer: str, guard: dict[str, Any], starts: bool = False
+) -> Ran:
     """Do the same in this process with the whole model and all data."""
     model = plain(case.engine, case.adapted)
     model.load_state_dict(ran[0].before, strict=False)
-    return run(case, model, [each.data for each in ran], kind, optimizer, guard)
-
-
-@pytest.mark.parametrize("case", SHARDED, ids=str)
-@pytest.mark.parametrize(("kind", "optimizer"), [("factors", "adam"), ("dense", "momentum")])
-def test_shards_that_are_guarded_are_those_of_the_guarded_whole(
-    pool: Pool, checkpoint: Path, case: Case, kind: str, optimizer: str
-) -> None:
-    guard = {"mode": "update", "budget": BUDGET}
-    ran = pool(case.world).run(guarded, case, str(checkpoint), kind, optimizer, guard)
-    assert_as_one(ran, alone(case, ran, kind, optimizer, guard))
-    assert_within_budget(ran[0])
+    return run(case, model, [each.data for each in ran], kind, optimizer, guard, starts=starts)
 
 
 @pytest.mark.parametrize("adapted", [False, True])
@@ -266,6 +263,15 @@ def test_shards_are_guarded_as_the_settings_say(
     case = Case(2, "fsdp2", adapted)
     ran = pool(2).run(guarded, case, str(checkpoint), "factors", "adam", guard)
     assert_as_one(ran, alone(case, ran, "factors", "adam", guard))
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", "fsdp1"])
+def test_sharded_adapters_that_are_trained_further_are_guarded_from_their_start(
+    pool: Pool, checkpoint: Path, engine: str
+) -> None:
+    case, guard = Case(2, engine, True), {"mode": "update", "budget": BUDGET}
+    ran = pool(2).run(guarded, case, str(checkpoint), "factors", "adam", guard, True)
+    assert_as_one(ran, alone(case, ran, "factors", "adam", guard, starts=True))
 
 
 @pytest.mark.parametrize("engine", ["fsdp2 after an evaluation", "fsdp1 gradients"])
@@ -289,6 +295,16 @@ def test_the_budget_holds_where_shards_are_in_fp32_and_the_rest_is_not(
     assert_within_budget(first)
     assert first.account == second.account
     assert first.account.share > 0.01
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("engine", ["fsdp2", "fsdp1"])
+def test_a_guard_that_begins_before_the_first_forward_pass_guards_what_the_engine_sets_up_then(
+    pool: Pool, engine: str, adapted: bool
+) -> None:
+    case, guard = Case(2, engine, adapted), {"mode": "update", "budget": BUDGET}
+    ran = pool(2).run(guarded, case, "", "dense", "adam", guard)
+    assert_as_one(ran, alone(case, ran, "dense", "adam", guard))
 
 
 def assert_as_one(ran: Sequence[Ran], one: Ran) -> None:
@@ -452,3 +468,12 @@ def test_what_can_not_be_exact_is_refused_on_every_process(
     first, second = pool(2).run(refusal, Case(2, engine, adapted), str(checkpoint), guard)
     assert first == second
     assert re.search(message, first)
+
+
+@pytest.mark.parametrize("case", SHARDED, ids=str)  # last, since these take other numbers of processes
+def test_shards_that_are_guarded_are_those_of_the_guarded_whole(pool: Pool, checkpoint: Path, case: Case) -> None:
+    kind, optimizer = ("factors", "adam") if case.adapted else ("dense", "momentum")
+    guard = {"mode": "update", "budget": BUDGET}
+    ran = pool(case.world).run(guarded, case, str(checkpoint), kind, optimizer, guard)
+    assert_as_one(ran, alone(case, ran, kind, optimizer, guard))
+    assert_within_budget(ran[0])

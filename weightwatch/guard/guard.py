@@ -109,7 +109,6 @@ class Guard:
             return
         momentum = Momentum(getattr(optimizer, "optimizer", optimizer))
         ranks = view.ranks if view.sharded else ALONE  # replicas are guarded each by itself, and stay equal
-        require_whole(mode, view)
         with exact():
             reshard_all(model)
             _ = view.values  # puts sharded adapters together, which must not happen in `agreed`
@@ -120,6 +119,7 @@ class Guard:
                 return found, parts(found)
 
             weights, levers = ranks.agreed(find)
+            require_whole(mode, view)
             multiples = Multiples(levers, self.directions, self.settings, momentum, ranks)
             if mode == "subspace":
                 found = sides(weights, self.settings.rank, self.settings.sides)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightwatch.guard.trained import Trained, local
+from weightwatch.guard.trained import Trained, local, placed_like
 
 _KEYS = ("exp_avg", "momentum_buffer")
 
@@ -26,9 +26,12 @@ class Momentum:
         if self._optimizer is None:
             return None
         state = self._optimizer.state.get(trained.parameter, {})
-        moment = next((state[key] for key in _KEYS if state.get(key) is not None), None)
+        key = next((key for key in _KEYS if state.get(key) is not None), None)
+        moment = None if key is None else state[key]
         if not isinstance(moment, Tensor) or moment.shape != trained.parameter.shape or not moment.is_floating_point():
             return None
+        if (placed := placed_like(moment, trained.parameter)) is not moment:
+            moment = state[key] = placed
         return moment if trained.shards is None or trained.shards.fit(local(moment)) else None
 
 

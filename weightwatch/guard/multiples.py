@@ -196,14 +196,16 @@ class Multiples:
     def _levers(self) -> list[tuple[Part, Lever]]:
         """Return the lever of each part now."""
         fixed = [each for part in self._parts for each in part.fixed]
-        gathered = self._ranks.gather(
-            {f"{i:08}": each.local_tensor() for i, each in enumerate(fixed) if each.shards is not None}
+        keys = [f"{i:08}" for i in range(len(fixed))]  # gathered in this order on every process
+        pairs = list(zip(keys, fixed, strict=True))
+        gathered = self._ranks.gather({key: each.local_tensor() for key, each in pairs if each.shards is not None})
+        whole = iter(
+            [
+                each.factor(gathered[key].to(each.device)) if each.shards is not None else each.values
+                for key, each in pairs
+            ]
         )
-        whole = [
-            each.values if each.shards is None else each.factor(gathered[f"{i:08}"]) for i, each in enumerate(fixed)
-        ]
-        several = iter(whole)
-        return [(part, part.lever([next(several) for _ in part.fixed])) for part in self._parts]
+        return [(part, part.lever([next(whole) for _ in part.fixed])) for part in self._parts]
 
     def _coefficients(self, inner: Tensor, gram: Tensor, high: Tensor, low: Tensor) -> Tensor:
         """Return the multiples of the directions to take back from each weight, shape (T, K)."""

@@ -186,6 +186,19 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.detach()
 
 
+def placed_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Return a DTensor placed as a parameter is, and any other tensor as it is. The call is collective.
+
+    SGD takes the first gradient for its momentum, and that can be replicated where the parameter is sharded.
+    """
+    if "torch.distributed.tensor" in sys.modules:
+        from torch.distributed.tensor import DTensor
+
+        if isinstance(tensor, DTensor) and isinstance(parameter, DTensor) and tensor.placements != parameter.placements:
+            return tensor.redistribute(parameter.device_mesh, parameter.placements).contiguous()
+    return tensor
+
+
 def cut(w: Delta, box: Box) -> Delta:
     """Return a direction's change of one box of a weight, in the orientation of the weight."""
     if not isinstance(w, LowRank):
