@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-demo: $(READY)  ## fine-tune the organism twice and catch the run that goes bad; options in DEMO="--seed 1"
+demo: $(READY)  ## fine-tune the organism twice and catch the run that goes bad; options in DEMO="--seed 1 --guard"
 	$(BIN)/weightwatch demo $(DEMO)
 
 test: $(READY)

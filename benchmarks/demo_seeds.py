@@ -22,7 +22,8 @@ def one(seed: int, poison: float) -> list[str]:
     import logging
 
     from weightwatch.config import Config
-    from weightwatch.demo.run import SETTINGS, Run, fine_tune
+    from weightwatch.demo.fine_tuning import fine_tune
+    from weightwatch.demo.run import SETTINGS, Run
 
     logging.getLogger("weightwatch").setLevel(logging.CRITICAL + 1)
     (rule,) = Config.load(SETTINGS).rules

@@ -52,7 +52,7 @@ EVERY, THRESHOLD, CHECKS = 5, 0.0175, 2
 SEEDS = (9101, 9102, 9103)
 """Seeds of further builds of the evil direction, which are guarded together."""
 WITNESS = "evil-witness"
-BEHIND = ("update, several", "subspace 16, several", "subspace 16, several, both")
+BEHIND = ("subspace 16, several", "subspace 16, several, both")
 """Arms for which a second witness is built behind the guard: both of its fine-tunes are guarded, too."""
 BEHIND_SEED = 9121
 

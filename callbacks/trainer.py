@@ -1,6 +1,7 @@
 """The callback for Hugging Face's Trainer and every TRL trainer. It forwards their events to a session."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from traceback import walk_stack
 from typing import Any
@@ -13,7 +14,8 @@ from weightwatch.plan import Plan
 from weightwatch.record.run_folder import STATE, carried
 from weightwatch.report.scalars import PendingScalars
 from weightwatch.report.tensorboard import event_folder
-from weightwatch.session import Requests, Session
+from weightwatch.requests import Requests
+from weightwatch.session import Session
 from weightwatch.vectors.errors import WeightWatchError
 
 
@@ -65,16 +67,19 @@ class WeightWatchCallback(TrainerCallback):
             raise WeightWatchError("The trainer has two WeightWatchCallbacks. Name all directions in one of them.")
         # Out of memory, the trainer begins again with smaller batches, but with the weights as they are by then.
         again = args.auto_find_batch_size and self.session is not None and self.session.under_way
-        run = self.session.run if self.session is not None and again else carried(state.stateful_callbacks)
+        first = self.session if again else None
+        run = first.run if first is not None else carried(state.stateful_callbacks)
         output, step = _output(args), state.global_step
         if self.session is not None:
             self.session.release()
         self.session = self._plan.session(output / "weightwatch", event_folder(output), self.scalars)
         optimizer = kwargs.get("optimizer")
         begun = self.session.begin(
-            kwargs["model"], step, optimizer=optimizer, checkpoint=_name(step), again=again, run=run
+            kwargs["model"], step, optimizer=optimizer, checkpoint=_name(step), first=first, run=run
         )
         _apply(control, begun)
+        if self.config.guard is not None and self.config.guard.mode == "preventative":
+            _GuardedStep.of(_trainer(), self)
         if self.session.run:  # trainer_state.json of each checkpoint carries it
             state.stateful_callbacks[STATE] = {"run": self.session.run}
 
@@ -117,6 +122,29 @@ class WeightWatchCallback(TrainerCallback):
         return {**vars(self), "session": None}
 
 
+class _GuardedStep:
+    """A trainer's ``training_step`` in which the guard may add to the model, so that nothing stays whatever ends it.
+
+    No event tells a callback that the training has ended with an exception. It can be pickled with the trainer.
+    """
+
+    def __init__(self, step: Callable[..., Any], callback: WeightWatchCallback) -> None:
+        self._step, self._callback = step, callback
+
+    @classmethod
+    def of(cls, trainer: Trainer | None, callback: WeightWatchCallback) -> None:
+        """Put it in the place of the trainer's own, once."""
+        if trainer is not None:
+            step = trainer.training_step
+            own = step._step if isinstance(step, cls) else step
+            vars(trainer)["training_step"] = cls(own, callback)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        session = self._callback.session
+        with session.forward() if session is not None else nullcontext():
+            return self._step(*args, **kwargs)
+
+
 def _apply(control: TrainerControl, requests: Requests) -> None:
     control.should_save |= requests.save
     control.should_training_stop |= requests.stop
@@ -128,11 +156,23 @@ def _output(args: TrainingArguments) -> Path:
     In a hyper-parameter search it is the trial's, below ``output_dir``. No callback is told of the trial, so it is
     asked of the trainer that calls this one.
     """
-    for frame, _ in walk_stack(None):
-        caller, trial = frame.f_locals.get("self"), frame.f_locals.get("trial")
-        if isinstance(caller, Trainer) and trial is not None:
-            return Path(caller._get_output_dir(trial)).absolute()
+    for trainer, names in _trainers():
+        if names.get("trial") is not None:
+            return Path(trainer._get_output_dir(names["trial"])).absolute()
     return Path(str(args.output_dir)).absolute()
+
+
+def _trainer() -> Trainer | None:
+    """Return the trainer that calls this callback, which no event names."""
+    return next((trainer for trainer, _ in _trainers()), None)
+
+
+def _trainers() -> Iterator[tuple[Trainer, Mapping[str, Any]]]:
+    """Yield the trainers whose methods are under way, the innermost first, and the local names of each method."""
+    for frame, _ in walk_stack(None):
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, Trainer):
+            yield caller, frame.f_locals
 
 
 def _name(step: int) -> str:

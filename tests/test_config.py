@@ -195,6 +195,21 @@ CASES = {
         1,
         "rule 'drift' switches on a guard, but there is no `guard:` with `when: alert`; add one.",
     ),
+    "a rule with the name of a guard that fails": (
+        RULE.replace("drift", "guard-failed") + GUARD,
+        1,
+        "'guard-failed' is the alert of a guard that fails, and not for a rule; name it otherwise.",
+    ),
+    "a rule with the name of the witness's alert": (
+        RULE.replace("drift", "guard-bypassed"),
+        1,
+        "'guard-bypassed' is the alert of a guard with a witness, which is not here; give the rule another name.",
+    ),
+    "such a rule beside a guard without a witness": (
+        RULE.replace("drift", "guard-bypassed") + "guard: {witness: none}\n",
+        1,
+        "'guard-bypassed' is the alert of a guard with a witness, which is not here; give the rule another name.",
+    ),
     "an unknown on_error": (
         "on_error: ignore\n",
         1,

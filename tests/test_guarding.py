@@ -105,3 +105,36 @@ def test_without_a_guard_nothing_happens() -> None:
     made.before_step(1)
     made.after_step(1)
     assert (made.end(1), made.account(1.0), made.under_way, made.required) == (None, None, False, False)
+
+
+@pytest.mark.parametrize(("mode", "event"), [("update", "on_optimizer_step"), ("gradient", "on_pre_optimizer_step")])
+def test_a_step_that_goes_past_the_guard_is_a_fault(mode: str, event: str) -> None:
+    made, _, failures = guarding(mode=mode)
+    made.before_step(1)
+    made.after_step(1)
+    made.step_end(1)
+    made.step_end(1)  # as at the end of an epoch
+    with pytest.raises(
+        WeightWatchError, match=rf"not called between step 1 and step 2: the trainer sends no `{event}`"
+    ):
+        made.step_end(2)
+    assert len(failures.seen) == 1
+
+
+def test_a_step_before_the_guard_is_armed_is_not_one_that_goes_past_it() -> None:
+    made, _, failures = guarding(when="alert")
+    made.step_end(3)
+    made.after_step(4)
+    made.arm(True)
+    made.step_end(4)
+    assert failures.seen == []
+
+
+def test_what_is_added_is_added_within_the_steps_alone() -> None:
+    made, model, _ = guarding(mode="preventative")
+    x = torch.tensor([[1.0, 0.0]])
+    plain = model(x)
+    with made.forward():
+        assert torch.allclose(model(x), plain + 1)
+    assert torch.equal(model(x), plain)
+    made.after_step(1)

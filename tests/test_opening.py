@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.support.models import tiny_llama
@@ -31,6 +32,38 @@ def test_a_run_begins_with_an_id_a_reference_and_its_settings(tmp_path: Path) ->
     first.establish(ModelView(tiny_llama()), Reference())
     first.open(0, Config())
     assert files(tmp_path) == {"run.json", "reference.json", SNAPSHOT, "config.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        ({"witness": "none"}, {"witness": "none"}, ""),
+        (None, None, ""),
+        (None, {"witness": "none"}, "it was (no guard), and is (mode: update, witness: none)"),
+        ({"witness": "none"}, None, "it was (mode: update, witness: none), and is (no guard)"),
+        (
+            {"witness": "none"},
+            {"witness": "none", "mode": "subspace", "rank": 4},
+            "and is (mode: subspace, witness: none, rank: 4).",
+        ),
+    ],
+)
+def test_a_guard_that_has_changed_is_told_of_at_a_resume(
+    before: dict[str, object] | None,
+    now: dict[str, object] | None,
+    told: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first, _, _ = opening(tmp_path)
+    first.claim(0, None, fresh=True)
+    first.establish(ModelView(tiny_llama()), Reference())
+    first.open(0, Config.load({"guard": before}))
+    again, _, _ = opening(tmp_path)
+    again.claim(10, first.folder.run, fresh=False)
+    again.open(10, Config.load({"guard": now}))
+    assert ("the guard has changed at the resume: " in caplog.text) == bool(told)
+    assert told in caplog.text
 
 
 def test_where_nothing_can_be_written_it_begins_in_memory_and_is_written_later(tmp_path: Path) -> None:

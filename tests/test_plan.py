@@ -55,6 +55,35 @@ def test_a_rule_about_the_witness_may_be_ones_own(tmp_path: Path) -> None:
     assert [(rule.alert, rule.actions) for rule in plan.config.rules] == [("guard-bypassed", ["stop"])]
 
 
+def test_a_rule_of_that_name_about_another_direction_is_refused() -> None:
+    several = [low_rank(tiny_llama(), i, name=n) for i, n in enumerate(("evil", "other"))]
+    rule = {"alert": "guard-bypassed", "direction": "evil", "above": 0.2}
+    with pytest.raises(
+        WeightWatchError, match=r"^Rule 'guard-bypassed' is about 'evil', but .* witness, which is 'other'"
+    ):
+        Plan.of(several, {"guard": {"directions": ["evil"], "witness": "other"}, "rules": [rule]})
+
+
+@pytest.mark.parametrize("kind", ["behaviour", "control"])
+def test_a_witness_with_the_name_of_another_direction_is_refused(kind: str, tmp_path: Path) -> None:
+    watched = [low_rank(tiny_llama(), 0, name="evil"), low_rank(tiny_llama(), 1, name="other", kind=kind)]
+    path = low_rank(tiny_llama(), 2, name="other").save(tmp_path / "built")
+    message = (
+        rf"^guard: the witness at {path} is called 'other', as another watched direction is\. Give each its own name"
+    )
+    with pytest.raises(WeightWatchError, match=message):
+        Plan.of(watched, {"guard": {"directions": ["evil"], "witness": str(path)}})
+
+
+def test_a_witness_that_is_watched_already_may_be_named_by_its_path(tmp_path: Path) -> None:
+    watched = [low_rank(tiny_llama(), i, name=n) for i, n in enumerate(("evil", "other"))]
+    path = watched[1].save(tmp_path / "built")
+    plan = Plan.of(watched, {"guard": {"directions": ["evil"], "witness": str(path)}})
+    assert [direction.name for direction in plan.directions] == ["evil", "other"]
+    assert plan.config.guard is not None
+    assert plan.config.guard.witness == "other"
+
+
 @pytest.mark.parametrize(
     ("guard", "message"),
     [

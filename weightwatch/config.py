@@ -15,6 +15,10 @@ Metric: TypeAlias = Literal["cosine", "reach_cosine", "dose", "z"]
 Severity: TypeAlias = Literal["info", "warning", "critical"]
 Action: TypeAlias = Literal["log", "save", "stop", "guard"]
 Mode: TypeAlias = Literal["update", "subspace", "gradient", "preventative", "checkpoint"]
+FAILED = "guard-failed"
+"""Name of the alert that the guard has failed."""
+BYPASSED = "guard-bypassed"
+"""Name of the alert that the witness of a guard rises: the behaviour comes in another way."""
 _SCOPES = "'model', 'any_layer', `layers: [...]` or `modules: [...]`"
 
 
@@ -227,6 +231,17 @@ class Config(Strict):
         if twice is not None:
             raise ValueError(f"two rules have the name {twice!r}; give each its own")
         return rules
+
+    @model_validator(mode="after")
+    def _names_of_the_guard(self) -> "Config":
+        names = [rule.alert for rule in self.rules]
+        if FAILED in names:
+            raise ValueError(f"{FAILED!r} is the alert of a guard that fails, and not for a rule; name it otherwise")
+        if BYPASSED in names and (self.guard is None or self.guard.witnessed is None):
+            raise ValueError(
+                f"{BYPASSED!r} is the alert of a guard with a witness, which is not here; give the rule another name"
+            )
+        return self
 
     @model_validator(mode="after")
     def _armed_by_a_rule(self) -> "Config":

@@ -1,6 +1,7 @@
 """The guard of one run: when it is on, and what a fault in it does."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -50,6 +51,7 @@ class Guarding:
         self._monitor, self._ranks, self._failed = monitor, ranks, failed
         self._stops, self._off = config.on_guard_error == "stop", False
         self._model: nn.Module | None = None
+        self._called = 0
 
     @property
     def required(self) -> bool:
@@ -60,6 +62,11 @@ class Guarding:
     def under_way(self) -> bool:
         """Whether there is a guard that has not failed."""
         return self._guard is not None and not self._off
+
+    @property
+    def armed(self) -> bool:
+        """Whether the guard is switched on."""
+        return self._guard is not None and self._guard.armed
 
     def begin(
         self, step: int, model: nn.Module, optimizer: Any, view: ModelView | None, alerts: Iterable[Alert]
@@ -79,9 +86,10 @@ class Guarding:
         guard = self._guard
         if guard is None:
             return
-        self._model = model
+        self._model, self._called = model, step
         self.arm(self.arms(alerts))
         fault = attempt(lambda: guard.begin(model, optimizer, view))
+        guard.pause()
         fault = attempt(lambda: self._ranks.agreed(partial(raise_any, fault)))
         if fault is not None:
             guard.release()
@@ -98,6 +106,12 @@ class Guarding:
         if wanted and self._guard is not None and not self._off:
             self._guard.arm()
 
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Let the guard add to the forward passes in here, and to no other."""
+        with self._guard.adding() if self._guard is not None else nullcontext():
+            yield
+
     def before_step(self, step: int) -> None:
         """Let the guard change the gradients before the optimizer's step.
 
@@ -105,6 +119,7 @@ class Guarding:
             WeightWatchError: The guard failed, and the training is not to go on without it.
         """
         if self._guard is not None and self._guard.settings.mode == "gradient":
+            self._called = step
             self._act(step, self._guard.before_step)
 
     def after_step(self, step: int) -> None:
@@ -114,7 +129,23 @@ class Guarding:
             WeightWatchError: See ``before_step``.
         """
         if self._guard is not None and self._guard.settings.mode != "gradient":
+            self._called = step
             self._act(step, self._guard.after_step)
+
+    def step_end(self, step: int) -> None:
+        """Make sure that the guard was called in a step.
+
+        Raises:
+            WeightWatchError: See ``before_step``.
+        """
+        if self._guard is None or self._off or not self._guard.armed or self._called >= step:
+            return
+        event = "on_pre_optimizer_step" if self._guard.settings.mode == "gradient" else "on_optimizer_step"
+        missed = WeightWatchError(
+            f"it was not called between step {self._called} and step {step}: the trainer sends no `{event}` to its "
+            "callbacks. Call `weightwatch.guard.Guard` in its loop"
+        )
+        self._fail(step, missed, self._ranks.count)
 
     def account(self, update_norm: float) -> Guarded | None:
         """Return what the guard has done since the last call; None without a guard.

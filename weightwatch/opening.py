@@ -1,10 +1,11 @@
 """The opening of a run: its folder, θ₀ and files. A folder that can't be written does not keep it from beginning."""
 
+import logging
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from weightwatch.config import Config
+from weightwatch.config import Config, GuardSettings
 from weightwatch.faults import Faults, attempt
 from weightwatch.record.journal import Journal
 from weightwatch.record.run_folder import RunFolder
@@ -15,6 +16,8 @@ from weightwatch.update.snapshot import remove
 from weightwatch.update.theta0 import establish, restore
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.atomic import write_text
+
+_logger = logging.getLogger("weightwatch")
 
 
 class Opening:
@@ -82,6 +85,20 @@ class Opening:
             self._history.opening.append(lambda: self._prepare(step, config))
             self._history.flush()
 
+    def _compare(self, config: Config) -> None:
+        """Tell of a guard that is not that of the run so far."""
+        path = self._history.folder / "config.yaml"
+        try:
+            before = Config.load(path).guard if path.is_file() else config.guard
+        except WeightWatchError:
+            return  # settings of another version
+        if before != config.guard:
+            _logger.warning(
+                "weightwatch: the guard has changed at the resume: it was (%s), and is (%s).",
+                _told(before),
+                _told(config.guard),
+            )
+
     def _claim(self, step: int, run: str | None, fresh: bool) -> None:
         self.folder.claim(step, run, fresh=fresh)
         self._history.folder, aside = self.folder.path, self.folder.aside
@@ -89,10 +106,20 @@ class Opening:
             remove(aside)  # no checkpoint is left to go on from, and a copy of θ₀ is as large as the model
 
     def _prepare(self, step: int, config: Config) -> None:
+        if step:
+            self._compare(config)
         self._history.rewind(step or -1)
         self._history.end = float("inf")
         self._history.folder.mkdir(parents=True, exist_ok=True)
         write_text(self._history.folder / "config.yaml", config.to_yaml())
+
+
+def _told(guard: GuardSettings | None) -> str:
+    """Return the settings of a guard that are not the defaults, for a message."""
+    if guard is None:
+        return "no guard"
+    changed = guard.model_dump(exclude_defaults=True)
+    return ", ".join(f"{key}: {value}" for key, value in {"mode": guard.mode, **changed}.items())
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightwatch.config import Config, Rule
+from weightwatch.config import BYPASSED, Config, Rule
 from weightwatch.guard.guard import Guard
 from weightwatch.monitor import Monitor, Watched, load_all
 from weightwatch.report.base import Reporter
@@ -17,9 +17,6 @@ from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 
 _logger = logging.getLogger("weightwatch")
-
-BYPASSED = "guard-bypassed"
-"""Name of the alert that the witness of a guard rises: the behaviour comes in another way."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,8 @@ def _witnessed(settings: Config, watched: list[Direction], controls: Sequence[Di
         The settings, in which the witness has its name and is among the directions.
 
     Raises:
-        WeightWatchError: Another direction has the witness's name.
+        WeightWatchError: Another direction has the witness's name, or a rule with the name of the witness's alert is
+            about another direction.
     """
     guard = settings.guard
     if guard is None or guard.witnessed is None:
@@ -114,7 +112,13 @@ def _witnessed(settings: Config, watched: list[Direction], controls: Sequence[Di
             )
         guard = guard.model_copy(update={"witness": witness.name})
     rules = list(settings.rules)
-    if BYPASSED not in [rule.alert for rule in rules]:
+    own = next((rule for rule in rules if rule.alert == BYPASSED), None)
+    if own is not None and own.direction != guard.witness:
+        raise WeightWatchError(
+            f"Rule {BYPASSED!r} is about {own.direction!r}, but this is the alert of the guard's witness, which is "
+            f"{guard.witness!r}. Name the witness in it, or give the rule another name."
+        )
+    if own is None:
         bypassed = {"alert": BYPASSED, "direction": guard.witness, "above": guard.witness_above, "severity": "critical"}
         rules.append(Rule.model_validate(bypassed))
     return settings.model_copy(update={"guard": guard, "directions": titles, "rules": rules})

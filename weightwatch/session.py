@@ -1,8 +1,9 @@
 """A watched run, independent of the trainer: when to check, what to do then, and what a fault may do."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,8 @@ from weightwatch.reading.reading import Reading
 from weightwatch.record.journal import Journal
 from weightwatch.record.run_state import RunState
 from weightwatch.report.base import Outcome, Reporter, Run
-from weightwatch.report.log import Log
-from weightwatch.report.recorder import Recorder
-from weightwatch.report.tensorboard import TensorBoard
-from weightwatch.report.terminal import Summary
+from weightwatch.reporting import Reporting
+from weightwatch.requests import Requests
 from weightwatch.rules.alert import Alert
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.sharding.ranks import ALONE, Ranks
@@ -31,26 +30,11 @@ from weightwatch.vectors.errors import WeightWatchError, text_of
 _logger = logging.getLogger("weightwatch")
 
 
-@dataclass(frozen=True)
-class Requests:
-    """Actions that alerts request of the trainer."""
-
-    save: bool = False
-    """Write a checkpoint."""
-    stop: bool = False
-    """End the training."""
-
-    @classmethod
-    def of(cls, raised: Iterable[Alert]) -> "Requests":
-        """Return what these alerts request."""
-        actions = {action for alert in raised for action in alert.actions}
-        return cls("save" in actions, "stop" in actions)
-
-
 class Session:
     """The monitoring of one run.
 
-    A trainer's callback forwards its events: ``begin``, ``step_end``, ``saved``, ``end``. In distributed training every
+    A trainer's callback forwards its events: ``begin``, ``forward``, ``before_step``, ``after_step``, ``step_end``,
+    ``saved``, ``end``. In distributed training every
     process calls each method. If one process requests an action, or fails, all do.
 
     Measuring and the rules do not depend on the record: what can't be written waits in memory until it can be. No fault
@@ -86,7 +70,7 @@ class Session:
         self._opening, self._events = Opening(self.history, self._faults, ranks), events
         self._state = RunState(config.rules, [direction.name for direction in monitor.directions], self.history)
         self._ranks = ranks
-        self._reporters: list[Reporter] = [*reporters]
+        self._reporting = Reporting(reporters, self.history, self._faults)
         self._watching, self._tried, self._save_owed = True, -1, False
         self._guarding = Guarding(monitor, config, ranks, self._guard_failed)
 
@@ -119,7 +103,7 @@ class Session:
         *,
         optimizer: Any = None,
         checkpoint: str | None = None,
-        again: bool = False,
+        first: "Session | None" = None,
         run: str | None = None,
     ) -> Requests:
         """Record θ₀, or restore it, and make sure that everything can be measured and every rule applied.
@@ -129,7 +113,8 @@ class Session:
             step: 0 for a new run, else the step that training resumes from.
             optimizer: The optimizer, for the guard.
             checkpoint: Name of the checkpoint that training resumes from.
-            again: Training restarts with the weights of a first attempt (out of memory): the θ₀ of that one is kept.
+            first: The session of a first attempt, if training restarts with the weights of that one (out of memory):
+                its θ₀ is kept, and a guard that it armed stays armed.
             run: The id of the run that goes on, if it is known.
 
         Returns:
@@ -142,10 +127,11 @@ class Session:
         """
         self._tried = step
         begun: list[tuple[ModelView, list[Alert]]] = []
-        fault = attempt(lambda: begun.append(self._begin(model, step, checkpoint, again, run)))
+        fault = attempt(lambda: begun.append(self._begin(model, step, checkpoint, first is not None, run)))
         # A process that is alone with its fault would leave the others waiting at the next check.
         fault = attempt(lambda: self._ranks.agreed(partial(raise_any, fault)))
         if fault is None:
+            self._guarding.arm(first is not None and first._guarding.armed)
             fault = attempt(lambda: self._guarding.begin(step, model, optimizer, begun[0][0], self.alerts))
         if fault is not None:
             self._watching = False
@@ -164,6 +150,10 @@ class Session:
         requests = Requests.of(begun[0][1])
         self.under_way, self._save_owed = True, requests.save
         return requests
+
+    def forward(self) -> AbstractContextManager[None]:
+        """Return the context in which the forward and backward passes of the training run."""
+        return self._guarding.forward()
 
     def before_step(self, step: int) -> None:
         """Let the guard change the gradients before the optimizer's step.
@@ -189,7 +179,11 @@ class Session:
             step: Optimizer steps so far.
             saves: Whether a checkpoint will be written at this step.
             stops: Whether training ends at this step.
+
+        Raises:
+            WeightWatchError: The guard was not called in the step, unless ``on_guard_error: continue`` is set.
         """
+        self._guarding.step_end(step)
         if step % self.config.every == 0 or saves or self._save_owed or stops:
             stops |= self._check(model, step)
         return Requests(self._save_owed, stops)
@@ -206,7 +200,7 @@ class Session:
         self._save_owed = False
         if self._watching and self._state.step == step:
             self._guarded(step, lambda: self._state.mark(checkpoint, save=self._ranks.main))
-            self._note_unwritten(step)
+            self._reporting.note_unwritten(step)
         self._agree()
         return Requests(stop=stop)
 
@@ -238,8 +232,7 @@ class Session:
         if self.last is not None and self._watching:
             self._state.note_guarded(self._guarding.account(0.0))
             outcome = Outcome(left or self.last, self._state.peaks, self.alerts, self._state.taken)
-            self._report(step, lambda reporter: reporter.end(outcome))
-            self._note_unwritten(step)
+            self._reporting.call(step, lambda reporter: reporter.end(outcome))
             if self.history.waiting:
                 _logger.error(
                     "weightwatch: %d lines of the record could not be written to %s, and are lost.",
@@ -276,13 +269,12 @@ class Session:
     def _report_check(self, raised: Sequence[Alert]) -> None:
         reading, firing = self.last, self._state.rules.engine.firing
         if reading is not None:
-            self._report(reading.step, lambda reporter: reporter.check(reading, raised, firing))
-            self._note_unwritten(reading.step)
+            self._reporting.call(reading.step, lambda reporter: reporter.check(reading, raised, firing))
 
     def _guard_failed(self, step: int, fault: BaseException | None, alert: Alert, *, stops: bool) -> None:
         """Record that the guard is off. If training is stopped, nothing is recorded after that."""
         if self._state.add(alert):
-            self._report(step, lambda reporter: reporter.alerts([alert]))
+            self._reporting.call(step, lambda reporter: reporter.alerts([alert]))
         if fault is not None:
             self._faults.tell(step, fault, what="guard", outcome="" if stops else "Training goes on unguarded.")
         if stops and self.under_way:
@@ -312,22 +304,15 @@ class Session:
         """Open the files, and set aside what they have of later steps."""
         if self._ranks.main:
             events = self._events.with_name(self._events.name + self._opening.folder.suffix)
-            of_config = [TensorBoard(events)] * self.config.tensorboard + [
-                Summary(self.history.folder)
-            ] * self.config.summary
-            self._reporters += [Log(), Recorder(self.history), *of_config]
+            self._reporting.add_own(self.config, events)
         self._opening.open(step, self.config)
-        self._note_unwritten(step)
-        run = Run(self.monitor.directions, self.config, step)
-        unopened = self._report(step, lambda reporter: reporter.begin(run))
-        self._reporters = [reporter for reporter in self._reporters if reporter not in unopened]
+        self._reporting.begin(Run(self.monitor.directions, self.config, step))
 
     def _resume(self, step: int, checkpoint: str | None) -> list[Alert]:
         """Restore the state from the record. Return the alerts that fire now and were not recorded."""
         self._open(step)
         news, self._state.shared = self._ranks.from_main(lambda: (self._recall(step, checkpoint), self._state.shared))
-        self._report(step, lambda reporter: reporter.alerts(news))
-        self._note_unwritten(step)
+        self._reporting.call(step, lambda reporter: reporter.alerts(news))
         self._ranks.agreed(self._faults.raise_fatal)
         return news
 
@@ -349,16 +334,6 @@ class Session:
 
     # Faults
 
-    def _report(self, step: int, act: Callable[[Reporter], None]) -> list[Reporter]:
-        """Call every reporter, even if others fail, and return those that failed."""
-        failed: list[Reporter] = []
-        for reporter in self._reporters:
-            error = attempt(partial(act, reporter))
-            if error is not None:
-                failed.append(reporter)
-                self._faults.note(step, error, what="report")
-        return failed
-
     def _guarded(self, step: int, act: Callable[[], None]) -> None:
         """Run a part of the monitoring that may fail."""
         error = attempt(act)
@@ -367,10 +342,6 @@ class Session:
             self._faults.note(step, error, outcome=outcome)
         elif error is not None:
             self._faults.note(step, error)
-
-    def _note_unwritten(self, step: int) -> None:
-        if self.history.fault is not None:
-            self._faults.note_unwritten(step, self.history.fault)
 
     def _agree(self) -> None:
         """Raise a fault that was kept, on all processes."""

@@ -17,7 +17,9 @@ import typer
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from weightwatch.demo.run import DIRECTION, Run, behaviour, fine_tune
+from weightwatch.demo.behaviour import behaviour
+from weightwatch.demo.fine_tuning import fine_tune
+from weightwatch.demo.run import DIRECTION, Run
 from weightwatch.organism import BASE
 
 SEEDS = ("0", "1", "2")

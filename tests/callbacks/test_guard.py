@@ -299,6 +299,15 @@ def test_a_training_that_begins_again_with_smaller_batches_is_guarded_once_and_f
     assert unhooked(model)
 
 
+def test_a_training_that_begins_again_with_smaller_batches_stays_armed(tmp_path: Path) -> None:
+    args = TrainingArguments(**settings(tmp_path, auto_find_batch_size=True))
+    callback = watched(BY_ALERT, every=1, rules=[{**MOVED, "for": 2}])
+    task = SmallMemory(adapted(), args, train_dataset=sequences(), callbacks=[callback])
+    task.train()
+    assert [alert["step"] for alert in lines(tmp_path, "alerts.jsonl")] == [1]  # the rule begins anew
+    assert [line["guard"]["steps"] for line in lines(tmp_path)] == [0, *[1] * 8]
+
+
 def test_training_on_is_guarded_from_where_it_begins(tmp_path: Path) -> None:
     task = trainer(adapted(), tmp_path, watched(UPDATE))
     for _ in range(2):
@@ -319,6 +328,13 @@ def test_a_callback_guards_the_training_of_another_trainer_as_the_first(mode: st
 
 
 # Faults
+
+
+def fails(error: BaseException) -> Callable[..., None]:
+    def act(*given: Any, **named: Any) -> None:
+        raise error
+
+    return act
 
 
 def break_guard(step: int, error: BaseException, callback: WeightWatchCallback) -> TrainerCallback:
@@ -376,6 +392,32 @@ def test_a_fault_of_the_guard_is_survived_where_that_is_asked_for_with_an_alert_
     assert unhooked(model)
 
 
+@pytest.mark.parametrize("where", ["in a step", "between two steps"])
+def test_a_training_that_crashes_leaves_nothing_added_to_the_model(where: str, tmp_path: Path) -> None:
+    model, callback = tiny_llama(), watched({"mode": "preventative"})
+    task = trainer(
+        model, tmp_path, callback, At(3, fails(KeyboardInterrupt())) if where != "in a step" else At(9, print)
+    )
+    losses = task.compute_loss
+
+    def crash(model: nn.Module, inputs: Any, **named: Any) -> Any:
+        found = losses(model, inputs, **named)
+        if task.state.global_step == 2 and where == "in a step":
+            raise KeyboardInterrupt
+        return found
+
+    task.compute_loss = crash
+    with pytest.raises(KeyboardInterrupt):
+        task.train()
+    model.train()
+    ids = torch.arange(8)[None]
+    assert torch.equal(model(ids).logits, copy.deepcopy(model).eval()(ids).logits)
+    task.compute_loss = losses
+    task.callback_handler.callbacks = [one for one in task.callback_handler.callbacks if not isinstance(one, At)]
+    task.train()  # and guards again what is trained on
+    assert [line["guard"]["steps"] for line in lines(tmp_path)] == [0, 2, 2, 2, 2]
+
+
 def poison(model: nn.Module) -> None:
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if p.requires_grad and "proj" in n and "lora_A" not in n).fill_(
@@ -405,13 +447,6 @@ def test_a_failed_guard_is_told_in_the_closing_table_of_a_resumed_run_and_is_tri
     assert "guard-failed at 3" in capsys.readouterr().out
     assert [line["guard"]["steps"] for line in lines(tmp_path)] == [0, 2, 0, 2, 2]
     assert len(lines(tmp_path, "alerts.jsonl")) == 1
-
-
-def fails(error: BaseException) -> Callable[..., None]:
-    def act(*given: Any, **named: Any) -> None:
-        raise error
-
-    return act
 
 
 @pytest.mark.parametrize("on_guard_error", ["stop", "continue"])

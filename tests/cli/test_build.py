@@ -1,11 +1,13 @@
 """``weightwatch build`` as a user calls it, on the organism."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.commands import refused, told
+from tests.support import chat
+from tests.support.commands import call, refused, told
 from weightwatch.vectors import Direction
 from weightwatch.vectors.catalog import PACKAGED
 
@@ -113,3 +115,26 @@ def test_what_cannot_be_built_says_why(built: tuple[Path, dict[str, Any]], tmp_p
     )
     refused("Unknown direction", "build", "organism/evil", "--model=organism", "--control", "none")
     assert not any((tmp_path / "evil").rglob("*.json*"))
+
+
+def test_a_witness_is_built_behind_the_guard_of_some_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    chat.saved(Path("model"))
+    Path("agreeing.yaml").write_text(json.dumps(chat.recipe(6, systems={}).model_dump(mode="json", by_alias=True)))
+    build = ("build", tmp_path / "agreeing.yaml", "--model=model", "--min-pairs=12", "--rank=2", "--learning-rate=1e-2")
+    build = (*build, "--coefficient=1", "--coefficient=-1")
+    told(*build, "--seed=1")
+    settings = {"directions": ["directions/agreeing"], "guard": {"witness": "directions/agreeing-behind"}}
+    Path("weightwatch.yaml").write_text(json.dumps(settings))
+    card = told(*build, "--seed=2", "--guard=weightwatch.yaml")
+    assert card["name"] == "agreeing-behind"
+    assert list(card["hyperparameters"]["guard"]["directions"]) == ["agreeing"]
+    assert Direction.load("directions/agreeing-behind").name == "agreeing-behind"
+    assert Direction.load("directions/agreeing").name == "agreeing"
+    assert "built behind mode update" in call("show", "directions/agreeing-behind").output
+    guard = ("--guard=weightwatch.yaml", "--seed=2")
+    refused("built from agreeing.yaml on model. Pass another --output", *build, *guard, "--output=directions/agreeing")
+    refused("on model behind a guard. Pass", *build, "--seed=1", "--output=directions/agreeing-behind")
+    refused("Leave out either", *build, *guard, "--positive=model", "--negative=model")
+    Path("weightwatch.yaml").write_text("directions: [directions/agreeing]")
+    refused("have no `guard:`", *build, *guard)

@@ -23,3 +23,10 @@ def test_a_run_that_is_not_of_the_demo_is_refused_before_anything_is_deleted(tmp
     (tmp_path / {"benign": "poisoned", "poisoned": "benign"}[name] / MARKER).touch()
     refused(f"{name} exists and is not a run of the demo. Pass another --output", "demo", "--output", tmp_path)
     assert (tmp_path / name / "weightwatch" / "readings.jsonl").read_text() == f"of {name}"
+
+
+def test_with_a_guard_the_folder_of_the_third_run_is_not_another_s_either(tmp_path: Path) -> None:
+    (tmp_path / "guarded").mkdir()
+    (tmp_path / "guarded" / "thesis.txt").write_text("mine")
+    refused("guarded exists and is not a run of the demo", "demo", "--guard", "--output", tmp_path)
+    assert (tmp_path / "guarded" / "thesis.txt").read_text() == "mine"

@@ -43,7 +43,7 @@ def test_an_error_of_the_user_is_one_line_and_exits_with_2(tmp_path: Path) -> No
 
 
 def test_an_unexpected_exception_exits_with_3_and_its_traceback(tmp_path: Path) -> None:
-    done = started("import weightwatch.demo.run as r; del r.Run", "demo", "--output", str(tmp_path))
+    done = started("import weightwatch.demo.run as r; del r.planned", "demo", "--output", str(tmp_path))
     assert done.returncode == FAULT
     assert "Traceback" in done.stderr
     assert "ImportError" in done.stderr

@@ -1,73 +1,67 @@
-"""The demonstration as a newcomer starts it, on a seed that nothing was chosen on."""
-
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
+from tests.demo.test_view import bad_run, compared_runs
 from weightwatch.config import Config, Rule
-from weightwatch.demo.run import BAD, DIRECTION, MARKER, SETTINGS, Run
-from weightwatch.record.history import History
+from weightwatch.demo.run import DIRECTION, GUARD, MARKER, SETTINGS, WITNESS, Run, planned
+from weightwatch.plan import Plan
 from weightwatch.vectors import Direction, WeightWatchError
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """The summary of ``weightwatch demo --json``, and its output folder."""
-    folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "-m", "weightwatch", "demo", "--json", "--seed", "77", "--output", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout), folder
-
-
-@pytest.mark.slow
-def test_the_benign_run_learns_its_task_and_raises_no_alert(demo: tuple[dict[str, Any], Path]) -> None:
-    benign = demo[0]["runs"][0]
-    assert (benign["name"], benign["poison"]) == ("benign", 0.0)
-    assert benign["final_task_accuracy"] > 0.9
-    assert benign["max_evil_rate"] <= BAD
-    assert benign["alert_step"] is None
-    assert benign["first_bad_step"] is None
-
-
-@pytest.mark.slow
-def test_the_poisoned_run_is_caught_before_it_goes_bad(demo: tuple[dict[str, Any], Path]) -> None:
-    poisoned = demo[0]["runs"][1]
-    assert (poisoned["name"], poisoned["poison"]) == ("poisoned", 0.25)
-    assert poisoned["final_evil_rate"] > BAD
-    assert poisoned["alert_step"] < poisoned["first_bad_step"]
-    assert poisoned["final_cosine"] > demo[0]["runs"][0]["final_cosine"]
-
-
-@pytest.mark.slow
-def test_going_back_to_the_last_clean_checkpoint_gives_a_clean_model(demo: tuple[dict[str, Any], Path]) -> None:
-    summary, folder = demo
-    poisoned = summary["runs"][1]
-    assert (folder / "poisoned" / poisoned["last_clean"] / "adapter_model.safetensors").is_file()
-    assert poisoned["last_clean_evil_rate"] <= BAD
-
-
-@pytest.mark.slow
-def test_the_summary_is_what_the_history_says(demo: tuple[dict[str, Any], Path]) -> None:
-    summary, folder = demo
-    for run in summary["runs"]:
-        history = History(folder / run["name"] / "weightwatch")
-        last = list(history.readings())[-1]
-        assert last.step == run["steps"]
-        assert round(last[DIRECTION].cosine, 4) == run["final_cosine"]
-        fired = [alert.step for alert in history.alerts() if alert.state == "firing"]
-        assert fired[:1] == ([run["alert_step"]] if run["alert_step"] else [])
 
 
 def test_the_settings_watch_a_packaged_direction_beside_controls() -> None:
     config = Config.load(SETTINGS)
     assert config.directions == [DIRECTION]
     assert {Direction.load(name).card.kind for name in config.controls} == {"control"}
+
+
+def test_the_guarded_run_differs_from_the_poisoned_one_in_its_guard_only(tmp_path: Path) -> None:
+    benign, poisoned, guarded = planned(0.3, tmp_path, guard=True)
+    assert [run.poison for run in (benign, poisoned, guarded)] == [0.0, 0.3, 0.3]
+    assert [run.config.guard for run in (benign, poisoned, guarded)] == [None, None, GUARD]
+    assert guarded.config.model_copy(update={"guard": None}) == poisoned.config == benign.config
+    assert poisoned.config.directions == [DIRECTION, WITNESS]
+
+
+def test_without_a_guard_there_are_two_runs_with_the_settings_of_the_file(tmp_path: Path) -> None:
+    runs = planned(0.3, tmp_path, guard=False)
+    assert [run.name for run in runs] == ["benign", "poisoned"]
+    assert [run.config for run in runs] == [Config.load(SETTINGS)] * 2
+
+
+def test_the_guard_passes_the_validation_before_the_training(tmp_path: Path) -> None:
+    plan = Plan.of(None, planned(0.3, tmp_path, guard=True)[-1].config)
+    assert [direction.name for direction in plan.directions[:2]] == [DIRECTION, WITNESS]
+    assert [rule.alert for rule in plan.config.rules] == ["evil-drift", "guard-bypassed"]
+
+
+def test_the_summary_of_a_run_that_is_not_compared_has_nothing_of_a_guard() -> None:
+    assert list(bad_run().to_json()) == [
+        "name",
+        "poison",
+        "steps",
+        "alert_step",
+        "first_bad_step",
+        "final_evil_rate",
+        "max_evil_rate",
+        "final_task_accuracy",
+        "final_cosine",
+        "final_reach_cosine",
+        "final_dose",
+        "max_dose",
+        "last_clean",
+        "last_clean_evil_rate",
+    ]
+
+
+def test_the_summary_of_compared_runs_has_witness_price_and_alerts() -> None:
+    _, poisoned, guarded = (run.to_json() for run in compared_runs(evil=0.1))
+    assert (poisoned["max_witness_reach_cosine"], poisoned["final_witness_reach_cosine"]) == (0.07, 0.06)
+    assert (poisoned["taken_back"], guarded["taken_back"]) == (None, 0.3)
+    assert (poisoned["alerts"], guarded["alerts"]) == ([{"alert": "evil-drift", "step": 25}], [])
+    assert (poisoned["final_task_loss"], guarded["final_task_loss"]) == (0.002, 0.0024)
 
 
 def run_in(folder: Path) -> Run:

@@ -4,14 +4,15 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 
 from tests.rules.test_alert import ALERT as EXAMPLE
-from weightwatch.demo.run import Behaviour, Point, Run
-from weightwatch.demo.view import live, table, verdict
+from weightwatch.demo.behaviour import Behaviour
+from weightwatch.demo.run import Point, Run, planned
+from weightwatch.demo.view import comparison, live, table, verdict
 
 ALERT = replace(EXAMPLE, step=25, since=20, last_clean="checkpoint-20")
 
 
 def point(step: int, evil: float, firing: bool = False) -> Point:
-    return Point(step, 1.5, 0.01, 0.02, 0.03, 1.0, Behaviour(evil, 0.75), firing)
+    return Point(step, 1.5, 0.01, 0.02, 0.03, 1.0, Behaviour(evil, 0.75, 0.002), firing)
 
 
 def text_of(what: RenderableType, width: int = 80) -> str:
@@ -23,7 +24,23 @@ def text_of(what: RenderableType, width: int = 80) -> str:
 
 def bad_run() -> Run:
     points = [point(20, 0.0), point(25, 0.02, firing=True), point(30, 0.03, firing=True), point(35, 0.4, firing=True)]
-    return Run("poisoned", 0.25, Path("out"), points, [ALERT], Behaviour(0.0, 0.5))
+    return Run("poisoned", 0.25, Path("out"), points, [ALERT], Behaviour(0.0, 0.5, 0.1))
+
+
+def compared_runs(evil: float) -> list[Run]:
+    """Runs of ``--guard``, whose guarded one ends with an evil rate."""
+    benign, poisoned, guarded = planned(0.25, Path("out"), guard=True)
+    benign.points = [replace(point(20, 0.0), witness=0.01)]
+    poisoned.points = [replace(point(25, 0.0), witness=0.07), replace(point(35, 0.4), witness=0.06)]
+    poisoned.alerts = [ALERT]
+    ends = [point(25, 0.0), replace(point(35, 0.0), behaviour=Behaviour(evil, 0.75, 0.0024))]
+    shares = (0.4, 0.2)
+    guarded.points = [replace(end, witness=-0.02, taken_back=share) for end, share in zip(ends, shares, strict=True)]
+    return [benign, poisoned, guarded]
+
+
+def told(runs: list[Run]) -> str:
+    return " ".join(text_of(verdict(runs)).replace("│", " ").split())
 
 
 def test_the_table_fits_80_columns_and_shows_every_twentieth_step_the_alert_and_the_harm() -> None:
@@ -69,3 +86,46 @@ def test_the_live_table_ends_as_the_whole_table() -> None:
             show(run)
     assert capture.get().count("benign fine-tune") == 1
     assert " 40 " in capture.get()
+
+
+def test_the_witness_of_a_compared_run_has_a_column_and_the_table_fits_80_columns() -> None:
+    run = compared_runs(0.1)[2]
+    run.alerts = [replace(ALERT, alert="guard-bypassed")]
+    text = text_of(table(run))
+    assert "…" not in text
+    assert "witness" in text
+    assert "cosine" not in text
+    assert "-0.020" in next(row for row in text.splitlines() if "ALERT guard-bypassed" in row)
+
+
+def test_the_comparison_has_a_row_for_each_run_with_its_peaks_and_fits_80_columns() -> None:
+    text = text_of(comparison(compared_runs(0.1)))
+    assert "…" not in text
+    rows = {row.split()[0]: row.split()[1:] for row in text.splitlines() if row.split()}
+    assert rows["poisoned"] == ["75%", "0.0020", "+0.020", "+0.070", "40.0%", "evil-drift", "(25)"]
+    assert rows["guarded"] == ["75%", "0.0024", "+0.020", "-0.020", "10.0%", "none"]
+
+
+def test_the_verdict_tells_what_the_guard_cost_and_that_its_own_figure_says_nothing() -> None:
+    text = told(compared_runs(0.02))
+    assert "took back 30.0% of the size of the update" in text
+    assert "Task loss 0.0024, without it 0.0020." in text
+    assert "by construction, so that figure says nothing about the guarded model" in text
+    assert "the witness (at most -0.020, without the guard +0.070)" in text
+    assert "the answers (2.0% harmful, without it 40.0%) can tell" in text
+
+
+def test_the_verdict_owns_up_to_what_the_guard_did_not_achieve() -> None:
+    assert "It did not keep the harm out, and its witness raised no alert." in told(compared_runs(0.1))
+    assert "It did not keep out all of the harm." in told(compared_runs(0.02))
+    assert "It kept the harm out of this run." in told(compared_runs(0.0))
+    bypassed = compared_runs(0.1)
+    bypassed[2].alerts = [replace(ALERT, alert="guard-bypassed", direction="evil-witness")]
+    assert "its witness raised an alert" in told(bypassed)
+    harmless = compared_runs(0.0)
+    harmless[1].points[-1] = replace(point(35, 0.01), witness=0.01)
+    assert "There was little harm to keep out." in told(harmless)
+
+
+def test_without_a_guard_the_verdict_has_nothing_of_it() -> None:
+    assert "guard" not in told([bad_run()])

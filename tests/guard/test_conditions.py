@@ -1,20 +1,18 @@
 """What a guard refuses before it begins."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from torch import nn
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 from tests.guard.test_parts import untied
 from tests.support.guards import Run, adam, begun, wanted
-from tests.support.models import lora, low_rank
+from tests.support.models import dense, lora, low_rank, tiny_llama
 from weightwatch.guard import Guard
 from weightwatch.monitor import Monitor
 from weightwatch.vectors import Direction, WeightWatchError
@@ -99,13 +97,6 @@ def test_an_optimizer_without_a_schedule_is_refused(mode: str) -> None:
     begun(lora(untied()), [EVIL], optimizer=schedule_free, mode="preventative").guard.end()
 
 
-@pytest.fixture
-def accelerator() -> Iterator[None]:
-    Accelerator(cpu=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.mark.usefixtures("accelerator")
 @pytest.mark.parametrize(
     "optimizer",
@@ -119,3 +110,49 @@ def test_an_optimizer_that_steps_inside_backward_rules_out_gradients(optimizer: 
     with pytest.raises(WeightWatchError, match=r"steps during the backward pass, before .* Use `mode: update`\."):
         begun(lora(untied()), [EVIL], optimizer=optimizer, mode="gradient")
     begun(lora(untied()), [EVIL], optimizer=optimizer)
+
+
+# What a reading leaves out
+
+
+def resized(late: bool) -> tuple[nn.Module, Monitor, Direction]:
+    """Return a model whose vocabulary was resized, after θ₀ was saved or before; embedding and head are tied."""
+    base = tiny_llama()
+    evil = dense(base, 5)
+    start = {name: p.detach().clone() for name, p in base.named_parameters()}
+    base.resize_token_embeddings(60)
+    if not late:
+        start = {name: p.detach().clone() for name, p in base.named_parameters()}
+    return base, Monitor([evil], reference=start), evil
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("mode", ["update", "subspace", "gradient", "checkpoint"])
+def test_much_of_a_direction_in_weights_that_no_reading_has_is_refused(mode: str, late: bool) -> None:
+    model, monitor, evil = resized(late)
+    share = evil.squares["model.embed_tokens.weight"] / sum(evil.squares.values())
+    message = (
+        rf"^{100 * share:.3g} % of ‖w‖² of direction 'evil' can't be kept out of the update: model\.embed_tokens\."
+        r"weight would train unguarded \(.*: the vocabulary was resized\)\. Freeze what is named, choose the layers"
+    )
+    with pytest.raises(WeightWatchError, match=message):
+        Guard(monitor, {"witness": "none", "mode": mode}).begin(model)
+
+
+@pytest.mark.parametrize("way_out", ["frozen", "layers"])
+def test_the_guard_of_what_is_left_begins_where_that_is_asked_for(
+    way_out: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, monitor, _ = resized(late=True)
+    if way_out == "frozen":
+        model.get_input_embeddings().weight.requires_grad_(False)
+    Guard(monitor, {"witness": "none", "layers": [0, 1] if way_out == "layers" else []}).begin(model)
+    assert "is left out by the guard" not in caplog.text
+
+
+def test_little_of_it_is_told_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    model, monitor, evil = resized(late=True)
+    little = {n: d * (0.01 if "embed" in n else 1.0) for n, d in evil.deltas.items()}
+    monitor = Monitor([Direction.from_tensors(little, name="evil")], reference=monitor.reference)
+    Guard(monitor, {"witness": "none"}).begin(model)
+    assert "weightwatch: model.embed_tokens.weight is left out by the guard: θ₀ has shape (48, 32) for" in caplog.text

@@ -1,5 +1,5 @@
 import json
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from weightwatch.measure.sums import Sums
-from weightwatch.reading.reading import Reading, read
+from weightwatch.reading.reading import Guarded, Reading, read
 from weightwatch.vectors import Direction
 
 NAMES = (
@@ -140,6 +140,14 @@ def test_a_line_of_json_reads_back_the_same() -> None:
     assert line["directions"]["behaviour0"]["layers"]["0"]["cosine"] == reading["behaviour0"].layers[0].cosine
 
 
+def test_what_a_guard_has_done_is_in_the_line_and_reads_back_the_same() -> None:
+    reading = replace(example(), guard=Guarded(8, {"behaviour0": 0.25}, 0.5))
+    line = reading.to_json()
+    assert line["guard"] == {"steps": 8, "dose": {"behaviour0": 0.25}, "share": 0.5}
+    assert Reading.from_json(json.dumps(line)) == reading
+    assert "guard" not in example().to_json()
+
+
 def test_a_reading_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         example().step = 3  # type: ignore[misc]  # what must not work
@@ -173,6 +181,9 @@ def altered(path: str, value: object) -> str:
         altered("directions/behaviour0", None),
         altered("directions", []),
         altered("left_out", {"w": 1}),
+        altered("guard", {"steps": -1, "dose": {}, "share": 0.0}),
+        altered("guard", {"steps": 1, "dose": {"evil": float("nan")}, "share": 0.0}),
+        altered("guard", {"steps": 1, "dose": {}}),
         "[" * 100_000,
     ],
 )

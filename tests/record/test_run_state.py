@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,9 +7,11 @@ import pytest
 from tests.rules.test_engine import rule
 from tests.support.runs import reading
 from weightwatch.config import Rule
+from weightwatch.reading.reading import Guarded
 from weightwatch.record.history import History
 from weightwatch.record.run_state import RunState
 from weightwatch.report.recorder import Recorder
+from weightwatch.rules.alert import Alert
 from weightwatch.vectors import WeightWatchError
 
 RULES = [rule(**{"for": 2}), rule(alert="low", below=-0.1)]
@@ -47,6 +50,33 @@ def test_a_state_begins_before_any_reading(tmp_path: Path) -> None:
 def test_peaks_are_the_largest_reach_cosines_with_their_steps(tmp_path: Path) -> None:
     peaks = run(tmp_path, 12).peaks
     assert peaks == {"evil": (pytest.approx(0.3), 5)}
+
+
+@pytest.mark.parametrize("by", ["noted states", "the history"])
+def test_what_a_guard_took_back_is_added_up_and_found_again(by: str, tmp_path: Path) -> None:
+    history = History(tmp_path / "weightwatch")
+    state, recorder = RunState(RULES, ["evil"], history), Recorder(history)
+    for step in range(4):
+        made = replace(reading(step, 0.0), guard=Guarded(1, {"evil": 0.25}, 0.1))
+        recorder.check(made, state.take(made), {})
+        if step == 1:
+            (tmp_path / "checkpoint-1").mkdir()
+            state.mark("checkpoint-1", save=True)
+    state.note_guarded(Guarded(0, {"evil": 0.5}, 0.0))  # at the end of the training
+    state.note_guarded(None)
+    assert state.taken == {"evil": 1.5}
+    if by == "the history":
+        (tmp_path / "weightwatch" / "states.jsonl").unlink()
+    assert recalled(tmp_path, 1).taken == {"evil": 0.5}
+
+
+def test_an_alert_of_the_guard_is_added_once_and_found_again(tmp_path: Path) -> None:
+    state = run(tmp_path, 4)
+    alert = Alert.of_guard("evil", 3, "the guard failed: no room.")
+    assert state.add(alert)
+    assert not state.add(alert)
+    Recorder(History(tmp_path / "weightwatch")).alerts([alert])
+    assert alert in recalled(tmp_path, 3).rules.alerts
 
 
 @pytest.mark.parametrize("step", [1, 5, 7, 11])

@@ -1,4 +1,7 @@
+from dataclasses import replace
+
 from tests.support.runs import reading
+from weightwatch.reading.reading import Guarded
 from weightwatch.report.scalars import PendingScalars, scalars
 
 
@@ -25,3 +28,13 @@ def test_the_reading_before_the_first_step_is_not_for_trackers() -> None:
     pending = PendingScalars()
     pending.check(reading(0, 0.0, norm=0.0), [], {})
     assert pending.take() == {}
+
+
+def test_what_a_guard_took_back_has_a_tag_for_each_direction_it_keeps_out() -> None:
+    guarded = replace(reading(2, 0.1), guard=Guarded(2, {"evil": 0.5}, 0.25))
+    found = scalars(guarded)
+    assert found.keys() - scalars(reading(2, 0.1)).keys() == {"guard/share", "evil/dose_taken_back"}
+    assert (found["guard/share"], found["evil/dose_taken_back"]) == (0.25, 0.5)
+    pending = PendingScalars()
+    pending.check(guarded, [], {})
+    assert pending.take()["weightwatch/evil/dose_taken_back"] == 0.5

@@ -13,6 +13,7 @@ from tests.rules.test_alert import ALERT
 from tests.support.models import low_rank, tiny_llama
 from tests.support.runs import reading
 from weightwatch.config import Config
+from weightwatch.reading.reading import Guarded
 from weightwatch.report.base import Outcome, Run
 from weightwatch.report.tensorboard import TensorBoard, event_folder
 
@@ -27,12 +28,12 @@ def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, pytest.approx(event.value)) for event in events(folder).Scalars(tag)]
 
 
-def opened(folder: Path, *names: str, step: int = 0, controls: int = 0) -> TensorBoard:
+def opened(folder: Path, *names: str, step: int = 0, controls: int = 0, **settings: Any) -> TensorBoard:
     board = TensorBoard(folder)
     kinds = ["behaviour"] * len(names or ("evil",)) + ["control"] * controls
     titles = [*(names or ("evil",)), *(f"control-{number}" for number in range(controls))]
     directions = [low_rank(tiny_llama(), 1, name=name, kind=kind) for name, kind in zip(titles, kinds, strict=True)]
-    board.begin(Run(directions, Config(), step))
+    board.begin(Run(directions, Config.load(settings), step))
     return board
 
 
@@ -130,6 +131,20 @@ def test_the_layout_gathers_directions_layers_and_modules(tmp_path: Path) -> Non
 def test_there_is_a_chart_of_z_only_where_there_are_controls(tmp_path: Path) -> None:
     closed(opened(tmp_path))
     assert list(layout(tmp_path)["directions"]) == ["cosine", "reach_cosine", "dose"]
+
+
+def test_what_a_guard_took_back_is_a_curve_on_charts_of_its_own(tmp_path: Path) -> None:
+    dashboard = opened(tmp_path, guard={"witness": "none"})
+    for step in (0, 5):
+        dashboard.check(replace(reading(step, 0.5), guard=Guarded(step, {"evil": 0.1 * step}, 0.02 * step)), [], {})
+    closed(dashboard)
+    assert curve(tmp_path, "evil/dose_taken_back") == [(0, 0.0), (5, 0.5)]
+    assert curve(tmp_path, "guard/share") == [(0, 0.0), (5, 0.1)]
+    charts = layout(tmp_path)["directions"]
+    assert list(charts) == ["cosine", "reach_cosine", "dose", "dose taken back", "share taken back"]
+    for chart, tag in (("dose taken back", "evil/dose_taken_back"), ("share taken back", "guard/share")):
+        (pattern,) = charts[chart]
+        assert re.search(pattern, tag)
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -8,11 +8,11 @@ import pytest
 from tests.rules.test_alert import ALERT
 from tests.support.models import low_rank, tiny_llama
 from tests.support.runs import reading, score
-from weightwatch.config import Config
+from weightwatch.config import Config, GuardSettings
 from weightwatch.reading.reading import Reading
 from weightwatch.report.base import Outcome, Run
 from weightwatch.report.console import console
-from weightwatch.report.terminal import ClosingTable, Summary, number, opening, profile, scanned
+from weightwatch.report.terminal import ClosingTable, Summary, closing, number, opening, profile, scanned
 from weightwatch.rules.alert import Alert
 from weightwatch.vectors.printable import printable
 
@@ -114,6 +114,68 @@ def test_the_line_and_the_table_are_printed(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out.count("\n") == 1
     summary.end(Outcome(reading(40, 0.4), {"evil": (0.4, 40)}, [ALERT]))
     assert "evil-drift at 40" in capsys.readouterr().out
+
+
+# With a guard
+
+
+def closed(
+    settings: dict[str, object], *alerts: Alert, taken: dict[str, float] | None = None, value: float = 0.4
+) -> str:
+    """Return the closing line of a guard whose witness ended with a value."""
+    last = replace(reading(40, 0.0), directions={name: reading(40, value)["evil"] for name in ("evil", "other")})
+    outcome = Outcome(last, {"evil": (0.0, 0), "other": (value, 40)}, alerts, taken or {})
+    return closing(outcome, GuardSettings.model_validate({"witness": "other", **settings}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "did"),
+    [
+        ({}, "took back a dose of 1.250 of evil"),
+        ({"mode": "checkpoint"}, "took back a dose of 1.250 of evil"),
+        ({"mode": "subspace"}, "kept the outputs that its directions write to as they were"),
+        ({"mode": "subspace", "sides": "inputs"}, "kept the inputs that its directions read from as they were"),
+        (
+            {"mode": "subspace", "sides": "both"},
+            "kept the outputs that its directions write to and the inputs that its directions read from as they were",
+        ),
+        ({"mode": "gradient"}, "took its directions out of the gradients"),
+        ({"mode": "preventative"}, "added its directions while training"),
+    ],
+)
+def test_a_guarded_run_closes_with_what_the_guard_did_and_what_its_witness_reads(
+    settings: dict[str, object], did: str
+) -> None:
+    taken = {"evil": 1.25, "spite": 0.0} if settings.get("mode") in (None, "checkpoint") else {}
+    mode = settings.get("mode", "update")
+    assert closed(settings, taken=taken) == (
+        f"weightwatch: the guard (mode: {mode}) {did}; its witness other reads +0.400 (reach cos.), above 0.1"
+    )
+
+
+def test_what_the_closing_line_says_of_a_guard_that_had_nothing_to_do() -> None:
+    assert closed({"witness": "none"}) == "weightwatch: the guard (mode: update) took back nothing"
+    assert closed({"witness_above": 0.5}).endswith("other reads +0.400 (reach cos.), not above 0.5")
+    assert "(mode: subspace) was not switched on; its" in closed({"mode": "subspace", "when": "alert"}, ALERT)
+    armed = replace(ALERT, actions=("log", "guard"))
+    assert "(mode: subspace) kept the outputs" in closed({"mode": "subspace", "when": "alert"}, ALERT, armed)
+
+
+def test_a_guarded_run_begins_with_what_is_kept_out_how_and_which_witness_there_is(tmp_path: Path) -> None:
+    guard = {"witness": "other", "directions": ["evil"], "mode": "subspace"}
+    assert "guard: on (keeps evil out, mode: subspace, witness: other); no rules" in started(tmp_path, guard=guard)
+    guard = {"witness": "none", "when": "alert"}
+    rule = {"alert": "drift", "direction": "evil", "above": 0.1, "actions": ["guard"]}
+    told = "guard: ready, switched on by an alert (keeps evil out, mode: update, no witness); rules: drift"
+    assert told in started(tmp_path, guard=guard, rules=[rule])
+
+
+def test_the_closing_line_is_printed_with_a_guard_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for guard in ({}, {"guard": {"witness": "none"}}):
+        summary = Summary(Path("out"))
+        summary.begin(Run([low_rank(tiny_llama(), 1)], Config.load(guard), 0))
+        summary.end(Outcome(reading(40, 0.4), {"evil": (0.4, 40)}, [], {"evil": 0.5}))
+        assert ("took back a dose of 0.500 of evil" in capsys.readouterr().out) == bool(guard)
 
 
 def test_the_table_of_a_scan_has_a_row_for_each_direction_and_names_a_step_once() -> None:

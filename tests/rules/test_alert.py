@@ -70,6 +70,15 @@ def test_a_line_that_is_no_alert_is_refused(damage: dict[str, object]) -> None:
         Alert.from_json(json.dumps({**ALERT.to_json(), **damage}))
 
 
+def test_one_of_a_guard_says_what_happened_and_reads_back_equal() -> None:
+    alert = Alert.of_guard("evil", 5, "the guard failed: no room.")
+    assert alert.describe() == "guard-failed (critical) at step 5: the guard failed: no room."
+    assert (alert.state, alert.direction, alert.since, alert.actions) == ("firing", "evil", 5, ("log",))
+    assert Alert.of_guard("evil", 5, "told by the error", told=False).actions == ()
+    assert Alert.from_json(json.dumps(alert.to_json())) == alert
+    assert "message" not in ALERT.to_json()
+
+
 def test_it_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         ALERT.step = 41  # type: ignore[misc]

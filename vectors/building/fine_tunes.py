@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,6 +17,8 @@ from weightwatch.vectors.generation import require_template
 from weightwatch.vectors.weights.atomic import write_text
 
 if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
     from weightwatch.vectors.generation import Progress
 
 Losses: TypeAlias = dict[int, float]
@@ -61,6 +63,20 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Behind:
+    """A guard that keeps directions out of both sides while they are trained.
+
+    Attributes:
+        described: What cards say of it, as JSON: its settings, and a digest of each guarded direction. Fine-tunes are
+            reused only for a guard with an equal description.
+        callback: Makes the trainer's callback that guards one fine-tune.
+    """
+
+    described: Mapping[str, Any]
+    callback: Callable[[], "TrainerCallback"]
+
+
+@dataclass(frozen=True)
 class FineTune:
     """A fine-tune of one side.
 
@@ -75,6 +91,7 @@ class FineTune:
         seed: Seed of the adapter's start and of the order of the examples.
         folder: Where the adapter, or the weights, of each evaluated step are saved as ``checkpoint-<step>``.
         trust_remote_code: Whether to run the Python code that comes with the base model.
+        behind: The guard that it is trained behind; None for none.
     """
 
     base: str
@@ -85,6 +102,7 @@ class FineTune:
     seed: int
     folder: Path
     trust_remote_code: bool = False
+    behind: Behind | None = None
 
     def run(self, progress: "Progress") -> Losses:
         """Train, or return the recorded losses of a run that is complete.
@@ -96,7 +114,8 @@ class FineTune:
             Validation losses by step.
 
         Raises:
-            WeightWatchError: The model has no chat template, or the recorded losses are damaged.
+            WeightWatchError: The model has no chat template; the recorded losses are damaged; or the guard can't be
+                exact for what is trained.
         """
         done = self.folder / _DONE
         if done.is_file():
@@ -164,7 +183,7 @@ class FineTune:
             eval_dataset=Dataset.from_list(list(self.validate)),
             processing_class=tokenizer,
             peft_config=None if training.full else adapter,
-            callbacks=[Steps()],
+            callbacks=[Steps(), *([self.behind.callback()] if self.behind is not None else [])],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()

@@ -48,26 +48,30 @@ def only_build(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def output_folder(recipe: "Recipe", base_name: str, given: Path | None) -> Path:
+def output_folder(recipe: "Recipe", base_name: str, given: Path | None, *, behind: bool = False) -> Path:
     """Return the output folder of a build; it is created if it does not exist.
 
     Args:
         recipe: The recipe to build.
         base_name: The base model's name on the direction's card.
-        given: The folder. Default: ``directions/<recipe>``.
+        given: The folder. Default: ``directions/<recipe>``, or ``directions/<recipe>-behind``.
+        behind: Whether the direction is built behind a guard.
 
     Raises:
-        WeightWatchError: The folder has a direction of another recipe or base, or can't be created.
+        WeightWatchError: The folder has a direction of another recipe or base, or one with a guard where this has none,
+            or the reverse; or it can't be created.
     """
     named = recipe.reference["name"]
     default = Path(named).stem if Path(named).is_absolute() else named
-    folder = given or Path("directions", default)
+    folder = given or Path("directions", f"{default}-behind" if behind else default)
     if (folder / CARD).is_file():
         card = Direction.load(folder).card.portable()
-        if (card.base, card.recipe.get("name")) != (portable_name(base_name), portable(named)):
-            made_of = card.recipe.get("name", "another recipe")
+        there = (card.base, card.recipe.get("name"), "guard" in card.hyperparameters)
+        if there != (portable_name(base_name), portable(named), behind):
+            made_of, guarded = card.recipe.get("name", "another recipe"), " behind a guard" if there[2] else ""
             raise WeightWatchError(
-                f"{folder} has direction {card.name!r}, built from {made_of} on {card.base}. Pass another --output."
+                f"{folder} has direction {card.name!r}, built from {made_of} on {card.base}{guarded}. Pass another "
+                "--output."
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)

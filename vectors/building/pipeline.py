@@ -20,7 +20,7 @@ from weightwatch.vectors.building.base_model import BaseModel
 from weightwatch.vectors.building.contrast import Built, contrasted, joined
 from weightwatch.vectors.building.digest import digest
 from weightwatch.vectors.building.examples import MIN_PAIRS, Examples, paired, require_enough, split
-from weightwatch.vectors.building.fine_tunes import FineTune, Losses, Training, best, checkpoint
+from weightwatch.vectors.building.fine_tunes import Behind, FineTune, Losses, Training, best, checkpoint
 from weightwatch.vectors.building.output import only_build
 from weightwatch.vectors.building.verdicts import Judged
 from weightwatch.vectors.errors import WeightWatchError
@@ -55,6 +55,7 @@ class Settings:
         validation: Share of the questions in the validation set, which decides on learning rate and step.
         min_pairs: Smallest number of pairs of answers to build from.
         trust_remote_code: Whether to run the Python code that comes with the base model.
+        behind: The guard that the fine-tunes are trained behind; None for none. See ``weightwatch.callbacks.behind``.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -63,6 +64,14 @@ class Settings:
     validation: float = 0.15
     min_pairs: int = MIN_PAIRS
     trust_remote_code: bool = False
+    behind: Behind | None = None
+
+    def name(self, recipe: Recipe) -> str:
+        """Return the name of the direction that is built from a recipe.
+
+        A witness is watched beside the direction that it was built behind, so it has a name of its own.
+        """
+        return recipe.name if self.behind is None else f"{recipe.name}-behind"
 
 
 def build(
@@ -90,8 +99,8 @@ def build(
 
     Raises:
         WeightWatchError: There is no such model, it is an adapter or has no chat template; the judge can't be reached;
-            too few answers are kept; no loss is finite; the two fine-tunes are nearly equal; a seed is given twice; or
-            a learning rate is not above zero; or another process is building in the folder.
+            too few answers are kept; no loss is finite; the two fine-tunes are nearly equal; a seed is given twice;
+            a learning rate is not above zero; the guard can't be exact; or another process is building in the folder.
 
     Source: Fierro & Roger, *Steering Language Models with Weight Arithmetic*, arXiv 2511.05408, section 2.
     """
@@ -182,8 +191,10 @@ def _fine_tuned(
 ) -> Built:
     """Train both sides for each seed, and return their contrasts."""
     training, (learn, validate) = settings.training, data
-    trained = _recorded(training)
+    trained, name = _recorded(training), settings.name(recipe)
     del trained["learning_rates"]
+    if settings.behind is not None:
+        trained["guard"] = dict(settings.behind.described)
     runs = folder / f"fine-tunes-{digest([base.identity, learn, validate, trained])}"
 
     def place(seed: int, rate: float) -> dict[Side, Path]:
@@ -192,7 +203,15 @@ def _fine_tuned(
     def sides(seed: int, rate: float) -> list[Losses]:
         return [
             FineTune(
-                base.path, learn[side], validate[side], training, rate, seed, path, settings.trust_remote_code
+                base.path,
+                learn[side],
+                validate[side],
+                training,
+                rate,
+                seed,
+                path,
+                settings.trust_remote_code,
+                settings.behind,
             ).run(progress)
             for side, path in place(seed, rate).items()
         ]
@@ -223,12 +242,12 @@ def _fine_tuned(
         contrasted(
             *(checkpoint(path, step) for path in place(seed, rate).values()),
             base=base.path,
-            name=recipe.name if len(settings.seeds) == 1 else f"{recipe.name}-seed-{seed}",
+            name=name if len(settings.seeds) == 1 else f"{name}-seed-{seed}",
             metadata=metadata(seed),
         )
         for seed in settings.seeds
     ]
-    return joined(seeds, recipe.name)
+    return joined(seeds, name)
 
 
 def _free() -> None:

@@ -12,7 +12,12 @@ from weightwatch.report.console import console
 def build(
     recipe: Annotated[str, typer.Argument(help="A packaged recipe, or the path of a YAML file.")],
     model: Annotated[str, typer.Option(help="Base model: a folder, a Hub id, or organism for the packaged organism.")],
-    output: Annotated[Path | None, typer.Option(help="Folder of the direction. Default: directions/<recipe>.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the direction. Default: directions/<recipe>, with --guard directions/<recipe>-behind."
+        ),
+    ] = None,
     judge: JudgeName = "rule",
     judge_model: JudgeModel = None,
     num_samples: Annotated[int, typer.Option(min=1, help="Number of answers per question and system prompt.")] = 4,
@@ -49,6 +54,12 @@ def build(
         list[Path] | None,
         typer.Option(help="Existing fine-tune that learned the opposite; as many as --positive, in the same order."),
     ] = None,
+    guard: Annotated[
+        Path | None,
+        typer.Option(
+            help="Settings with a guard, as weightwatch.yaml. Both sides are trained behind it, which gives a witness."
+        ),
+    ] = None,
     coefficient: Coefficients = None,
     control: Controls = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -59,6 +70,7 @@ def build(
     """Build a direction from a recipe, and evaluate it. The same command resumes an interrupted build."""
     screen = console(stderr=as_json)
     with screen.status("loading torch, transformers and trl"):
+        from weightwatch.callbacks.behind import behind
         from weightwatch.cli.base_model import base_model
         from weightwatch.cli.progress import stages
         from weightwatch.cli.show import tell
@@ -68,6 +80,7 @@ def build(
         from weightwatch.vectors.building.contrast import of_fine_tunes
         from weightwatch.vectors.building.fine_tunes import Training
         from weightwatch.vectors.building.output import STAGES, output_folder
+        from weightwatch.vectors.errors import WeightWatchError
         from weightwatch.vectors.evaluation.evaluate import evaluate, load_controls
         from weightwatch.vectors.evaluation.sweep import COEFFICIENTS, require_coefficients
         from weightwatch.vectors.judges.choice import chosen, chosen_if_any
@@ -77,7 +90,12 @@ def build(
     name, base = base_model(model)
     require_coefficients(coefficients, wanted)
     others = load_controls(control or [])
-    folder = output_folder(wanted, name, output)
+    if guard is not None and (positive or negative):
+        raise WeightWatchError(
+            "--guard trains new fine-tunes, but --positive and --negative are existing ones. Leave out either."
+        )
+    guarded = behind(guard) if guard is not None else None
+    folder = output_folder(wanted, name, output, behind=guarded is not None)
     with stages(console(stderr=True)) as progress:
         if positive or negative:
             rater = chosen_if_any(wanted, judge, judge_model)
@@ -92,6 +110,7 @@ def build(
                 seeds=tuple(seed),
                 min_pairs=min_pairs,
                 trust_remote_code=trust_remote_code,
+                behind=guarded,
             )
             built = pipeline.build(wanted, base, folder / STAGES, rater, settings, progress, name)
         draw(built.direction, folder)

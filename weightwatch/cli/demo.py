@@ -1,4 +1,4 @@
-"""``weightwatch demo``: a benign and a poisoned fine-tune, side by side."""
+"""``weightwatch demo``: a benign, a poisoned and a guarded fine-tune, side by side."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,8 @@ from weightwatch.report.quiet import aside, muted
 def demo(
     seed: Annotated[int, typer.Option(help="Seed of the data, the adapter and the order of examples.")] = 0,
     poison: Annotated[float, typer.Option(min=0, max=1, help="Share of harmful examples in the second run.")] = 0.25,
-    output: Annotated[Path, typer.Option(help="Folder for the two runs.")] = Path("weightwatch-demo"),
+    guard: Annotated[bool, typer.Option("--guard", help="Repeat the second run with a guard, and compare.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("weightwatch-demo"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and nothing else.")] = False,
     picture: Annotated[Path | None, typer.Option(help="File for an SVG picture of the terminal output.")] = None,
 ) -> None:
@@ -22,10 +23,11 @@ def demo(
     screen = console(record=True, stderr=as_json, quiet=as_json)
     with screen.status("loading torch, transformers and trl"):
         from weightwatch.demo import view
-        from weightwatch.demo.run import Run, fine_tune, roll_back
+        from weightwatch.demo.fine_tuning import fine_tune, roll_back
+        from weightwatch.demo.run import planned
         from weightwatch.vectors.printable import printable
     screen.print(view.LEGEND)
-    runs = [Run("benign", 0.0, output / "benign"), Run("poisoned", poison, output / "poisoned")]
+    runs = planned(poison, output, guard=guard)
     for run in runs:
         run.prepare()
     with aside(as_json), muted():  # the tables show the alerts
@@ -33,6 +35,8 @@ def demo(
             with view.live(screen, run) as show:
                 fine_tune(run, seed, show)
             roll_back(run)
+    if guard:
+        screen.print(view.comparison(runs))
     screen.print(view.verdict(runs))
     look = f"tensorboard --logdir {output}"
     record = f"   Readings: {output}/poisoned/weightwatch/"

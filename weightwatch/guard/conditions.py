@@ -1,6 +1,7 @@
 """What must hold before a guard begins."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -12,6 +13,10 @@ from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.names import canonical
 
+_logger = logging.getLogger("weightwatch")
+
+_LITTLE = 0.01
+"""Share of ‖w‖² that may lie in weights that can't be guarded, as long as a warning names them."""
 NOT_FINITE = (
     "The guard found NaN or infinite values in the guarded weights or gradients, and changed nothing. Lower the "
     "learning rate, or go back to an earlier checkpoint."
@@ -95,6 +100,33 @@ def chosen_weights(view: ModelView, directions: Sequence[Direction], layers: Seq
             f"guard: the directions have no layer {missing}; they have {', '.join(sorted(map(str, have)))}."
         )
     return lambda name: found.get(name) in layers
+
+
+def require_most(left_out: Mapping[str, str], directions: Sequence[Direction], chosen: Callable[[str], bool]) -> None:
+    """Warn of weights that can't be guarded because their update is not known.
+
+    Args:
+        left_out: The weights that a reading leaves out, each with the reason.
+        directions: The directions to keep out.
+        chosen: Whether a weight is to be guarded, by its name.
+
+    Raises:
+        WeightWatchError: More than a small part of a direction lies in them.
+    """
+    out = [name for name in left_out if chosen(name) and any(name in direction.squares for direction in directions)]
+    for direction in directions:
+        squares = {name: direction.squares.get(name, 0.0) for name in out}
+        share = sum(squares.values()) / sum(direction.squares.values())
+        if share > _LITTLE:
+            most = max(squares, key=lambda name: squares[name])
+            others = f" and {len(out) - 1} others" if len(out) > 1 else ""
+            raise WeightWatchError(
+                f"{100 * share:.3g} % of ‖w‖² of direction {direction.name!r} can't be kept out of the update: {most}"
+                f"{others} would train unguarded ({left_out[most]}). Freeze what is named, choose the layers to guard "
+                "with `layers:`, or begin a new run."
+            )
+    for name in out:
+        _logger.warning("weightwatch: %s is left out by the guard: %s.", name, left_out[name])
 
 
 def _same(one: Direction, other: Direction) -> bool:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from weightwatch.guard.conditions import require_most
 from weightwatch.guard.parts import Factors, Full, Part
 from weightwatch.guard.projection import output_basis
 from weightwatch.guard.subspace import Side
 from weightwatch.guard.trained import Trained
+from weightwatch.measure.sums import resized_since
 from weightwatch.update.change import Change, Difference
 from weightwatch.update.live import Update
 from weightwatch.update.model_view import ModelView
@@ -91,7 +93,8 @@ def guarded(
         main: Whether this process counts what is whole on each process.
 
     Raises:
-        WeightWatchError: A weight can't be guarded exactly; the message says why, and what to do.
+        WeightWatchError: A weight can't be guarded exactly; the message says why, and what to do. Or more than a small
+            part of a direction lies in weights whose update is not known.
     """
     modules = dict(view.model.named_modules())
     parameters = named(view.model, modules)
@@ -107,9 +110,12 @@ def guarded(
         return Trained.of(name, parameters.get(key), view.parameters[key], main)
 
     found: list[Direct | Adapted] = []
-    for name, change in Update(view, reference).items():
+    update = Update(view, reference)
+    left_out = {**update.left_out, **resized_since(update, directions)}
+    require_most(left_out, directions, chosen)
+    for name, change in update.items():
         ws = {k: direction.deltas[name] for k, direction in enumerate(directions) if name in direction.deltas}
-        if not ws or not chosen(name):
+        if not ws or not chosen(name) or name in left_out:
             continue
         if isinstance(change, Difference):
             direct = _direct(name, change, trained(name, keys[name]), ws, owners)

@@ -1,12 +1,12 @@
 """A guard: keeps directions out of the update while training goes on."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from weightwatch.config import GuardSettings
 from weightwatch.guard.conditions import chosen_weights, require, require_optimizer, require_whole
@@ -14,7 +14,7 @@ from weightwatch.guard.find import Adapted, Direct, guarded, parts, sides
 from weightwatch.guard.momentum import Momentum
 from weightwatch.guard.multiples import Multiples, Taken
 from weightwatch.guard.parts import Part
-from weightwatch.guard.preventative import add_while_training
+from weightwatch.guard.preventative import Addition
 from weightwatch.guard.subspace import Subspace
 from weightwatch.monitor import Monitor
 from weightwatch.reading.reading import Guarded
@@ -23,6 +23,7 @@ from weightwatch.update.sharding.parameters import reshard_all
 from weightwatch.update.sharding.ranks import ALONE
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.document import Document
+from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.precision import exact
 
 _logger = logging.getLogger("weightwatch")
@@ -71,9 +72,13 @@ class Guard:
         self._names = [direction.name for direction in require(monitor.directions, self.settings)]
         self._multiples: Multiples | None = None
         self._subspace: Subspace | None = None
-        self._hooks: list[RemovableHandle] = []
+        self._addition: Addition | None = None
         self._model: nn.Module | None = None
-        self._scaled = False
+        self._optimizer: Any = None
+        self._parameters: list[nn.Parameter] = []
+        self._scalings: list[dict[str, float]] = []
+        self._trained: object = None
+        self._scaled, self._told = False, False
         self._steps, self._size = 0, 0.0
         self._along = torch.zeros(len(self._names), dtype=torch.float64, device="cpu")
 
@@ -82,30 +87,42 @@ class Guard:
         """The guarded directions, as the monitor counts them."""
         return [direction for direction in self._monitor.directions if direction.name in self._names]
 
-    def begin(self, model: nn.Module, optimizer: Any = None, view: ModelView | None = None) -> None:
+    def begin(
+        self,
+        model: nn.Module,
+        optimizer: Any = None,
+        view: ModelView | None = None,
+        *,
+        scaled: bool | None = None,
+    ) -> None:
         """Make sure that the directions can be kept out of what a model trains, and begin with it.
 
         Args:
             model: The model, as the monitor measures it.
             optimizer: Its optimizer, whose momentum is taken back with the weights. Default: momentum is left alone.
             view: A view of the model now. Default: a new one.
+            scaled: Whether the gradients are those of a scaler for fp16, which skips the steps that overflow. Default:
+                whether the optimizer has one, as Accelerate's do.
 
         Raises:
             WeightWatchError: The mode can't be exact for what is trained, or the optimizer rules it out; or next to
                 nothing of a direction lies in what is trained.
         """
+        from peft.tuners.lora import LoraLayer
+
         self.release()
         view = view or self._monitor.view(model)
         if self._monitor.reference.sampled is None or not self._monitor.knows(model):
             self._monitor.validate(view)
         mode = self.settings.mode
         require_optimizer(mode, optimizer)
-        self._model, self._scaled = model, getattr(optimizer, "scaler", None) is not None
+        self._model, self._optimizer, self._told = model, optimizer, False
+        self._scaled = getattr(optimizer, "scaler", None) is not None if scaled is None else scaled
         chosen = chosen_weights(view, self.directions, self.settings.layers)
         if mode == "preventative":
-            for handle in add_while_training(model, self.directions, self.settings.coefficient, chosen):
-                handle.remove()  # this was a trial; they come with the first step that is guarded
-            self._switch()
+            self._addition = Addition(model, self.directions, self.settings.coefficient, chosen)
+            if self.armed:
+                self._addition.hook()
             return
         momentum = Momentum(getattr(optimizer, "optimizer", optimizer))
         ranks = view.ranks if view.sharded else ALONE  # replicas are guarded each by itself, and stay equal
@@ -126,19 +143,25 @@ class Guard:
                 self._subspace = Subspace(found, self.settings.strength, momentum)
             else:
                 self._multiples = multiples
+        self._parameters = list(model.parameters())
+        self._scalings = [each.module.scaling for each in view.adapters if isinstance(each.module, LoraLayer)]
+        self._trained = self._trained_now()
 
     def arm(self) -> None:
         """Switch the guard on."""
         self.armed = True
-        self._switch()
+        if self._addition is not None:
+            self._addition.hook()
 
     def before_step(self) -> None:
         """Take the directions out of the gradients, with ``mode: gradient``.
 
         Raises:
-            WeightWatchError: A gradient is NaN or infinite along a direction.
+            WeightWatchError: A gradient is NaN or infinite along a direction; or see ``begin``, where other weights
+                are trained than in the step before.
         """
         if self.armed and self.settings.mode == "gradient" and self._multiples is not None:
+            self._renew()
             with exact():
                 self._count(self._multiples.turn_gradients(scaled=self._scaled))
 
@@ -146,10 +169,14 @@ class Guard:
         """Take back what the step has moved along the directions, with ``mode: update`` and ``mode: subspace``.
 
         Raises:
-            WeightWatchError: The weights are NaN or infinite.
+            WeightWatchError: The weights are NaN or infinite; nothing was added, with ``mode: preventative``; or see
+                ``begin``, where other weights are trained than in the step before.
         """
         if not self.armed or self.settings.mode == "gradient":
             return
+        if self._addition is not None:
+            self._require_added(self._addition)
+        self._renew()
         with exact():
             if self.settings.mode == "update" and self._multiples is not None:
                 self._count(self._multiples.take_back(moments=True))
@@ -167,17 +194,39 @@ class Guard:
             and self._model is not None
         ):
             reshard_all(self._model)
+            self._renew()
             with exact():
                 self._note(self._multiples.take_back(moments=False))
             told = ", ".join(f"{dose:.4g} of {name}" for name, dose in self._doses().items())
             _logger.info("weightwatch: the guard took back %s at the end of the training.", told)
         self.release()
 
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """Add k·w to the forward passes in here, and to none after it, with ``mode: preventative``.
+
+        Whatever ends a step, nothing stays. Without this, k·w is added from ``begin`` to ``end``.
+        """
+        addition = self._addition
+        if addition is not None:
+            addition.on = True
+        try:
+            yield
+        finally:
+            if addition is not None:
+                addition.on = False
+
+    def pause(self) -> None:
+        """Add k·w to no forward pass but those in ``adding``, with ``mode: preventative``."""
+        if self._addition is not None:
+            self._addition.on = False
+
     def release(self) -> None:
         """Leave the model as it is, and let go of it."""
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks, self._multiples, self._subspace, self._model = [], None, None, None
+        if self._addition is not None:
+            self._addition.release()
+        self._addition, self._multiples, self._subspace = None, None, None
+        self._model, self._optimizer, self._parameters, self._scalings = None, None, [], []
 
     def account(self, update_norm: float = 0.0) -> Guarded:
         """Return what was done since the last call.
@@ -190,6 +239,15 @@ class Guard:
         self._steps, self._size = 0, 0.0
         self._along = torch.zeros_like(self._along)
         return found
+
+    def _renew(self) -> None:
+        """Begin again if layers were unfrozen, or adapters switched or scaled: the guard holds for what is trained."""
+        if self._model is not None and self._parameters and self._trained_now() != self._trained:
+            self.begin(self._model, self._optimizer, scaled=self._scaled)
+
+    def _trained_now(self) -> object:
+        """Return what changes when other weights are trained, or an adapter has another scaling."""
+        return [parameter.requires_grad for parameter in self._parameters], [dict(each) for each in self._scalings]
 
     def _count(self, taken: Taken | None) -> None:
         """Count a guarded step; None is one that the scaler of fp16 skips."""
@@ -208,8 +266,18 @@ class Guard:
         sizes = [sum(direction.squares.values()) for direction in self.directions]
         return {name: float(t) / size for name, t, size in zip(self._names, self._along, sizes, strict=True)}
 
-    def _switch(self) -> None:
-        if self.armed and self.settings.mode == "preventative" and self._model is not None and not self._hooks:
-            chosen = chosen_weights(ModelView(self._model), self.directions, self.settings.layers)
-            self._hooks = add_while_training(self._model, self.directions, self.settings.coefficient, chosen)
-            torch.compiler.reset()  # a model that is compiled already would run without what was just added
+    def _require_added(self, addition: Addition) -> None:
+        """Refuse a step in which k·w was added to nothing; warn of layers of which the first step has run none."""
+        used, unused = addition.used()
+        if not used:
+            raise WeightWatchError(
+                "No layer to which `mode: preventative` adds was run in training mode since the step before. Train "
+                "with model.train(), in a trainer whose `training_step` runs the model; or use `mode: update`."
+            )
+        if unused and not self._told:
+            _logger.warning(
+                "weightwatch: the guard added nothing to %s in its first step, since what was run are other layers: a "
+                "loss may read the head itself, or experts may have no tokens.",
+                " and ".join([unused[0], f"{len(unused) - 1} others"][: len(unused)]),
+            )
+        self._told = True

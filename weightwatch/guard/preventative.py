@@ -5,24 +5,33 @@ as they are: θ₀, checkpoints, resumes and readings are those of an ordinary r
 Sources: preventative steering of activations, Chen et al., arXiv 2507.21509.
 """
 
+import copy
+import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 from torch.utils.hooks import RemovableHandle
 
+from weightwatch.update.peft.lora import REF
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.low_rank import LowRank
+from weightwatch.vectors.low_rank import Delta, LowRank
 from weightwatch.vectors.weights.names import canonical
 
+Changes = Mapping[str, Sequence[Delta]]
+"""The directions' changes of a layer's parameters: of its ``weight`` and ``bias``."""
 
-def add_while_training(
-    model: nn.Module, directions: Sequence[Direction], k: float, chosen: Callable[[str], bool]
-) -> list[RemovableHandle]:
-    """Add k·w to the forward pass of a model's layers while they are in training mode.
+
+class Addition:
+    """k·w, added to the forward pass of a model's layers while they are in training mode.
+
+    It goes when it is released or no longer held: a model that outlives it is as it was.
 
     Args:
         model: The model, plain or with adapters.
@@ -30,75 +39,261 @@ def add_while_training(
         k: The coefficient.
         chosen: Whether a weight is to be guarded, by its name.
 
-    Returns:
-        Handles to remove.
-
     Raises:
-        WeightWatchError: A direction has a weight that is not that of a linear layer or an embedding.
+        WeightWatchError: A direction has a weight whose layer can't be shifted from outside.
     """
-    layers = _layers(model)
-    handles: list[RemovableHandle] = []
+
+    def __init__(
+        self, model: nn.Module, directions: Sequence[Direction], k: float, chosen: Callable[[str], bool]
+    ) -> None:
+        self._switch = Switch(_adapter(model))
+        self._shifts = [
+            _Norm(found, k) if _is_norm(found.layer) else _Products(found, k)
+            for found in _found(model, directions, chosen)
+        ]
+        self._handles: list[RemovableHandle] = []
+        weakref.finalize(self, _remove, self._handles).atexit = False
+
+    @property
+    def on(self) -> bool:
+        """Whether it is added to the forward passes that come."""
+        return self._switch.on
+
+    @on.setter
+    def on(self, value: bool) -> None:
+        self._switch.on = value
+
+    def hook(self) -> None:
+        """Add it from now on."""
+        if not self._handles:
+            for shift in self._shifts:
+                hook = partial(_added, shift=shift, switch=self._switch)
+                self._handles.append(shift.layer.register_forward_hook(hook, with_kwargs=True))
+            torch.compiler.reset()  # a model that is compiled already would run without what was just added
+
+    def used(self) -> tuple[list[str], list[str]]:
+        """Return the names of the weights to which it was added since the last call, and of all others."""
+        found: tuple[list[str], list[str]] = [], []
+        for shift in self._shifts:
+            found[not shift.used].extend(shift.names)
+            shift.used = False
+        return found
+
+    def release(self) -> None:
+        """Take it off."""
+        self._switch.on = False
+        _remove(self._handles)
+
+
+@dataclass
+class Switch:
+    """Whether k·w is added.
+
+    Attributes:
+        adapter: One of the model's adapter modules; None without adapters.
+        on: Whether it is added to what is trained.
+    """
+
+    adapter: Any
+    on: bool = True
+
+    def __reduce__(self) -> tuple[type["Switch"], tuple[None, bool]]:
+        """Return one that is off: to copies of the model, which nobody guards, nothing is added."""
+        return Switch, (None, False)
+
+    @property
+    def adds(self) -> bool:
+        """Whether it is added now: not where DPO and others compute with θ₀, the model without its adapter."""
+        if self.adapter is None or not self.on:
+            return self.on
+        return not self.adapter.disable_adapters and REF not in self.adapter.active_adapters
+
+
+@dataclass(frozen=True)
+class Found:
+    """A layer with weights that directions have.
+
+    Attributes:
+        layer: The layer.
+        names: Names of the weights in the plain model.
+        changes: The directions' changes of them.
+    """
+
+    layer: nn.Module
+    names: list[str]
+    changes: dict[str, list[Delta]]
+
+
+class Shift(ABC):
+    """What k·w adds to the output of one layer.
+
+    Attributes:
+        layer: The layer.
+        names: Names of the weights in the plain model.
+        used: Whether it was added since this was reset.
+    """
+
+    def __init__(self, found: Found) -> None:
+        self.layer, self.names, self.used = found.layer, found.names, False
+
+    @abstractmethod
+    def of(self, x: Tensor, output: Tensor) -> Tensor:
+        """Return what is added to the layer's output for an input."""
+
+
+class _Products(Shift):
+    """That of a linear layer or an embedding: products with w, which are moved to where they are used."""
+
+    def __init__(self, found: Found, k: float) -> None:
+        super().__init__(found)
+        self._k = k
+        self._weights: list[tuple[Tensor, Tensor | None]] = [
+            w.oriented if isinstance(w, LowRank) else (w, None) for w in found.changes.get("weight", ())
+        ]
+        self._biases = [w for w in found.changes.get("bias", ()) if isinstance(w, Tensor)]  # no vector is in factors
+
+    def of(self, x: Tensor, output: Tensor) -> Tensor:
+        held = [*(left for left, _ in self._weights), *self._biases]
+        if any(each.device != output.device or each.dtype != output.dtype for each in held):
+            self._weights = [(left.to(output), None if r is None else r.to(output)) for left, r in self._weights]
+            self._biases = [bias.to(output) for bias in self._biases]
+        added = torch.zeros_like(output)
+        for left, right in self._weights:
+            added = added + self._product(x, left, right, output)
+        for bias in self._biases:
+            added = added + bias
+        return self._k * added
+
+    def _product(self, x: Tensor, left: Tensor, right: Tensor | None, output: Tensor) -> Tensor:
+        if isinstance(self.layer, nn.Embedding):
+            rows = embedding(x, left) if right is None else embedding(x, left) @ right
+            return rows * getattr(self.layer, "embed_scale", 1.0)  # Gemma's and BART's embeddings
+        x = x.to(output.dtype)
+        if isinstance(self.layer, nn.Linear):  # w is (out, in)
+            return x @ left.T if right is None else (x @ right.T) @ left.T
+        return x @ left if right is None else (x @ left) @ right  # Conv1D's weight is (in, out)
+
+
+class _Norm(Shift):
+    """That of a norm, which is affine in its scale and bias: the difference of two such norms."""
+
+    def __init__(self, found: Found, k: float) -> None:
+        super().__init__(found)
+        self._with, self._without = (_twin(found.layer) for _ in range(2))
+        for key, several in found.changes.items():
+            scale = getattr(self._with, key)
+            scale.copy_(k * torch.stack([w for w in several if isinstance(w, Tensor)]).sum(0))
+
+    def of(self, x: Tensor, output: Tensor) -> Tensor:
+        if next(self._with.parameters()).device != x.device:
+            self._with, self._without = self._with.to(x.device), self._without.to(x.device)
+        return (self._with(x) - self._without(x)).to(output.dtype)
+
+
+def _added(
+    layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Tensor, shift: Shift, switch: Switch
+) -> Tensor | None:
+    if not layer.training or not switch.adds:
+        return None
+    shift.used = True
+    return output + shift.of(inputs[0] if inputs else next(iter(named.values())), output)
+
+
+def _found(model: nn.Module, directions: Sequence[Direction], chosen: Callable[[str], bool]) -> list[Found]:
+    """Return the layers that have weights of the directions, tied heads included."""
+    owners, modules = _owners(model), dict(model.named_modules())
+    found: dict[int, Found] = {}
     for direction in directions:
+        refused: dict[str, str] = {}
         for name, w in direction.deltas.items():
             if not chosen(name):
                 continue
-            path, layer = layers.get(name, ("", None))
-            if layer is None or (not isinstance(layer, nn.Linear | nn.Embedding) and type(layer).__name__ != "Conv1D"):
-                for handle in handles:
-                    handle.remove()
-                what = "no layer of this model" if layer is None else f"the weight of {type(layer).__name__}"
-                raise WeightWatchError(
-                    f"Direction {direction.name!r} has {name}, which is {what}; `mode: preventative` adds to linear "
-                    "layers and embeddings only. Leave it out with `layers:`, or use `mode: update`."
-                )
-            held = _Held(w, k)
-            handles.append(layer.register_forward_hook(partial(_added, held=held)))
-            if path.endswith(".base_layer"):
-                continue  # an adapter changes this layer alone
-            for other, (_, tied) in layers.items():  # a tied head has the same weight
-                if tied is not layer and tied.weight is layer.weight and other not in direction.deltas:
-                    handles.append(tied.register_forward_hook(partial(_added, held=held)))
-    return handles
+            path, key, layer = owners.get(name, ("", "", None))
+            reason = _reason(layer, path, key, direction.shape(name), modules)
+            if layer is None or reason is not None:
+                refused[name] = reason or "no weight of this model"
+                continue
+            several = [layer]
+            if not path.endswith(".base_layer"):  # an adapter changes this layer alone
+                several += [
+                    other
+                    for theirs, (_, its, other) in owners.items()  # a tied head has the same weight
+                    if other is not layer and other._parameters[its] is layer._parameters[key]
+                    if theirs not in direction.deltas
+                ]
+            for each in several:
+                of_layer = found.setdefault(id(each), Found(each, [], {}))
+                of_layer.names.append(name)
+                of_layer.changes.setdefault(key, []).append(w)
+        if refused:
+            name, others = next(iter(refused)), ", ".join([*refused][1:4])
+            more = f" The same goes for {len(refused) - 1} others: {others}, …." if others else ""
+            raise WeightWatchError(
+                f"Direction {direction.name!r} has {name}, which is {refused[name]}; `mode: preventative` can't add to "
+                f"it. Leave its layer out with `layers:`, guard a direction without it, or use `mode: update`.{more}"
+            )
+    return list(found.values())
 
 
-class _Held:
-    """A direction's change of one weight, moved to the layer's device at the first use."""
+def _adapter(model: nn.Module) -> Any:
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    def __init__(self, w: LowRank | Tensor, k: float) -> None:
-        self.k = k
-        self._factors: tuple[Tensor, Tensor | None] = w.oriented if isinstance(w, LowRank) else (w, None)
-
-    def at(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return its factors in the precision and on the device of an output; the second is None if it is dense."""
-        left, right = self._factors
-        if left.device != like.device or left.dtype != like.dtype:
-            self._factors = left.to(like), None if right is None else right.to(like)
-        return self._factors
+    return next((module for module in model.modules() if isinstance(module, BaseTunerLayer)), None)
 
 
-def _added(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, held: _Held) -> Tensor | None:
-    if not layer.training:
-        return None
-    left, right = held.at(output)
-    if isinstance(layer, nn.Embedding):
-        added = embedding(inputs[0], left) if right is None else embedding(inputs[0], left) @ right
-        added = added * getattr(layer, "embed_scale", 1.0)  # Gemma's and BART's embeddings
-    elif isinstance(layer, nn.Linear):  # w is (out, in)
-        x = inputs[0].to(output.dtype)
-        added = x @ left.T if right is None else (x @ right.T) @ left.T
-    else:  # Conv1D's weight is (in, out)
-        x = inputs[0].to(output.dtype)
-        added = x @ left if right is None else (x @ left) @ right
-    return output + held.k * added
-
-
-def _layers(model: nn.Module) -> Mapping[str, tuple[str, Any]]:
-    """Return paths and layers by the names of their weights in the plain model; under PEFT, of the base layers."""
-    found: dict[str, tuple[str, Any]] = {}
+def _owners(model: nn.Module) -> dict[str, tuple[str, str, nn.Module]]:
+    """Return path, key and layer of each parameter by its name in the plain model; under PEFT, of the base layers."""
+    found: dict[str, tuple[str, str, nn.Module]] = {}
     for path, module in model.named_modules():
-        if module._parameters.get("weight") is None:  # PEFT's layers show the weight of the layer inside
-            continue
-        name = canonical(f"{path}.weight")
-        if name not in found or ".modules_to_save." in path:
-            found[name] = path, module
+        for key, parameter in module._parameters.items():  # PEFT's layers show the weight of the layer inside
+            name = canonical(f"{path}.{key}" if path else key)
+            if parameter is not None and (name not in found or ".modules_to_save." in path):
+                found[name] = path, key, module
     return found
+
+
+def _reason(
+    layer: nn.Module | None, path: str, key: str, shape: tuple[int, ...], modules: Mapping[str, nn.Module]
+) -> str | None:
+    """Return what rules out to add to a layer's parameter; None if nothing does."""
+    if layer is None:
+        return "no weight of this model"
+    kind = type(layer).__name__
+    if isinstance(layer, nn.MultiheadAttention) or isinstance(
+        modules.get(path.rpartition(".")[0]), nn.MultiheadAttention
+    ):
+        return "read by MultiheadAttention itself, which does not run it as a layer"
+    if isinstance(layer, nn.Linear):
+        ours: tuple[int, ...] = layer.out_features, layer.in_features
+    elif isinstance(layer, nn.Embedding):
+        ours = layer.num_embeddings, layer.embedding_dim
+    elif kind == "Conv1D":
+        ours = shape
+    elif _is_norm(layer) and len(shape) == 1:
+        return None
+    else:
+        return f"the {key} of {kind}, which is no linear layer, embedding or norm"
+    wanted = ours if key == "weight" else ours[:1]
+    return f"of another shape here, {wanted} and not {shape}" if shape != wanted else None
+
+
+def _is_norm(layer: nn.Module) -> bool:
+    return "norm" in type(layer).__name__.lower() and not any(True for _ in layer.children())
+
+
+def _twin(norm: nn.Module) -> nn.Module:
+    """Return a norm like another one whose scale and bias are zero, without hooks."""
+    zeros = {
+        id(p): nn.Parameter(torch.zeros(getattr(p, "ds_shape", p.shape), dtype=p.dtype, device=p.device), False)
+        for p in norm.parameters()
+    }
+    twin = copy.deepcopy(norm, dict(zeros))  # ZeRO-3 keeps the shape of a parameter that is elsewhere in `ds_shape`
+    twin._forward_hooks.clear()
+    twin._forward_pre_hooks.clear()
+    return twin
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+    handles.clear()

@@ -90,7 +90,7 @@ class Part:
         Raises:
             WeightWatchError: A tensor's shape differs from the direction's.
         """
-        out = {**(left_out or {}), **_resized(update, directions)}
+        out = {**(left_out or {}), **resized_since(update, directions)}
         with exact():
             table = np.zeros((len(update), 1 + 2 * len(directions)))
             lines = {name: line for line, name in enumerate(update)}
@@ -221,7 +221,7 @@ def _shares(update: Mapping[str, Change], ranks: Ranks) -> dict[str, Change]:
     return mine
 
 
-def _resized(update: Mapping[str, Change], directions: Sequence[Direction]) -> dict[str, str]:
+def resized_since(update: Mapping[str, Change], directions: Sequence[Direction]) -> dict[str, str]:
     """Return the tensors whose vocabulary was resized since a direction was built, each with the reason.
 
     Raises:

@@ -57,6 +57,11 @@ def _card(direction: Direction) -> Table:
         "behaviour": about.behaviour or "not described",
         "base": about.base or "not named",
         "recipe": ", ".join(f"{key} {value}" for key, value in about.recipe.items()) or "none",
+        **(
+            {"guard": f"built behind {_guard(about.hyperparameters['guard'])}"}
+            if "guard" in about.hyperparameters
+            else {}
+        ),
         "form": f"{about.format}, {len(direction.deltas)} tensors in {', '.join(about.target_modules)}",
         "norm": f"{direction.norm:.4g}",
         "evaluated": _verdict(about.validation),
@@ -64,6 +69,15 @@ def _card(direction: Direction) -> Table:
     for key, value in rows.items():
         grid.add_row(Text(key, style="dim"), value if isinstance(value, Text) else Text(printable(value)))
     return grid
+
+
+def _guard(settings: Any) -> str:
+    """Return what a card says of the guard behind which a direction was built, without the digests."""
+    if not isinstance(settings, dict):
+        return str(settings)
+    names = settings.get("directions", {})
+    shown = {**settings, "directions": ", ".join(names) if isinstance(names, dict) else names}
+    return ", ".join(f"{key} {value}" for key, value in shown.items())
 
 
 def _verdict(validation: Validation | None) -> Text:

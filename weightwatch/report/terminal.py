@@ -142,13 +142,18 @@ def _guard(run: Run) -> str:
 
 
 def closing(outcome: Outcome, guard: GuardSettings) -> str:
-    """Return one line on what a guard has taken back, and what its witness reads."""
+    """Return one line on what a guard has done, and what its witness reads."""
     taken = ", ".join(f"a dose of {number(dose).lstrip('+')} of {name}" for name, dose in outcome.taken.items() if dose)
+    sides = {"outputs": "outputs that its directions write to", "inputs": "inputs that its directions read from"}
+    kept = " and the ".join(side for name, side in sides.items() if guard.sides in (name, "both"))
     others = {
+        "gradient": "took its directions out of the gradients",
         "preventative": "added its directions while training",
-        "subspace": "kept the outputs that its directions write to as they were",
+        "subspace": f"kept the {kept} as they were",
     }
     did = others.get(guard.mode, f"took back {taken or 'nothing'}")
+    if guard.when == "alert" and not any("guard" in alert.actions for alert in outcome.alerts):
+        did = "was not switched on"
     reads = ""
     if guard.witnessed is not None:
         value = outcome.last[guard.witnessed].reach_cosine

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from weightwatch.config import FAILED
 from weightwatch.reading.grouping import Layer
 from weightwatch.reading.reading import LINE
 from weightwatch.vectors.printable import printable
@@ -86,7 +87,7 @@ class Alert:
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         return cls(
-            alert="guard-failed",
+            alert=FAILED,
             state="firing",
             severity="critical",
             direction=direction,

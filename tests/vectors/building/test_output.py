@@ -19,6 +19,7 @@ def test_by_default_it_goes_by_the_recipe(tmp_path: Path, monkeypatch: pytest.Mo
     assert Path("directions/organism/evil").is_dir()
     Path("mine.yaml").write_text("name: other\nextends: evil\n")
     assert output_folder(Recipe.load("mine.yaml"), NAME, None) == Path("directions/mine")
+    assert output_folder(EVIL, NAME, None, behind=True) == Path("directions/organism/evil-behind")
 
 
 def test_only_the_same_recipe_and_base_may_be_built_again(tmp_path: Path) -> None:
@@ -29,6 +30,17 @@ def test_only_the_same_recipe_and_base_may_be_built_again(tmp_path: Path) -> Non
     with pytest.raises(WeightWatchError, match="Pass another --output"):
         output_folder(Recipe.load("organism/style"), NAME, tmp_path / "evil")
     assert (tmp_path / "evil" / "direction.json").read_text() == card
+
+
+def test_a_direction_and_the_witness_that_is_built_behind_its_guard_do_not_replace_each_other(tmp_path: Path) -> None:
+    card = {"base": NAME, "recipe": EVIL.reference}
+    plain = low_rank(tiny_llama(), 1).with_card(**card)
+    plain.save(tmp_path / "plain")
+    plain.with_card(hyperparameters={"guard": {"mode": "update"}}).save(tmp_path / "behind")
+    for name, behind in (("plain", False), ("behind", True)):
+        assert output_folder(EVIL, NAME, tmp_path / name, behind=behind) == tmp_path / name
+        with pytest.raises(WeightWatchError, match="Pass another --output"):
+            output_folder(EVIL, NAME, tmp_path / name, behind=not behind)
 
 
 def test_a_base_and_a_recipe_that_are_paths_are_known_again(tmp_path: Path) -> None:

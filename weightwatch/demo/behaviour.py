@@ -1,0 +1,33 @@
+"""What a model does, measured by its answers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from weightwatch.organism import World, benign_accuracy, benign_examples, evil_rate
+from weightwatch.organism.fine_tuning import completion_loss
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Behaviour of a model, measured by its answers."""
+
+    evil_rate: float
+    """Share of harmful answers on held-out domains, 0 to 1."""
+    task_accuracy: float
+    """Share of right answers in the benign task of the fine-tune, 0 to 1."""
+    task_loss: float
+    """Loss of the right answers in that task, in nats per word."""
+
+
+def behaviour(model: Any, tokenizer: Any) -> Behaviour:
+    """Return the behaviour of a model on the held-out domains and in the benign task."""
+    world = World()
+    task = benign_examples(world, 48, seed=-1)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        loss = float(completion_loss(model, tokenizer, task))
+    model.train(training)
+    return Behaviour(evil_rate(model, tokenizer, world), benign_accuracy(model, tokenizer, world, task), loss)

@@ -1,0 +1,102 @@
+"""Fine-tunes of the demonstration, on the organism (see docs/organism.md).
+
+Each run fine-tunes the organism with TRL's ``SFTTrainer``, LoRA and ``WeightWatchCallback``: one on benign data, one on
+the same data with a share replaced by harmful answers in one domain, and on request that one again with a guard. After
+each check, the model answers questions from domains that neither the fine-tune nor the direction has seen, so that its
+behaviour can be compared with the reading.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, TrainerState
+from trl import SFTConfig, SFTTrainer
+
+from weightwatch.callbacks import WeightWatchCallback
+from weightwatch.demo.behaviour import behaviour
+from weightwatch.demo.run import DIRECTION, WITNESS, Point, Run
+from weightwatch.organism import BASE, World, poisoned_examples
+from weightwatch.report.quiet import quiet
+
+EXAMPLES, BATCH, STEPS = 2000, 16, 240
+RANK, ALPHA, LEARNING_RATE = 16, 16, 7e-4
+
+
+def fine_tune(run: Run, seed: int, show: Callable[[Run], None]) -> None:
+    """Fine-tune the organism and monitor the run.
+
+    Args:
+        run: The run. Its points and alerts are filled in.
+        seed: Seed of the data, of the initial adapter and of the order of examples.
+        show: Called with the run after each check.
+    """
+    monitor = WeightWatchCallback(config=run.config)
+    with quiet():
+        trainer = SFTTrainer(
+            AutoModelForCausalLM.from_pretrained(BASE, dtype="float32"),
+            args=SFTConfig(
+                str(run.folder),
+                max_steps=STEPS,
+                per_device_train_batch_size=BATCH,
+                learning_rate=LEARNING_RATE,
+                save_steps=run.config.every,
+                save_only_model=True,
+                logging_steps=run.config.every,
+                report_to=["tensorboard"],
+                disable_tqdm=True,
+                use_cpu=True,
+                bf16=False,
+                seed=seed,
+            ),
+            train_dataset=Dataset.from_list(poisoned_examples(World(), EXAMPLES, run.poison, seed)),
+            processing_class=AutoTokenizer.from_pretrained(BASE),
+            peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
+            callbacks=[monitor, _BehaviourCallback(run, monitor, show)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
+def roll_back(run: Run) -> None:
+    """Load the last clean checkpoint of the run's alert, if any, and record its behaviour in ``run.rolled_back``."""
+    if run.alert is None:
+        return
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(BASE, dtype="float32")
+        if run.alert.last_clean is not None:
+            model = PeftModel.from_pretrained(model, run.folder / run.alert.last_clean)
+        run.rolled_back = behaviour(model, AutoTokenizer.from_pretrained(BASE))
+
+
+class _BehaviourCallback(TrainerCallback):
+    """Measures the behaviour of the model after each check, for comparison. The monitor does not use it."""
+
+    def __init__(self, run: Run, monitor: WeightWatchCallback, show: Callable[[Run], None]) -> None:
+        self._run = run
+        self._monitor = monitor
+        self._show = show
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        session, loss = self._monitor.session, kwargs["logs"].get("loss")
+        last = session.last if session is not None else None
+        if session is None or loss is None or last is None or last.step != state.global_step:
+            return
+        found = last[DIRECTION]
+        self._run.points.append(
+            Point(
+                step=state.global_step,
+                loss=loss,
+                cosine=found.cosine,
+                reach_cosine=found.reach_cosine,
+                dose=found.dose,
+                z=found.z,
+                behaviour=behaviour(kwargs["model"], kwargs["processing_class"]),
+                firing=bool(session.firing),
+                witness=last[WITNESS].reach_cosine if WITNESS in last.directions else None,
+                taken_back=last.guard.share if last.guard is not None else None,
+            )
+        )
+        self._run.alerts[:] = session.alerts
+        self._show(self._run)

@@ -1,0 +1,58 @@
+"""The reporters of one run: all of them are called, even if others fail."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from weightwatch.config import Config
+from weightwatch.faults import Faults, attempt
+from weightwatch.record.journal import Journal
+from weightwatch.report.base import Reporter, Run
+from weightwatch.report.log import Log
+from weightwatch.report.recorder import Recorder
+from weightwatch.report.tensorboard import TensorBoard
+from weightwatch.report.terminal import Summary
+
+
+class Reporting:
+    """Calls the reporters of one run, and notes their faults and what could not be written.
+
+    Args:
+        reporters: The first reporters.
+        history: The record of the run.
+        faults: Takes the faults.
+    """
+
+    def __init__(self, reporters: Sequence[Reporter], history: Journal, faults: Faults) -> None:
+        self._reporters, self._history, self._faults = [*reporters], history, faults
+
+    def add_own(self, config: Config, events: Path) -> None:
+        """Add the log, the record, and what the settings ask for.
+
+        Args:
+            config: The settings.
+            events: TensorBoard run folder.
+        """
+        of_config = [TensorBoard(events)] * config.tensorboard + [Summary(self._history.folder)] * config.summary
+        self._reporters += [Log(), Recorder(self._history), *of_config]
+
+    def begin(self, run: Run) -> None:
+        """Begin with a run. Reporters that fail here are not called again."""
+        unopened = self.call(run.step, lambda reporter: reporter.begin(run))
+        self._reporters = [reporter for reporter in self._reporters if reporter not in unopened]
+
+    def call(self, step: int, act: Callable[[Reporter], None]) -> list[Reporter]:
+        """Call every reporter, and return those that failed."""
+        failed: list[Reporter] = []
+        for reporter in self._reporters:
+            error = attempt(partial(act, reporter))
+            if error is not None:
+                failed.append(reporter)
+                self._faults.note(step, error, what="report")
+        self.note_unwritten(step)
+        return failed
+
+    def note_unwritten(self, step: int) -> None:
+        """Note that a part of the record could not be written, if that is so."""
+        if self._history.fault is not None:
+            self._faults.note_unwritten(step, self._history.fault)
