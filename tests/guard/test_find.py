@@ -102,15 +102,16 @@ def test_a_frozen_factor_that_would_have_to_change_is_refused(half: str, frozen:
         begun(build(), [dense(untied(), 5)])
 
 
-def test_a_sharded_model_is_refused() -> None:
+@pytest.mark.parametrize("mode", ["gradient", "subspace"])
+def test_a_sharded_model_is_refused_by_what_needs_whole_tensors(mode: str) -> None:
     model = lora(untied())
     monitor = Monitor([low_rank(untied(), 5)])
     monitor.measure(model)
     view = monitor.view(model)
     name, local = next(iter(view.parameters.items()))
     view.parameters[name] = replace(local, sharded=True)
-    with pytest.raises(WeightWatchError, match=r"sharded over processes.* Train with DDP or .* `mode: preventative`\."):
-        Guard(monitor, {"witness": "none"}).begin(model, view=view)
+    with pytest.raises(WeightWatchError, match=rf"sharded over processes, where `mode: {mode}` .* Use `mode: update`"):
+        Guard(monitor, {"witness": "none", "mode": mode}).begin(model, view=view)
 
 
 def test_weights_that_an_optimizer_keeps_elsewhere_are_refused() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests import oracle as slow
 from tests.guard.test_parts import started, untied
 from tests.support.guards import Run, adam, begun, bits, carried, first_order, momentum, plain_name, same
-from weightwatch.vectors import Direction
+from weightwatch.vectors import Direction, WeightWatchError
 
 
 @pytest.mark.parametrize("optimizer", [adam, momentum, torch.optim.NAdam], ids=["adam", "momentum", "nadam"])
@@ -109,6 +109,20 @@ def test_momentum_of_another_form_is_left_alone(kept: Any, mode: str) -> None:
     run.guard.after_step()
     assert not same(before, bits(run.model))
     _assert_equal(run.optimizer.state_dict(), state)
+
+
+@pytest.mark.parametrize("case", ["all weights", "LoRA"])
+def test_momentum_that_is_not_finite_ends_it_before_a_weight_is_changed(case: str) -> None:
+    run, _ = started(case, "factors")
+    for _ in range(2):
+        run.backward()
+        run.optimizer.step()
+    for state in run.optimizer.state.values():
+        state["exp_avg"].view(-1)[3] = torch.nan
+    before = bits(run.model)
+    with pytest.raises(WeightWatchError, match=r"found NaN or infinite values .* and changed nothing"):
+        run.guard.after_step()
+    assert same(before, bits(run.model))
 
 
 def test_without_an_optimizer_only_the_weights_are_guarded() -> None:

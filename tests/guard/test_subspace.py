@@ -81,7 +81,7 @@ def test_the_share_is_of_what_the_weights_have_lost(case: str, sides: str) -> No
 
 def test_a_share_of_the_movement_is_taken_back_at_a_time() -> None:
     evil = low_rank(untied(), 5)
-    run = begun(lora(untied()), [evil], mode="subspace", rank=2, strength=0.25)
+    run = begun(lora(untied()), [evil], mode="subspace", rank=2, sides="outputs", strength=0.25)
     before, after = run.step()
     w, moved, kept = slow.dense(evil), run.tau(before), run.tau(after)
     for name in w:

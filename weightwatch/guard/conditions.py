@@ -73,6 +73,16 @@ def require_optimizer(mode: str, optimizer: Any) -> None:
         )
 
 
+def require_whole(mode: str, view: ModelView) -> None:
+    """Refuse a sharded model with a mode that needs whole tensors."""
+    if view.sharded and mode in ("gradient", "subspace"):
+        needed = "whole gradients" if mode == "gradient" else "the outputs of whole weights"
+        raise WeightWatchError(
+            f"The model is sharded over processes, where `mode: {mode}` would need {needed}. Use `mode: update`, which "
+            "needs only sums, or train with DDP."
+        )
+
+
 def chosen_weights(view: ModelView, directions: Sequence[Direction], layers: Sequence[Any]) -> Callable[[str], bool]:
     """Return a function that tells whether a weight is to be guarded.
 

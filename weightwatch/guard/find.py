@@ -7,21 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from weightwatch.guard.conditions import require_most
-from weightwatch.guard.parts import Factors, Full, Part, Trained
+from weightwatch.guard.parts import Factors, Full, Part
 from weightwatch.guard.projection import output_basis
 from weightwatch.guard.subspace import Side
+from weightwatch.guard.trained import Trained
 from weightwatch.measure.sums import resized_since
 from weightwatch.update.change import Change, Difference
 from weightwatch.update.live import Update
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.peft.adapters import start_factors
-from weightwatch.update.peft.modules import AdapterModule
+from weightwatch.update.peft.lora import known
+from weightwatch.update.peft.modules import AdapterModule, Values
 from weightwatch.update.reference import Reference
+from weightwatch.update.sharding.local import whole
 from weightwatch.update.sharding.parameters import named
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import Delta, LowRank
 from weightwatch.vectors.precision import wide
+from weightwatch.vectors.weights.reader import Box
 
 _TOGETHER = 32  # weights whose factors are stacked at a time
 _ROUNDED = (torch.bfloat16, torch.float16)
@@ -35,18 +39,18 @@ class Direct:
         name: Its name in the plain model.
         directions: The directions that have it, by their positions, each with its change.
         parameter: The parameter.
-        start: Reads θ₀ of the weight, in the precision of the parameter.
+        start: Reads a box of θ₀, in the precision of the parameter.
         by_column: Whether its outputs are columns: an embedding, GPT-2's ``Conv1D``.
     """
 
     name: str
     directions: Mapping[int, Delta]
-    parameter: nn.Parameter
-    start: Callable[[], Tensor]
+    parameter: Trained
+    start: Callable[[Box], Tensor]
     by_column: bool
 
     @property
-    def sparse(self) -> list[nn.Parameter]:
+    def sparse(self) -> list[Trained]:
         """The parameters of which elements may go without a gradient."""
         return [self.parameter]
 
@@ -62,19 +66,19 @@ class Adapted:
         b: B, shape (out, r).
         by_left: Whether B limits the change, so that A is changed.
         scale: s.
-        started: ⟨s B₀ A₀,w⟩ of each direction.
+        started: ⟨s B₀ A₀,w⟩ of each direction, on the process that counts it; zero on others.
     """
 
     name: str
     directions: Mapping[int, Delta]
-    a: nn.Parameter
-    b: nn.Parameter
+    a: Trained
+    b: Trained
     by_left: bool
     scale: float
     started: Sequence[float]
 
     @property
-    def sparse(self) -> list[nn.Parameter]:
+    def sparse(self) -> list[Trained]:
         """The parameters of which elements may go without a gradient: A of embeddings."""
         return [self.a] if self.by_left else []
 
@@ -86,6 +90,7 @@ def guarded(
     chosen: Callable[[str], bool],
     *,
     corrected: bool,
+    main: bool = True,
 ) -> list[Direct | Adapted]:
     """Return the trained weights that directions have.
 
@@ -95,16 +100,12 @@ def guarded(
         directions: The directions to keep out.
         chosen: Whether a weight is to be guarded, by its name.
         corrected: Whether the weights themselves will be corrected, not only their gradients.
+        main: Whether this process counts what is whole on each process.
 
     Raises:
         WeightWatchError: A weight can't be guarded exactly; the message says why, and what to do. Or more than a small
             part of a direction lies in weights whose update is not known.
     """
-    if view.sharded:
-        raise WeightWatchError(
-            "The model is sharded over processes, where the guard can't change weights. Train with DDP or on one "
-            "device, or use `mode: preventative`."
-        )
     modules = dict(view.model.named_modules())
     parameters = named(view.model, modules)
     owners: dict[int, nn.Module] = {}
@@ -114,6 +115,10 @@ def guarded(
     adapters = {adapted.weight: adapted for adapted in view.adapters}
     starts = start_factors(view.adapters, reference.start)
     keys = dict(zip(view.direct, view.full, strict=True))
+
+    def trained(name: str, key: str) -> Trained:
+        return Trained.of(name, parameters.get(key), view.parameters[key], main)
+
     found: list[Direct | Adapted] = []
     update = Update(view, reference)
     left_out = {**update.left_out, **resized_since(update, directions)}
@@ -123,16 +128,16 @@ def guarded(
         if not ws or not chosen(name) or name in left_out:
             continue
         if isinstance(change, Difference):
-            parameter = parameters[keys[name]]
-            trained = [parameter]
-            one: Direct | Adapted = _direct(name, change, parameter, ws, owners[id(parameter)])
+            direct = _direct(name, change, trained(name, keys[name]), ws, owners)
+            found.append(direct)
+            changed = [direct.parameter]
         else:
-            adapted = _adapted(name, change, adapters.get(name), parameters, ws, starts.get(name))
-            one, trained = adapted, [adapted.a, adapted.b]
+            adapted = _adapted(name, change, adapters.get(name), view.values, trained, ws, starts.get(name))
+            found.append(adapted if main else replace(adapted, started=[0.0] * len(ws)))
+            changed = [adapted.a, adapted.b]
         if corrected:
-            for parameter in trained:
-                _require_precise(name, parameter)
-        found.append(one)
+            for each in changed:
+                _require_precise(name, each.parameter)
     return found
 
 
@@ -143,7 +148,7 @@ def parts(weights: Sequence[Direct | Adapted]) -> list[Part]:
     for weight in weights:
         if isinstance(weight, Direct):
             where, ws = list(weight.directions), list(weight.directions.values())
-            found.append(Full(weight.name, Trained(weight.parameter), weight.start(), where, ws))
+            found.append(Full(weight.name, weight.parameter, weight.start, where, ws))
         else:
             kinds = tuple((k, w.rank if isinstance(w, LowRank) else None) for k, w in weight.directions.items())
             shapes = weight.a.shape, weight.b.shape, weight.by_left
@@ -185,28 +190,29 @@ def oriented(w: Delta, turned: bool) -> Delta:
 
 def _has(weight: Direct, turned: bool, kept: str) -> bool:
     """Whether a side of a weight is to be kept. A vector is kept once, whatever is asked for."""
-    return weight.parameter.ndim > 1 or turned == (kept == "inputs")
+    return len(weight.parameter.shape) > 1 or turned == (kept == "inputs")
 
 
 def _direct_side(weight: Direct, rank: int, turned: bool, kept: str) -> Side:
-    if weight.parameter.ndim > 2:
+    count = len(weight.parameter.shape)
+    if count > 2:
         raise WeightWatchError(
-            f"{weight.name} has {weight.parameter.ndim} dimensions, so its outputs are not known. Use "
+            f"{weight.name} has {count} dimensions, so its outputs are not known. Use "
             "`mode: update`, or leave the layer out with `layers:`."
         )
-    flipped = weight.parameter.ndim > 1 and turned != weight.by_column
-    trained = Trained(weight.parameter, flipped)
+    flipped = count > 1 and turned != weight.by_column
+    trained = replace(weight.parameter, turned=flipped)
     device = weight.parameter.device
     basis = output_basis([oriented(w, flipped).to(device) for w in weight.directions.values()], rank)
     side = Side([weight.name], [trained], basis[None], second=kept == "both" and turned)
-    return replace(side, start=side.along([trained.oriented(weight.start()).to(device)]))
+    return replace(side, start=side.along([trained.oriented(weight.start(whole(trained.shape))).to(device)]))
 
 
 def _adapted_sides(weights: Sequence[Adapted], rank: int, turned: bool) -> list[Side]:
     groups: dict[object, list[tuple[Adapted, Tensor]]] = {}
     for weight in weights:
         factor, name = (weight.a, "A") if turned else (weight.b, "B")
-        if any(weight.started) or not factor.requires_grad:
+        if any(weight.started) or not factor.parameter.requires_grad:
             raise WeightWatchError(
                 f"The adapter of {weight.name} did not start at zero, or its factor {name} is frozen, so its "
                 f"{'inputs' if turned else 'outputs'} can't be changed by {name} alone. Use `mode: update`."
@@ -217,7 +223,7 @@ def _adapted_sides(weights: Sequence[Adapted], rank: int, turned: bool) -> list[
     for alike in groups.values():
         for first in range(0, len(alike), _TOGETHER):
             several, bases = zip(*alike[first : first + _TOGETHER], strict=True)
-            left, right = [Trained(w.b) for w in several], [Trained(w.a, turned=True) for w in several]
+            left, right = [w.b for w in several], [replace(w.a, turned=True) for w in several]
             found.append(
                 Side(
                     names=[w.name for w in several],
@@ -231,21 +237,20 @@ def _adapted_sides(weights: Sequence[Adapted], rank: int, turned: bool) -> list[
 
 
 def _direct(
-    name: str, change: Difference, parameter: nn.Parameter, directions: Mapping[int, Delta], owner: nn.Module
+    name: str,
+    change: Difference,
+    parameter: Trained,
+    directions: Mapping[int, Delta],
+    owners: Mapping[int, nn.Module],
 ) -> Direct:
-    (piece,) = change.local.pieces
-    if piece.values.data_ptr() != parameter.data_ptr():
-        raise WeightWatchError(
-            f"{name} is trained through fp32 master weights that the optimizer keeps, so a change of the weight itself "
-            "would be undone. Train with autocast (bf16=True on a model in fp32), or use `mode: preventative`."
-        )
+    owner = owners[id(parameter.parameter)]
     by_column = isinstance(owner, nn.Embedding) or type(owner).__name__ == "Conv1D"
     return Direct(
         name,
         directions,
         parameter,
-        lambda: change.start(piece.box).to(change.local.dtype),
-        by_column and parameter.ndim > 1,
+        lambda box: change.start(box).to(change.local.dtype),
+        by_column and len(parameter.shape) > 1,
     )
 
 
@@ -253,7 +258,8 @@ def _adapted(
     name: str,
     change: Change,
     module: AdapterModule | None,
-    parameters: Mapping[str, nn.Parameter],
+    values: Values,
+    trained: Callable[[str, str], Trained],
     directions: Mapping[int, Delta],
     start: LowRank | None,
 ) -> Adapted:
@@ -273,15 +279,17 @@ def _adapted(
             "one at a time."
         )
     form = f"lora_embedding_{{}}.{adapters[0]}" if module.module.lora_embedding_A else f"lora_{{}}.{adapters[0]}.weight"
-    a, b = (parameters[module.name(form.format(half))] for half in "AB")
+    keys = [module.name(form.format(half)) for half in "AB"]
+    a, b = (trained(name, key) for key in keys)
     by_left = change.limited == "left"
-    if not (a if by_left else b).requires_grad:
+    if not (a if by_left else b).parameter.requires_grad:
         raise WeightWatchError(
             f"The factor of {name} by which a direction could be taken back is frozen. Train both factors of LoRA, or "
             "leave the layer out with `layers:`."
         )
     scale = module.scaling(adapters[0], lambda _: None)
-    now = LowRank(b.detach(), a.detach(), change.transposed, scale=scale)
+    right, left = (known(values, key) for key in keys)
+    now = LowRank(left, right, change.transposed, scale=scale)
     # A start that is not recorded is that of TRL's frozen copy `ref`, or zero.
     started = [
         _product(now, w) - _product(change, w) if start is None else _product(start, w) for w in directions.values()
@@ -292,7 +300,7 @@ def _adapted(
 
 def _factors(alike: Sequence[Adapted]) -> Factors:
     by_left = alike[0].by_left
-    left, right = [Trained(w.b, turned=by_left) for w in alike], [Trained(w.a, turned=by_left) for w in alike]
+    left, right = [replace(w.b, turned=by_left) for w in alike], [replace(w.a, turned=by_left) for w in alike]
     return Factors(
         names=[weight.name for weight in alike],
         free=right if by_left else left,

@@ -9,15 +9,19 @@ import torch
 from torch import nn
 
 from weightwatch.config import GuardSettings
-from weightwatch.guard.conditions import chosen_weights, require, require_optimizer
-from weightwatch.guard.find import guarded, parts, sides
+from weightwatch.guard.conditions import chosen_weights, require, require_optimizer, require_whole
+from weightwatch.guard.find import Adapted, Direct, guarded, parts, sides
 from weightwatch.guard.momentum import Momentum
 from weightwatch.guard.multiples import Multiples, Taken
+from weightwatch.guard.parts import Part
 from weightwatch.guard.preventative import Addition
 from weightwatch.guard.subspace import Subspace
+from weightwatch.guard.trained import Trained
 from weightwatch.monitor import Monitor
 from weightwatch.reading.reading import Guarded
 from weightwatch.update.model_view import ModelView
+from weightwatch.update.sharding.parameters import reshard_all
+from weightwatch.update.sharding.ranks import ALONE
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.document import Document
 from weightwatch.vectors.errors import WeightWatchError
@@ -71,7 +75,7 @@ class Guard:
         self._subspace: Subspace | None = None
         self._addition: Addition | None = None
         self._momentum = Momentum(None)
-        self._sparse: list[nn.Parameter] = []
+        self._sparse: list[Trained] = []
         self._model: nn.Module | None = None
         self._optimizer: Any = None
         self._parameters: list[nn.Parameter] = []
@@ -124,11 +128,20 @@ class Guard:
                 self._addition.hook()
             return
         self._momentum = momentum = Momentum(getattr(optimizer, "optimizer", optimizer))
+        ranks = view.ranks if view.sharded else ALONE  # replicas are guarded each by itself, and stay equal
         with exact():
-            corrected = mode != "gradient"
-            weights = guarded(view, self._monitor.reference, self.directions, chosen, corrected=corrected)
-            self._sparse = [p for weight in weights for p in weight.sparse]
-            multiples = Multiples(parts(weights), self.directions, self.settings, momentum)
+            reshard_all(model)
+            _ = view.values  # puts sharded adapters together, which must not happen in `agreed`
+
+            def find() -> tuple[list[Direct | Adapted], list[Part]]:
+                corrected, reference = mode != "gradient", self._monitor.reference
+                found = guarded(view, reference, self.directions, chosen, corrected=corrected, main=ranks.main)
+                return found, parts(found)
+
+            weights, levers = ranks.agreed(find)
+            require_whole(mode, view)
+            self._sparse = [trained for weight in weights for trained in weight.sparse]
+            multiples = Multiples(levers, self.directions, self.settings, momentum, ranks)
             if mode == "subspace":
                 found = sides(weights, self.settings.rank, self.settings.sides)
                 self._subspace = Subspace(found, self.settings.strength, momentum)
@@ -178,7 +191,13 @@ class Guard:
 
     def end(self) -> None:
         """Stop. With ``mode: checkpoint``, the update is taken off the directions now."""
-        if self.armed and self.settings.mode == "checkpoint" and self._multiples is not None:
+        if (
+            self.armed
+            and self.settings.mode == "checkpoint"
+            and self._multiples is not None
+            and self._model is not None
+        ):
+            reshard_all(self._model)
             self._renew()
             with exact():
                 self._note(self._multiples.take_back(moments=False))

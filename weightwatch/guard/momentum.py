@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightwatch.guard.parts import Trained
+from weightwatch.guard.trained import Trained, local, placed_like
 
 _KEYS = ("exp_avg", "momentum_buffer")
 _EXPONENT = 0x7F800000
@@ -31,19 +31,27 @@ class Momentum:
         if self._optimizer is None:
             return None
         state = self._optimizer.state.get(trained.parameter, {})
-        moment = next((state[key] for key in _KEYS if state.get(key) is not None), None)
-        usable = isinstance(moment, Tensor) and moment.shape == trained.parameter.shape and moment.is_floating_point()
-        return moment if usable else None
+        key = next((key for key in _KEYS if state.get(key) is not None), None)
+        moment = None if key is None else state[key]
+        if not isinstance(moment, Tensor) or moment.shape != trained.parameter.shape or not moment.is_floating_point():
+            return None
+        if (placed := placed_like(moment, trained.parameter)) is not moment:
+            moment = state[key] = placed
+        return moment if trained.shards is None or trained.shards.fit(local(moment)) else None
 
     @contextmanager
-    def as_steps(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    def as_steps(self, several: Iterable[Trained]) -> Iterator[None]:
         """Have the first moments of Adam in units of the steps that they lead to, for the duration of a block.
 
         Adam divides by the root of the second moment. A direction also has elements whose gradients are tiny or zero,
         such as the rows of tokens that the data lack. What is taken out of their first moments as they are would become
         steps of any length. Units are powers of two, so that moments from which nothing is taken stay the same bits.
         """
-        moments = {p: moment for p in parameters if (moment := self.of(Trained(p))) is not None and self._is_adam(p)}
+        moments = {
+            trained.parameter: local(moment)
+            for trained in several
+            if (moment := self.of(trained)) is not None and self._is_adam(trained.parameter)
+        }
         for parameter, moment in moments.items():
             moment.div_(self._unit(parameter))
         try:
@@ -61,12 +69,12 @@ class Momentum:
         """Return √v̂ + ε up to a constant, rounded down to powers of two."""
         group, state = self._groups[parameter], self._optimizer.state[parameter]
         epsilon = group["eps"] * (1 - group["betas"][1] ** state["step"]) ** 0.5
-        unit = state["exp_avg_sq"].sqrt().add_(epsilon).clamp_(min=1e-30)
+        unit = local(state["exp_avg_sq"]).sqrt().add_(epsilon).clamp_(min=1e-30)
         return unit.view(torch.int32).bitwise_and_(_EXPONENT).view(torch.float32)
 
 
 def oriented(trained: Sequence[Trained], of: Callable[[Trained], Tensor | None]) -> list[Tensor]:
-    """Return a tensor of each parameter in the orientation of the factor; none at all if no parameter has one.
+    """Return a tensor of each parameter as ``Trained.oriented`` does; none at all if no parameter has one.
 
     What has no gradient, or no moment, does not move.
     """

@@ -9,13 +9,22 @@ from torch import Tensor
 from weightwatch.config import GuardSettings
 from weightwatch.guard.conditions import NOT_FINITE
 from weightwatch.guard.momentum import Momentum, oriented
-from weightwatch.guard.parts import Lever, Part, Trained
+from weightwatch.guard.parts import Lever, Part
 from weightwatch.guard.projection import coefficients
+from weightwatch.guard.trained import Trained
+from weightwatch.update.sharding.ranks import ALONE, Ranks
 from weightwatch.vectors.direction import Direction
-from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.errors import WeightWatchError, interrupts
 
 _NOTHING = 0.01
 """Reach below which there is nothing of a direction in what is trained that a guard could take back."""
+
+
+Measured = tuple[Part, Lever, list[Tensor]]
+"""A lever of a part, and the changes of its trained tensors that are measured: the tensors, gradients or moments."""
+
+Turned = tuple[Part, Lever, list[Tensor], Tensor]
+"""The same, and the multiples of the directions to take out, shape (n, K)."""
 
 
 class Taken(NamedTuple):
@@ -38,16 +47,24 @@ class Multiples:
         directions: The K directions.
         settings: The budget, and how much is taken back at a time.
         momentum: Finds the moments to change with the weights.
+        ranks: The processes that have the weights together, whose calls are collective.
 
     Raises:
         WeightWatchError: Next to nothing of a direction lies in the weights.
     """
 
     def __init__(
-        self, parts: Sequence[Part], directions: Sequence[Direction], settings: GuardSettings, momentum: Momentum
+        self,
+        parts: Sequence[Part],
+        directions: Sequence[Direction],
+        settings: GuardSettings,
+        momentum: Momentum,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self._parts, self._count, self._momentum = parts, len(directions), momentum
+        self._parts, self._count, self._momentum, self._ranks = parts, len(directions), momentum, ranks
         self._strength, self._whole, self._both_ways = settings.strength, settings.per == "model", settings.both_ways
+        self._sizes = [len(part.names) for part in parts]
+        self._started = self._starts()
         self._require_reach(directions)
         names = [name for part in parts for name in part.names]
         squares = [[direction.squares.get(name, 0.0) for direction in directions] for name in names]
@@ -65,17 +82,24 @@ class Multiples:
         Raises:
             WeightWatchError: A weight is NaN or infinite. Nothing was changed.
         """
-        levers, inner, gram = self._movement()
+        found, inner, gram = self._movement()
         c = self._coefficients(inner, gram, self._high, self._low) * self._strength
-        moved, touched = [], set()
-        for (part, lever), mine in zip(levers, c.split([len(part.names) for part in self._parts]), strict=True):
-            if bool(mine.any()):
-                lever.subtract([each.values for each in lever.trained], self._of(part, mine))
-                moved.append((part, lever))
-                rows = mine.any(1).tolist()
-                touched |= {id(each.parameter) for each, yes in zip(lever.trained, rows, strict=True) if yes}
+        moved = [
+            (part, lever, tensors, mine)
+            for (part, lever, tensors), mine in zip(found, c.split(self._sizes), strict=True)
+            if bool(mine.any())
+        ]
+        touched = {
+            id(each.parameter)
+            for _, lever, _, mine in moved
+            for each, yes in zip(lever.trained, mine.any(1).tolist(), strict=True)
+            if yes
+        }
         if moments and moved:
-            self._turn(moved, lambda one: self._momentum.of(one) if id(one.parameter) in touched else None)
+            levers = [(part, lever) for part, lever, _ in found]
+            moved += self._turned(levers, lambda one: self._momentum.of(one) if id(one.parameter) in touched else None)
+        for part, lever, tensors, mine in moved:  # nothing has been changed before, and no process waits from here on
+            lever.subtract(tensors, self._of(part, mine))
         back = (gram @ c[:, :, None])[:, :, 0]
         return Taken(back.sum(0), float((c * back).sum().clamp(min=0).sqrt()))
 
@@ -91,61 +115,97 @@ class Multiples:
         Raises:
             WeightWatchError: A gradient is NaN or infinite along a direction. Nothing was changed.
         """
-        levers = [(part, lever) for part in self._parts for lever in (part.lever(), *part.others())]
+        levers = [(part, each) for part, lever in self._levers() for each in (lever, *part.others())]
         gradients = [each.parameter.grad for _, lever in levers for each in lever.trained]
         found = [gradient for gradient in gradients if gradient is not None]
         if scaled and not all(bool(gradient.isfinite().all()) for gradient in found):
             return None
         whole = float(torch.stack([norm.cpu() for norm in torch._foreach_norm(found)]).norm()) if found else 0.0
-        taken = self._turn(levers, lambda trained: trained.parameter.grad)
+        turned = self._turned(levers, lambda trained: trained.parameter.grad)
+        squares = [lever.subtract(tensors, self._of(part, c)).cpu() for part, lever, tensors, c in turned]
+        taken = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
         return Taken(None, taken / whole if whole > 0 else 0.0)
 
-    def _turn(self, levers: Sequence[tuple[Part, Lever]], of: Callable[[Trained], Tensor | None]) -> float:
-        """Take out of gradients or moments what would move the weights towards the directions, and return its norm.
+    def _turned(self, levers: Sequence[tuple[Part, Lever]], of: Callable[[Trained], Tensor | None]) -> list[Turned]:
+        """Return gradients or moments that would move the weights towards the directions, and what to take out.
 
         The weights move against them, so the part to take out has a negative inner product with a direction.
         """
-        found = [(part, lever, oriented(lever.trained, of)) for part, lever in levers]
-        found = [(part, lever, tensors) for part, lever, tensors in found if tensors]
-        if not found:
-            return 0.0
-        inner, gram = self._sums(found)
+        found, inner, gram = self._sums(lambda: [(part, lever, oriented(lever.trained, of)) for part, lever in levers])
         zero = torch.zeros_like(inner)
         low = zero if self._both_ways else torch.full_like(zero, -torch.inf)
-        c = self._coefficients(-inner, gram, zero, low) * self._strength
+        c = -self._coefficients(-inner, gram, zero, low) * self._strength
         several = c.split([len(part.names) for part, *_ in found])
-        squares = [
-            lever.subtract(tensors, -self._of(part, mine)).cpu()
+        return [
+            (part, lever, tensors, mine)
             for (part, lever, tensors), mine in zip(found, several, strict=True)
-            if bool(mine.any())
+            if tensors and bool(mine.any())
         ]
-        return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
-    def _sums(self, levers: Sequence[tuple[Part, Lever, Sequence[Tensor]]]) -> tuple[Tensor, Tensor]:
-        """Return the inner products of all changes with all K directions, shapes (T, K) and (T, K, K), on the CPU."""
+    def _sums(self, make: Callable[[], list[Measured]]) -> tuple[list[Measured], Tensor, Tensor]:
+        """Return levers with changes, and the inner products of the changes with all K directions, on the CPU.
+
+        The products have shapes (T, K) and (T, K, K). One call adds up those of all processes.
+
+        Args:
+            make: Returns the levers, in the same order everywhere. A fault in it is one of all processes.
+        """
+        found: list[Measured] = []
+        table = torch.zeros(sum(self._sizes), self._count, self._count + 1, dtype=torch.float64, device="cpu")
+        fault = None
+        try:
+            found = make()
+            table = self._table(found)
+        except BaseException as error:
+            if interrupts(error):
+                raise
+            fault = error
+        table = torch.from_numpy(self._ranks.add(table.numpy(), fault))
+        return found, table[..., 0], table[..., 1:]
+
+    def _table(self, levers: Sequence[Measured]) -> Tensor:
+        """Return this process's part of the inner products, ⟨change,w_k⟩ beside ⟨p_k,p_l⟩, shape (T, K, 1 + K)."""
         total = sum(len(part.names) for part, *_ in levers)
-        inner = torch.zeros(total, self._count, dtype=torch.float64, device="cpu")
-        gram = torch.zeros(total, self._count, self._count, dtype=torch.float64, device="cpu")
-        measured = [(part, lever.sums(tensors)) for part, lever, tensors in levers]
+        table = torch.zeros(total, self._count, self._count + 1, dtype=torch.float64, device="cpu")
+        measured = [(part, lever.sums(tensors) if tensors else None) for part, lever, tensors in levers]
         first = 0
-        for part, (along, between) in measured:  # read at the end, so that no device waits in between
+        for part, sums in measured:  # read at the end, so that no device waits in between
             rows = slice(first, first + len(part.names))
-            where = torch.tensor(part.where, dtype=torch.long, device="cpu")
-            inner[rows, where] = part.scale * along.cpu()
-            gram[rows, where[:, None], where] = between.cpu()
             first += len(part.names)
-        return inner, gram
+            if sums is not None:
+                along, between = sums
+                where = torch.tensor(part.where, dtype=torch.long, device="cpu")
+                table[rows, where, 0] = part.scale * along.cpu()
+                table[rows, where[:, None], 1 + where] = between.cpu()
+        return table
 
-    def _movement(self) -> tuple[list[tuple[Part, Lever]], Tensor, Tensor]:
-        """Return the levers now, how far the weights have moved along the directions, and ⟨p_k,p_l⟩."""
-        levers = [(part, part.lever()) for part in self._parts]
-        inner, gram = self._sums([(part, lever, [each.values for each in lever.trained]) for part, lever in levers])
-        first = 0
-        for part in self._parts:
-            where = torch.tensor(part.where, dtype=torch.long, device="cpu")
-            inner[first : first + len(part.names), where] -= part.started
-            first += len(part.names)
-        return levers, inner, gram
+    def _movement(self) -> tuple[list[Measured], Tensor, Tensor]:
+        """Return the levers now with their tensors, how far these have moved along the directions, and ⟨p_k,p_l⟩."""
+        found, inner, gram = self._sums(
+            lambda: [(part, lever, [each.values for each in lever.trained]) for part, lever in self._levers()]
+        )
+        return found, inner - self._started, gram
+
+    def _starts(self) -> Tensor:
+        """Return how far the weights were along the directions at the start of the run, shape (T, K)."""
+        found = torch.zeros(sum(self._sizes), self._count, dtype=torch.float64, device="cpu")
+        for part, rows in zip(self._parts, found.split(self._sizes), strict=True):
+            rows[:, torch.tensor(part.where, dtype=torch.long, device="cpu")] = part.started
+        return torch.from_numpy(self._ranks.add(found.numpy()))
+
+    def _levers(self) -> list[tuple[Part, Lever]]:
+        """Return the lever of each part now."""
+        fixed = [each for part in self._parts for each in part.fixed]
+        keys = [f"{i:08}" for i in range(len(fixed))]  # gathered in this order on every process
+        pairs = list(zip(keys, fixed, strict=True))
+        gathered = self._ranks.gather({key: each.local_tensor() for key, each in pairs if each.shards is not None})
+        whole = iter(
+            [
+                each.factor(gathered[key].to(each.device)) if each.shards is not None else each.values
+                for key, each in pairs
+            ]
+        )
+        return [(part, part.lever([next(whole) for _ in part.fixed])) for part in self._parts]
 
     def _coefficients(self, inner: Tensor, gram: Tensor, high: Tensor, low: Tensor) -> Tensor:
         """Return the multiples of the directions to take back from each weight, shape (T, K)."""

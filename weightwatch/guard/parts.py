@@ -7,44 +7,27 @@ can express. With w in the same orientation and ``M = w Fᵀ``::
 
 so ``X ← X − c/s N`` takes c·P(w) back and changes nothing else. X is B for linear layers and A for embeddings. A weight
 that is trained itself is its own free factor, with ``M = N = w``.
+
+Where a weight is sharded over processes, each of them sums over the elements of X that it has, and the sums of all
+processes are added. F is gathered; it is small.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from weightwatch.guard.trained import Trained, cut
 from weightwatch.measure.low_rank import pseudo_inverses
 from weightwatch.vectors.low_rank import Delta, LowRank
 from weightwatch.vectors.precision import BLOCK, wide
+from weightwatch.vectors.weights.reader import Box
 
 Sums = tuple[Tensor, Tensor]
-"""⟨x,w_k⟩, shape (n, K), and ⟨p_k,p_l⟩, shape (n, K, K), of n weights and K directions, in fp64."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained parameter, in the orientation in which it is a factor.
-
-    Attributes:
-        parameter: The parameter.
-        turned: Whether the factor is its transpose.
-    """
-
-    parameter: nn.Parameter
-    turned: bool = False
-
-    @property
-    def values(self) -> Tensor:
-        """Its values: a view."""
-        return self.oriented(self.parameter.detach())
-
-    def oriented(self, tensor: Tensor) -> Tensor:
-        """Return a view of a tensor of the parameter's shape, such as a gradient, in the orientation of the factor."""
-        return tensor.T if self.turned else tensor
+"""⟨x,w_k⟩, shape (n, K), and ⟨p_k,p_l⟩, shape (n, K, K), of n weights and K directions, in fp64, on this process."""
 
 
 class Lever(ABC):
@@ -76,17 +59,23 @@ class Part(ABC):
         names: Names of the n weights in the plain model.
         where: Positions of the directions that they have, among all.
         scale: What a change of the free tensors is multiplied with, for each weight, shape (n, 1).
-        started: ⟨s X₀ F₀,w_k⟩ or ⟨θ₀,w_k⟩ at the start of the run, shape (n, K).
+        started: ⟨s X₀ F₀,w_k⟩ or ⟨θ₀,w_k⟩ at the start of the run, shape (n, K): this process's part.
+        fixed: The trained tensors that limit the change.
     """
 
     names: Sequence[str]
     where: Sequence[int]
     scale: Tensor
     started: Tensor
+    fixed: Sequence[Trained]
 
     @abstractmethod
-    def lever(self) -> Lever:
-        """Return the lever of the free tensors now."""
+    def lever(self, fixed: Sequence[Tensor]) -> Lever:
+        """Return the lever of the free tensors now.
+
+        Args:
+            fixed: The whole values of what limits the change.
+        """
 
     @abstractmethod
     def others(self) -> Sequence[Lever]:
@@ -101,29 +90,40 @@ class Stacked(Lever):
         trained: The n tensors.
         seen: M of each direction, shape (n, *shape).
         steps: N of each direction.
+        own: One for each element that this process counts, else zero, shape (n, *shape); None if it counts all.
     """
 
     trained: Sequence[Trained]
     seen: Sequence[Tensor]
     steps: Sequence[Tensor]
+    own: Tensor | None = None
 
     @cached_property
     def gram(self) -> Tensor:
         """⟨p_k,p_l⟩, shape (n, K, K)."""
-        rows = [torch.stack([wide(a * b).sum((1, 2)) for b in self.seen], 1) for a in self.steps]
+        counted = [self._counted(step) for step in self.steps]
+        rows = [torch.stack([wide(a * b).sum((1, 2)) for b in self.seen], 1) for a in counted]
         return torch.stack(rows, 1)
 
     def sums(self, changes: Sequence[Tensor]) -> Sums:
         """Return how far some changes of the tensors lead along the directions."""
-        given = torch.stack([change.float() for change in changes])
+        filled = [trained.filled(change) for trained, change in zip(self.trained, changes, strict=True)]
+        given = self._counted(torch.stack(filled))
         return torch.stack([wide(given * each).sum((1, 2)) for each in self.seen], 1), self.gram
 
     def subtract(self, tensors: Sequence[Tensor], c: Tensor) -> Tensor:
         """Subtract Σ c_k N_k from some tensors, in place, and return its squared norm."""
         parts = [c[:, k, None, None].to(step) * step for k, step in enumerate(self.steps)]
         total = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
-        torch._foreach_sub_(list(tensors), [x.to(t.dtype) for t, x in zip(tensors, total, strict=True)])
+        several = list(zip(self.trained, tensors, total, strict=True))
+        into = [piece for trained, tensor, _ in several for piece in trained.pieces(tensor)]
+        if into:
+            changes = [part for trained, _, change in several for part in trained.parts(change)]
+            torch._foreach_sub_(into, [part.to(piece.dtype) for piece, part in zip(into, changes, strict=True)])
         return total.square().sum()
+
+    def _counted(self, tensor: Tensor) -> Tensor:
+        return tensor if self.own is None else tensor * self.own
 
 
 class Factors(Part):
@@ -149,20 +149,24 @@ class Factors(Part):
         directions: Sequence[Sequence[Delta]],
         started: Sequence[Sequence[float]],
     ) -> None:
-        self.names, self.where, self._free, self._fixed = names, where, free, fixed
-        device = free[0].values.device
+        self.names, self.where, self._free, self.fixed = names, where, free, fixed
+        device = free[0].device
         self.scale = torch.tensor(scale, dtype=torch.float64, device="cpu")[:, None]
         self.started = torch.tensor(started, dtype=torch.float64, device="cpu")
         self._directions = [_stacked(several, device) for several in zip(*directions, strict=True)]
+        self._own: Tensor | None = None
+        if any(each.shards is not None or not each.counts for each in free):
+            ones = [each.counts * each.filled(torch.ones_like(each.values)) for each in free]
+            self._own = torch.stack(ones)
 
-    def lever(self) -> Stacked:
+    def lever(self, fixed: Sequence[Tensor]) -> Stacked:
         """Return the lever of X."""
-        fixed = torch.stack([each.values.float() for each in self._fixed])
-        inverses = pseudo_inverses(wide(fixed @ fixed.mT)).to(fixed)
+        limits = torch.stack([each.float() for each in fixed]).mT
+        inverses = pseudo_inverses(wide(limits.mT @ limits)).to(limits)
         seen = [
-            left.float() @ (fixed.mT if right is None else right.float() @ fixed.mT) for left, right in self._directions
+            left.float() @ (limits if right is None else right.float() @ limits) for left, right in self._directions
         ]
-        return Stacked(self._free, seen, [each @ inverses for each in seen])
+        return Stacked(self._free, seen, [each @ inverses for each in seen], self._own)
 
     def others(self) -> list[Stacked]:
         """Return the lever of F, to first order: ⟨s X dF, w⟩ = s ⟨dF, Xᵀ w⟩."""
@@ -171,7 +175,7 @@ class Factors(Part):
             free @ left.float() if right is None else free @ left.float() @ right.float()
             for left, right in self._directions
         ]
-        return [Stacked(self._fixed, seen, seen)]
+        return [Stacked(self.fixed, seen, seen)]
 
 
 class Full(Part, Lever):
@@ -182,23 +186,34 @@ class Full(Part, Lever):
     Args:
         name: Name of the weight.
         weight: The weight.
-        start: θ₀, in the precision of the weight.
+        start: Reads a box of θ₀, in the precision of the weight.
         where: Positions of the directions among all.
         directions: The K directions.
     """
 
+    fixed = ()
+
     def __init__(
-        self, name: str, weight: Trained, start: Tensor, where: Sequence[int], directions: Sequence[Delta]
+        self,
+        name: str,
+        weight: Trained,
+        start: Callable[[Box], Tensor],
+        where: Sequence[int],
+        directions: Sequence[Delta],
     ) -> None:
-        self.names, self.where, self.trained = [name], where, [weight]
-        device = weight.values.device
-        self._directions = [w.scaled().to(device) if isinstance(w, LowRank) else w.to(device) for w in directions]
-        rows = [torch.stack([_product(_dense(a), b) for b in self._directions]) for a in self._directions]
+        self.names, self.where, self.trained, self._weight = [name], where, [weight], weight
+        # Of each direction the part in each box.
+        self._directions = [[_on(cut(w, box), weight.device) for box in weight.boxes] for w in directions]
+        rows = []
+        for one in self._directions:
+            dense = [_dense(part) for part in one]
+            rows.append(torch.stack([self._along(dense, other) for other in self._directions]))
         self._gram = torch.stack(rows)[None]
         self.scale = torch.ones(1, 1, dtype=torch.float64, device="cpu")
-        self.started = self._inner(start.to(device)).cpu()
+        starts = [start(box).to(weight.device) for box in weight.boxes]
+        self.started = torch.stack([self._along(starts, each) for each in self._directions])[None].cpu()
 
-    def lever(self) -> Lever:
+    def lever(self, fixed: Sequence[Tensor]) -> Lever:
         """Return itself."""
         return self
 
@@ -208,22 +223,32 @@ class Full(Part, Lever):
 
     def sums(self, changes: Sequence[Tensor]) -> Sums:
         """Return how far a change of the weight leads along the directions."""
-        return self._inner(changes[0]), self._gram
+        pieces = self._weight.pieces(changes[0])
+        return torch.stack([self._along(pieces, each) for each in self._directions])[None], self._gram
 
     def subtract(self, tensors: Sequence[Tensor], c: Tensor) -> Tensor:
         """Subtract Σ c_k w_k from a tensor, in place, and return its squared norm."""
-        for k, w in zip(c[0].tolist(), self._directions, strict=True):
+        pieces = self._weight.pieces(tensors[0])
+        for k, direction in zip(c[0].tolist(), self._directions, strict=True):
             if k == 0:
                 continue
-            if isinstance(w, LowRank):
-                rows, columns = w.oriented
-                tensors[0].addmm_(rows.to(tensors[0].dtype), columns.to(tensors[0].dtype), alpha=-k)
-            else:
-                tensors[0].sub_(w.to(tensors[0].dtype), alpha=k)
+            for piece, w in zip(pieces, direction, strict=True):
+                if isinstance(w, LowRank):
+                    rows, columns = w.oriented
+                    piece.addmm_(rows.to(piece.dtype), columns.to(piece.dtype), alpha=-k)
+                else:
+                    piece.sub_(w.to(piece.dtype), alpha=k)
         return c[0] @ self._gram[0].cpu() @ c[0]
 
-    def _inner(self, tensor: Tensor) -> Tensor:
-        return torch.stack([_product(tensor, w) for w in self._directions])[None]
+    def _along(self, pieces: Sequence[Tensor], direction: Sequence[Delta]) -> Tensor:
+        """Return the inner product of a tensor with a direction in the boxes that this process counts."""
+        if not (pieces and self._weight.counts):
+            return torch.zeros((), dtype=torch.float64, device="cpu")
+        return torch.stack([_product(piece, w) for piece, w in zip(pieces, direction, strict=True)]).sum()
+
+
+def _on(w: Delta, device: torch.device) -> Delta:
+    return w.scaled().to(device) if isinstance(w, LowRank) else w.to(device)
 
 
 def _product(tensor: Tensor, w: Delta) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightwatch.guard.conditions import NOT_FINITE
 from weightwatch.guard.momentum import Momentum, oriented
-from weightwatch.guard.parts import Trained
+from weightwatch.guard.trained import Trained
 from weightwatch.vectors.errors import WeightWatchError
 
 

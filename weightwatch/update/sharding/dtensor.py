@@ -58,9 +58,10 @@ def dtensor(name: str, parameter: Any) -> LocalTensor:
     # Only one replica counts: at coordinate 0 of the mesh, and of several equal meshes in the one with process 0.
     replica = [where[m] for m, kind in enumerate(kinds) if kind is None]
     counts = not any(replica) and bool((mesh.mesh == 0).any())
-    runs = product(*map(_runs, rows)) if counts and local.numel() else ()
-    pieces = tuple(Piece(tuple(box for box, _ in run), local[tuple(part for _, part in run)]) for run in runs)
-    return LocalTensor(shape, parameter.dtype, parameter.requires_grad, True, pieces)
+    runs = product(*map(_runs, rows)) if local.numel() else ()
+    boxes = tuple(Piece(tuple(box for box, _ in run), local[tuple(part for _, part in run)]) for run in runs)
+    pieces, copies = (boxes, ()) if counts else ((), boxes)
+    return LocalTensor(shape, parameter.dtype, parameter.requires_grad, True, pieces, copies)
 
 
 def _split_of(name: str, placement: Any) -> tuple[int, int] | None:

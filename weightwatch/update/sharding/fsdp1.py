@@ -20,6 +20,16 @@ def fsdp1_modules(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Any]]
                 yield path, module
 
 
+def reshard_flat(modules: Mapping[str, nn.Module]) -> None:
+    """Reshard FSDP1 modules that still have their gathered weights after a forward pass."""
+    for _, module in fsdp1_modules(modules):
+        handle = module._handle
+        if handle.uses_sharded_strategy and hasattr(handle.flat_param, "_local_shard"):  # it has run once
+            from torch.distributed.fsdp._runtime_utils import _reshard
+
+            _reshard(module, handle, True)
+
+
 def flat_parameters(wrappers: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, LocalTensor]]:
     """Yield the name and the local shards of each flattened parameter, with ``use_orig_params`` or without."""
     for path, module in wrappers:
@@ -41,5 +51,6 @@ def flat_parameters(wrappers: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, 
             if not handle.uses_sharded_strategy:
                 yield name, whole_tensor(values.reshape(shape), original.requires_grad)
                 continue
-            pieces = of_range(shape, values, info.intra_param_start_idx) if counts and info.in_shard else ()
-            yield name, LocalTensor(tuple(shape), shard.dtype, original.requires_grad, True, pieces)
+            boxes = of_range(shape, values, info.intra_param_start_idx) if info.in_shard else ()
+            pieces, copies = (boxes, ()) if counts else ((), boxes)
+            yield name, LocalTensor(tuple(shape), shard.dtype, original.requires_grad, True, pieces, copies)

@@ -35,6 +35,7 @@ class LocalTensor:
         trained: Whether it requires a gradient.
         sharded: False if every process has the whole tensor; ``pieces`` is then one box.
         pieces: The local boxes. Of a sharded tensor, each element is in the pieces of exactly one process.
+        copies: Local boxes that are pieces of another process, where there are replicas of a sharded model.
     """
 
     shape: tuple[int, ...]
@@ -42,6 +43,7 @@ class LocalTensor:
     trained: bool
     sharded: bool
     pieces: tuple[Piece, ...]
+    copies: tuple[Piece, ...] = ()
 
     def with_pieces(self, *parts: tuple[Box, Tensor]) -> "LocalTensor":
         """Return the same tensor with other local pieces."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from weightwatch.update.sharding.deepspeed import masters, zero3
 from weightwatch.update.sharding.dtensor import dtensor, reshard
-from weightwatch.update.sharding.fsdp1 import flat_parameters, fsdp1_modules
+from weightwatch.update.sharding.fsdp1 import flat_parameters, fsdp1_modules, reshard_flat
 from weightwatch.update.sharding.local import LocalTensor, whole_tensor
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.names import unwrapped
@@ -62,6 +62,13 @@ def named(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, nn.Pa
     """
     reshard(modules)
     return {unwrapped(path): parameter for path, parameter in model.named_parameters()}
+
+
+def reshard_all(model: nn.Module) -> None:
+    """Reshard what FSDP still has gathered after a forward pass, so that its next one sees changes of the shards."""
+    modules = dict(model.named_modules())
+    reshard(modules)
+    reshard_flat(modules)
 
 
 def _local(name: str, parameter: Tensor) -> LocalTensor:
