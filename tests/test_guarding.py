@@ -49,7 +49,7 @@ def push(model: nn.Module, value: float) -> None:
 
 
 def test_what_a_step_moves_is_taken_back_and_accounted_for() -> None:
-    made, model, _ = guarding()
+    made, model, _ = guarding(mode="update")
     before = model.weight.detach().clone()  # type: ignore[operator,union-attr]  # of nn.Linear
     push(model, 3.0)
     made.after_step(1)

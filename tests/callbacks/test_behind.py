@@ -50,7 +50,7 @@ def guarded(home: Path, make: Callable[..., Built]) -> Path:
 
 def settings(direction: Path, **guard: Any) -> dict[str, Any]:
     """Return the settings of a run whose witness is not there yet."""
-    return {"directions": [str(direction)], "guard": {"witness": "directions/evil-behind", **guard}}
+    return {"directions": [str(direction)], "guard": {"witness": "directions/evil-behind", "mode": "update", **guard}}
 
 
 def along(built: Direction, guarded: Path) -> list[float]:

@@ -125,7 +125,8 @@ def closed(
     """Return the closing line of a guard whose witness ended with a value."""
     last = replace(reading(40, 0.0), directions={name: reading(40, value)["evil"] for name in ("evil", "other")})
     outcome = Outcome(last, {"evil": (0.0, 0), "other": (value, 40)}, alerts, taken or {})
-    return closing(outcome, GuardSettings.model_validate({"witness": "other", **settings}))
+    given = {"witness": "other", "mode": "update", **settings}
+    return closing(outcome, GuardSettings.model_validate(given))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def closed(
     [
         ({}, "took back a dose of 1.250 of evil"),
         ({"mode": "checkpoint"}, "took back a dose of 1.250 of evil"),
-        ({"mode": "subspace"}, "kept the outputs that its directions write to as they were"),
+        ({"mode": "subspace", "sides": "outputs"}, "kept the outputs that its directions write to as they were"),
         ({"mode": "subspace", "sides": "inputs"}, "kept the inputs that its directions read from as they were"),
         (
             {"mode": "subspace", "sides": "both"},
@@ -149,7 +150,7 @@ def test_a_guarded_run_closes_with_what_the_guard_did_and_what_its_witness_reads
     taken = {"evil": 1.25, "spite": 0.0} if settings.get("mode") in (None, "checkpoint") else {}
     mode = settings.get("mode", "update")
     assert closed(settings, taken=taken) == (
-        f"weightwatch: the guard (mode: {mode}) {did}; its witness other reads +0.400 (reach cos.), above 0.1"
+        f"weightwatch: the guard (mode: {mode}) {did}; its witness other reads +0.400 (reach cos.), above 0.02"
     )
 
 
@@ -166,12 +167,12 @@ def test_a_guarded_run_begins_with_what_is_kept_out_how_and_which_witness_there_
     assert "guard: on (keeps evil out, mode: subspace, witness: other); no rules" in started(tmp_path, guard=guard)
     guard = {"witness": "none", "when": "alert"}
     rule = {"alert": "drift", "direction": "evil", "above": 0.1, "actions": ["guard"]}
-    told = "guard: ready, switched on by an alert (keeps evil out, mode: update, no witness); rules: drift"
+    told = "guard: ready, switched on by an alert (keeps evil out, mode: subspace, no witness); rules: drift"
     assert told in started(tmp_path, guard=guard, rules=[rule])
 
 
 def test_the_closing_line_is_printed_with_a_guard_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    for guard in ({}, {"guard": {"witness": "none"}}):
+    for guard in ({}, {"guard": {"witness": "none", "mode": "update"}}):
         summary = Summary(Path("out"))
         summary.begin(Run([low_rank(tiny_llama(), 1)], Config.load(guard), 0))
         summary.end(Outcome(reading(40, 0.4), {"evil": (0.4, 40)}, [], {"evil": 0.5}))
