@@ -39,8 +39,8 @@ def test_a_run_begins_with_an_id_a_reference_and_its_settings(tmp_path: Path) ->
     [
         ({"witness": "none"}, {"witness": "none"}, ""),
         (None, None, ""),
-        (None, {"witness": "none"}, "it was (no guard), and is (mode: update, witness: none)"),
-        ({"witness": "none"}, None, "it was (mode: update, witness: none), and is (no guard)"),
+        (None, {"witness": "none"}, "it was (no guard), and is (mode: subspace, witness: none)"),
+        ({"witness": "none"}, None, "it was (mode: subspace, witness: none), and is (no guard)"),
         (
             {"witness": "none"},
             {"witness": "none", "mode": "subspace", "rank": 4},

@@ -506,7 +506,7 @@ def test_a_witness_by_its_path_is_watched_and_the_settings_in_the_record_load_ag
         **STRICT,
         "directions": [guarded],
         "controls": [style],
-        "guard": {"witness": other, "budget": 0.02},
+        "guard": {"witness": other, "mode": "update", "budget": 0.02},
     }
     trainer(adapted(), tmp_path / "run", WeightWatchCallback(config=config)).train()
     assert list(lines(tmp_path / "run")[-1]["directions"]) == ["evil", "evil-2", "style"]
@@ -542,7 +542,7 @@ def test_a_rule_of_that_name_stands_as_the_user_wrote_it() -> None:
 
 
 def test_a_guard_can_do_without_a_witness_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = {**STRICT, "summary": True, "guard": {"witness": "none"}}
+    config = {**STRICT, "summary": True, "guard": {"witness": "none", "mode": "update"}}
     trainer(adapted(), tmp_path, WeightWatchCallback(evil(), config=config)).train()
     found = Config.load(tmp_path / "weightwatch" / "config.yaml")
     assert found.guard is not None

@@ -185,7 +185,7 @@ def begun(
     monitor = Monitor(evil(case.engine, kind), reference=reference)
     if starts:
         monitor.start(model)
-    found = Guard(monitor, {"witness": "none", **guard})
+    found = Guard(monitor, {"witness": "none", "mode": "update", **guard})
     found.begin(model, made)
     return monitor, found, made
 
