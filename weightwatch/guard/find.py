@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from weightwatch.guard.conditions import require_most
 from weightwatch.guard.parts import Factors, Full, Part
-from weightwatch.guard.projection import output_basis
-from weightwatch.guard.subspace import Side
 from weightwatch.guard.trained import Trained
 from weightwatch.measure.sums import resized_since
 from weightwatch.update.change import Change, Difference
@@ -19,7 +17,6 @@ from weightwatch.update.peft.adapters import start_factors
 from weightwatch.update.peft.lora import known
 from weightwatch.update.peft.modules import AdapterModule, Values
 from weightwatch.update.reference import Reference
-from weightwatch.update.sharding.local import whole
 from weightwatch.update.sharding.parameters import named
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
@@ -27,7 +24,7 @@ from weightwatch.vectors.low_rank import Delta, LowRank
 from weightwatch.vectors.precision import wide
 from weightwatch.vectors.weights.reader import Box
 
-_TOGETHER = 32  # weights whose factors are stacked at a time
+TOGETHER = 32  # weights whose factors are stacked at a time
 _ROUNDED = (torch.bfloat16, torch.float16)
 
 
@@ -154,30 +151,8 @@ def parts(weights: Sequence[Direct | Adapted]) -> list[Part]:
             shapes = weight.a.shape, weight.b.shape, weight.by_left
             groups.setdefault((shapes, kinds, weight.a.device), []).append(weight)
     for alike in groups.values():
-        found.extend(_factors(alike[first : first + _TOGETHER]) for first in range(0, len(alike), _TOGETHER))
+        found.extend(_factors(alike[first : first + TOGETHER]) for first in range(0, len(alike), TOGETHER))
     return found
-
-
-def sides(weights: Sequence[Direct | Adapted], rank: int, kept: str) -> list[Side]:
-    """Return the outputs of the weights that the directions write to, and the inputs that they read from.
-
-    Args:
-        weights: The weights.
-        rank: Largest number of outputs, and of inputs, of each weight.
-        kept: ``outputs``, ``inputs`` or ``both``. A bias or the scale of a norm has outputs only.
-
-    Raises:
-        WeightWatchError: The outputs or inputs of a weight can't be told, or can't be changed alone.
-    """
-    turns = {"outputs": [False], "inputs": [True], "both": [False, True]}[kept]
-    return [
-        side
-        for turned in turns
-        for side in [
-            *_adapted_sides([w for w in weights if isinstance(w, Adapted)], rank, turned),
-            *(_direct_side(w, rank, turned, kept) for w in weights if isinstance(w, Direct) and _has(w, turned, kept)),
-        ]
-    ]
 
 
 def oriented(w: Delta, turned: bool) -> Delta:
@@ -186,54 +161,6 @@ def oriented(w: Delta, turned: bool) -> Delta:
         return w.T if turned else w
     rows, columns = w.oriented
     return LowRank(columns.T, rows.T) if turned else LowRank(rows, columns)
-
-
-def _has(weight: Direct, turned: bool, kept: str) -> bool:
-    """Whether a side of a weight is to be kept. A vector is kept once, whatever is asked for."""
-    return len(weight.parameter.shape) > 1 or turned == (kept == "inputs")
-
-
-def _direct_side(weight: Direct, rank: int, turned: bool, kept: str) -> Side:
-    count = len(weight.parameter.shape)
-    if count > 2:
-        raise WeightWatchError(
-            f"{weight.name} has {count} dimensions, so its outputs are not known. Use "
-            "`mode: update`, or leave the layer out with `layers:`."
-        )
-    flipped = count > 1 and turned != weight.by_column
-    trained = replace(weight.parameter, turned=flipped)
-    device = weight.parameter.device
-    basis = output_basis([oriented(w, flipped).to(device) for w in weight.directions.values()], rank)
-    side = Side([weight.name], [trained], basis[None], second=kept == "both" and turned)
-    return replace(side, start=side.along([trained.oriented(weight.start(whole(trained.shape))).to(device)]))
-
-
-def _adapted_sides(weights: Sequence[Adapted], rank: int, turned: bool) -> list[Side]:
-    groups: dict[object, list[tuple[Adapted, Tensor]]] = {}
-    for weight in weights:
-        factor, name = (weight.a, "A") if turned else (weight.b, "B")
-        if any(weight.started) or not factor.parameter.requires_grad:
-            raise WeightWatchError(
-                f"The adapter of {weight.name} did not start at zero, or its factor {name} is frozen, so its "
-                f"{'inputs' if turned else 'outputs'} can't be changed by {name} alone. Use `mode: update`."
-            )
-        basis = output_basis([oriented(w, turned).to(factor.device) for w in weight.directions.values()], rank)
-        groups.setdefault((weight.a.shape, weight.b.shape, basis.shape, basis.device), []).append((weight, basis))
-    found = []
-    for alike in groups.values():
-        for first in range(0, len(alike), _TOGETHER):
-            several, bases = zip(*alike[first : first + _TOGETHER], strict=True)
-            left, right = [w.b for w in several], [replace(w.a, turned=True) for w in several]
-            found.append(
-                Side(
-                    names=[w.name for w in several],
-                    trained=right if turned else left,
-                    basis=torch.stack(bases),
-                    others=left if turned else right,
-                    scale=torch.tensor([w.scale for w in several], dtype=torch.float32, device=bases[0].device),
-                )
-            )
-    return found
 
 
 def _direct(

@@ -10,12 +10,12 @@ from torch import nn
 
 from weightwatch.config import GuardSettings
 from weightwatch.guard.conditions import chosen_weights, require, require_optimizer, require_whole
-from weightwatch.guard.find import Adapted, Direct, guarded, parts, sides
+from weightwatch.guard.find import Adapted, Direct, guarded, parts
 from weightwatch.guard.momentum import Momentum
 from weightwatch.guard.multiples import Multiples, Taken
 from weightwatch.guard.parts import Part
 from weightwatch.guard.preventative import Addition
-from weightwatch.guard.subspace import Subspace
+from weightwatch.guard.subspace import Subspace, sides
 from weightwatch.guard.trained import Trained
 from weightwatch.monitor import Monitor
 from weightwatch.reading.reading import Guarded

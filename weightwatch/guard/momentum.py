@@ -73,7 +73,7 @@ class Momentum:
         return unit.view(torch.int32).bitwise_and_(_EXPONENT).view(torch.float32)
 
 
-def oriented(trained: Sequence[Trained], of: Callable[[Trained], Tensor | None]) -> list[Tensor]:
+def tensors_of(trained: Sequence[Trained], of: Callable[[Trained], Tensor | None]) -> list[Tensor]:
     """Return a tensor of each parameter as ``Trained.oriented`` does; none at all if no parameter has one.
 
     What has no gradient, or no moment, does not move.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from weightwatch.config import GuardSettings
 from weightwatch.guard.conditions import NOT_FINITE
-from weightwatch.guard.momentum import Momentum, oriented
+from weightwatch.guard.momentum import Momentum, tensors_of
 from weightwatch.guard.parts import Lever, Part
 from weightwatch.guard.projection import coefficients
 from weightwatch.guard.trained import Trained
@@ -131,7 +131,9 @@ class Multiples:
 
         The weights move against them, so the part to take out has a negative inner product with a direction.
         """
-        found, inner, gram = self._sums(lambda: [(part, lever, oriented(lever.trained, of)) for part, lever in levers])
+        found, inner, gram = self._sums(
+            lambda: [(part, lever, tensors_of(lever.trained, of)) for part, lever in levers]
+        )
         zero = torch.zeros_like(inner)
         low = zero if self._both_ways else torch.full_like(zero, -torch.inf)
         c = -self._coefficients(-inner, gram, zero, low) * self._strength

@@ -5,14 +5,17 @@ With orthonormal U of shape (out, k) and V of shape (in, k), ``τ ← (I − U U
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from weightwatch.guard.conditions import NOT_FINITE
-from weightwatch.guard.momentum import Momentum, oriented
+from weightwatch.guard.find import TOGETHER, Adapted, Direct, oriented
+from weightwatch.guard.momentum import Momentum, tensors_of
+from weightwatch.guard.projection import output_basis
 from weightwatch.guard.trained import Trained
+from weightwatch.update.sharding.local import whole
 from weightwatch.vectors.errors import WeightWatchError
 
 
@@ -90,10 +93,80 @@ class Subspace:
         for side, each in zip(self._sides, seen, strict=True):
             found = side.movement() if side.second else each
             side.subtract([trained.values for trained in side.trained], self._strength * found)
-            moments = oriented(side.trained, self._momentum.of)
+            moments = tensors_of(side.trained, self._momentum.of)
             if moments:
                 side.subtract(moments, self._strength * side.along(moments))
         return self._strength * float(squares.sum().clamp(min=0).sqrt())
+
+
+def sides(weights: Sequence[Direct | Adapted], rank: int, kept: str) -> list[Side]:
+    """Return the outputs of the weights that the directions write to, and the inputs that they read from.
+
+    Args:
+        weights: The weights.
+        rank: Largest number of outputs, and of inputs, of each weight.
+        kept: ``outputs``, ``inputs`` or ``both``. A bias or the scale of a norm has outputs only.
+
+    Raises:
+        WeightWatchError: The outputs or inputs of a weight can't be told, or can't be changed alone.
+    """
+    turns = {"outputs": [False], "inputs": [True], "both": [False, True]}[kept]
+    return [
+        side
+        for turned in turns
+        for side in [
+            *_adapted_sides([w for w in weights if isinstance(w, Adapted)], rank, turned),
+            *(_direct_side(w, rank, turned, kept) for w in weights if isinstance(w, Direct) and _has(w, turned, kept)),
+        ]
+    ]
+
+
+def _has(weight: Direct, turned: bool, kept: str) -> bool:
+    """Whether a side of a weight is to be kept. A vector is kept once, whatever is asked for."""
+    return len(weight.parameter.shape) > 1 or turned == (kept == "inputs")
+
+
+def _direct_side(weight: Direct, rank: int, turned: bool, kept: str) -> Side:
+    count = len(weight.parameter.shape)
+    if count > 2:
+        raise WeightWatchError(
+            f"{weight.name} has {count} dimensions, so its outputs are not known. Use "
+            "`mode: update`, or leave the layer out with `layers:`."
+        )
+    flipped = count > 1 and turned != weight.by_column
+    trained = replace(weight.parameter, turned=flipped)
+    device = weight.parameter.device
+    basis = output_basis([oriented(w, flipped).to(device) for w in weight.directions.values()], rank)
+    side = Side([weight.name], [trained], basis[None], second=kept == "both" and turned)
+    return replace(side, start=side.along([trained.oriented(weight.start(whole(trained.shape))).to(device)]))
+
+
+def _adapted_sides(weights: Sequence[Adapted], rank: int, turned: bool) -> list[Side]:
+    groups: dict[object, list[tuple[Adapted, Tensor]]] = {}
+    for weight in weights:
+        factor, name = (weight.a, "A") if turned else (weight.b, "B")
+        if any(weight.started) or not factor.parameter.requires_grad:
+            raise WeightWatchError(
+                f"The adapter of {weight.name} did not start at zero, or its factor {name} is frozen, so its "
+                f"{'inputs' if turned else 'outputs'} can't be changed by {name} alone. Use `mode: update`."
+            )
+        basis = output_basis([oriented(w, turned).to(factor.device) for w in weight.directions.values()], rank)
+        groups.setdefault((weight.a.shape, weight.b.shape, basis.shape, basis.device), []).append((weight, basis))
+    found = []
+    for alike in groups.values():
+        for first in range(0, len(alike), TOGETHER):
+            several, bases = zip(*alike[first : first + TOGETHER], strict=True)
+            left, right = [w.b for w in several], [replace(w.a, turned=True) for w in several]
+            found.append(
+                Side(
+                    names=[w.name for w in several],
+                    trained=right if turned else left,
+                    basis=torch.stack(bases),
+                    others=left if turned else right,
+                    scale=torch.tensor([w.scale for w in several], dtype=torch.float32, device=bases[0].device),
+                )
+            )
+    return found
 
 
 def _rows(tensor: Tensor) -> Tensor:
