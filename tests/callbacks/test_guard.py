@@ -514,7 +514,7 @@ def test_a_witness_by_its_path_is_watched_and_the_settings_in_the_record_load_ag
     found = Config.load(tmp_path / "run" / "weightwatch" / "config.yaml")
     assert found.guard is not None
     assert (found.directions, found.guard.witness) == ([guarded, other], "evil-2")
-    assert [(rule.alert, rule.direction, rule.above) for rule in found.rules] == [("guard-bypassed", "evil-2", 0.1)]
+    assert [(rule.alert, rule.direction, rule.above) for rule in found.rules] == [("guard-bypassed", "evil-2", 0.02)]
     again = Plan.of(None, found)
     assert again.config == found
     assert [direction.name for direction in again.directions] == ["evil", "evil-2", "style"]
