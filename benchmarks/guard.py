@@ -361,15 +361,14 @@ def main(
 
 
 def print_tables(found: Sequence[dict[str, Any]]) -> None:
-    """Print a Markdown table for each kind of data, tuner and number of steps; world 1 apart from the others."""
+    """Print a Markdown table for each kind of data, tuner, number of steps and organism."""
     groups: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     for row in found:
-        worlds = "the packaged organism" if row["world"] == 1 else "other organisms"
-        key = worlds, row["data"], row["tuner"], row["steps"]
+        key = row["world"], row["data"], row["tuner"], row["steps"]
         groups.setdefault(key, {}).setdefault(row["arm"], []).append(row)
     order = [arm.name for arm in ARMS]
-    for (worlds, data, tuner, steps), arms in sorted(groups.items()):
-        print(f"\n{data} data, {tuner}, {steps} steps, {worlds}\n")
+    for (world, data, tuner, steps), arms in sorted(groups.items()):
+        print(f"\nOrganism {world}, {data} data, {tuner}, {steps} steps\n")
         print("| arm | runs | evil | task | task loss | neutral | sycophancy | witness | built behind | cost |")
         print("|---|---|---|---|---|---|---|---|---|---|")
         for arm in sorted(arms, key=order.index):
@@ -405,22 +404,31 @@ def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
     rows = [row for row in rows if row["data"] in kinds]
     order = [arm.name for arm in ARMS]
 
-    def most(arm: str) -> float:
-        return statistics.fmean(row["evil"] for row in rows if row["arm"] == arm and row["data"] == "evil")
+    worlds = sorted({row["world"] for row in rows})
 
-    arms = sorted({row["arm"] for row in rows if row["data"] == "evil"}, key=lambda arm: (most(arm), order.index(arm)))
-    figure = Figure(figsize=(8, 0.34 * len(arms) + 1.2), layout="constrained")
-    axes = figure.add_subplot()
-    for kind, (label, marker, colour) in kinds.items():
-        mine = [row for row in rows if row["data"] == kind and row["arm"] in arms]
-        height = 0.14 if kind == "evil" else -0.14
-        places = [arms.index(row["arm"]) + height for row in mine]
-        axes.scatter([row["evil"] for row in mine], places, s=26, marker=marker, color=colour, alpha=0.7, label=label)
-    axes.set_yticks(range(len(arms)), arms)
-    axes.set_xlabel("harmful answers in domains that the fine-tune never saw; a point is a run")
-    axes.set_xlim(-0.02, 1.02)
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower right", title="the fine-tune's data")
+    def most(arm: str) -> float:
+        return statistics.fmean(
+            row["evil"] for row in rows if row["arm"] == arm and row["data"] == "evil" and row["world"] == worlds[0]
+        )
+
+    have = {row["arm"] for row in rows if row["data"] == "evil" and row["world"] == worlds[0]}
+    arms = sorted(have, key=lambda arm: (most(arm), order.index(arm)))
+    figure = Figure(figsize=(10, 0.34 * len(arms) + 1.4), layout="constrained")
+    panels = figure.subplots(1, len(worlds), sharey=True, squeeze=False)[0]
+    for world, axes in zip(worlds, panels, strict=True):
+        for kind, (label, marker, colour) in kinds.items():
+            mine = [row for row in rows if (row["data"], row["world"]) == (kind, world) and row["arm"] in arms]
+            height = 0.14 if kind == "evil" else -0.14
+            places = [arms.index(row["arm"]) + height for row in mine]
+            axes.scatter(
+                [row["evil"] for row in mine], places, s=26, marker=marker, color=colour, alpha=0.7, label=label
+            )
+        axes.set_yticks(range(len(arms)), arms)
+        axes.set_xlabel("harmful answers; a point is a run")
+        axes.set_title(f"organism {world}")
+        axes.set_xlim(-0.02, 1.02)
+        axes.grid(alpha=0.3)
+    panels[-1].legend(loc="lower right", title="the fine-tune's data")
     figure.savefig(path, dpi=110)
 
 
