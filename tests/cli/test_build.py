@@ -131,7 +131,7 @@ def test_a_witness_is_built_behind_the_guard_of_some_settings(tmp_path: Path, mo
     assert list(card["hyperparameters"]["guard"]["directions"]) == ["agreeing"]
     assert Direction.load("directions/agreeing-behind").name == "agreeing-behind"
     assert Direction.load("directions/agreeing").name == "agreeing"
-    assert "built behind mode update" in call("show", "directions/agreeing-behind").output
+    assert "built behind mode subspace" in call("show", "directions/agreeing-behind").output
     guard = ("--guard=weightwatch.yaml", "--seed=2")
     refused("built from agreeing.yaml on model. Pass another --output", *build, *guard, "--output=directions/agreeing")
     refused("on model behind a guard. Pass", *build, "--seed=1", "--output=directions/agreeing-behind")
