@@ -25,10 +25,17 @@ def test_a_seed_determines_a_fine_tune():
     assert first != other
 
 
-def test_the_callback_is_called_after_each_step():
-    steps = []
-    fine_tune(BASE, benign_examples(WORLD, 64, seed=1), SHORT, 1, lambda model, step, loss: steps.append(step))
-    assert steps == list(range(1, SHORT.steps + 1))
+def test_what_begins_with_the_model_is_called_after_each_step():
+    moved = []
+
+    def begin(model, optimizer):
+        watched = next(p for name, p in model.named_parameters() if "lora_B" in name)
+        assert any(watched is p for group in optimizer.param_groups for p in group["params"])
+        assert not watched.any()
+        return lambda: moved.append(bool(watched.any()))
+
+    fine_tune(BASE, benign_examples(WORLD, 64, seed=1), SHORT, 1, begin)
+    assert moved == [True] * SHORT.steps
 
 
 def test_the_loss_is_the_one_that_sft_trainer_takes(tmp_path):
