@@ -140,7 +140,8 @@ class Guard:
 
             weights, levers = ranks.agreed(find)
             require_whole(mode, view)
-            self._sparse = [trained for weight in weights for trained in weight.sparse]
+            moved = [weight for weight in weights if mode != "subspace" or isinstance(weight, Adapted)]
+            self._sparse = [trained for weight in moved for trained in weight.sparse]
             multiples = Multiples(levers, self.directions, self.settings, momentum, ranks)
             if mode == "subspace":
                 found = sides(weights, self.settings.rank, self.settings.sides)

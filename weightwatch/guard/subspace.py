@@ -93,7 +93,8 @@ class Subspace:
         for side, each in zip(self._sides, seen, strict=True):
             found = side.movement() if side.second else each
             side.subtract([trained.values for trained in side.trained], self._strength * found)
-            moments = tensors_of(side.trained, self._momentum.of)
+            # Of weights themselves, momentum along the sides is left alone: what it does is put back after each step.
+            moments = tensors_of(side.trained, self._momentum.of) if side.others is not None else []
             if moments:
                 side.subtract(moments, self._strength * side.along(moments))
         return self._strength * float(squares.sum().clamp(min=0).sqrt())
