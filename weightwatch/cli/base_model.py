@@ -7,12 +7,20 @@ def base_model(name: str) -> tuple[str, str]:
     """Return the name of a base model in cards, and the folder or Hub id it is loaded from.
 
     Args:
-        name: A folder, a Hub id, or ``organism`` for the packaged organism.
+        name: A folder, a Hub id, ``organism`` for the packaged organism, or ``smollm2`` for ``weightwatch.smollm2``. A
+            folder of that name wins.
+
+    Raises:
+        WeightWatchError: SmolLM2 can't be had.
     """
+    from weightwatch import smollm2
     from weightwatch.organism import BASE
     from weightwatch.organism.directions import BASE_NAME
 
-    if name in (BASE_NAME, "organism") and not (Path(name) / "config.json").is_file():
-        return BASE_NAME, str(BASE)
+    if not (Path(name) / "config.json").is_file():
+        if name in (BASE_NAME, "organism"):
+            return BASE_NAME, str(BASE)
+        if name == smollm2.NAME:
+            return smollm2.NAME, str(smollm2.folder())
     path = str(Path(name).resolve()) if Path(name).is_dir() else name
     return path, path
