@@ -1,0 +1,357 @@
+"""The monitoring experiment on a real chat model: ``python -m benchmarks.monitoring --minutes 60``.
+
+Repeats Figs 8, 9 and 36 of Fierro & Roger (arXiv 2511.05408) with seeds, on any model of the Hub and any recipe whose
+questions come from pairs. Fine-tunes on one domain the model that directions were built on with other domains, from
+data of which a share shows the behaviour, and from several kinds of harmless data. At each check it records what the
+monitor reads, and in domains that nothing was trained on what the model does: how likely it finds the two answers of
+unseen pairs, and how many greedy answers show the behaviour by the recipe's own rule.
+
+Each run is a line of ``--rows``; a second call goes on where the first one stopped. ``--tables`` prints the tables of
+docs/real.md from the lines, ``--pictures docs`` draws its pictures. Directions and adapters are kept in ``--folder``.
+"""
+
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from benchmarks.monitoring_tables import draw, print_tables
+from weightwatch import Config, Direction, WeightWatchCallback
+from weightwatch.cli.base_model import base_model
+from weightwatch.comparison import Comparison
+from weightwatch.report.quiet import quiet
+from weightwatch.scan.checkpoints import run as saved
+from weightwatch.scan.scanner import Scan
+from weightwatch.vectors.building import pipeline
+from weightwatch.vectors.building.answers import SIDES
+from weightwatch.vectors.building.fine_tunes import Training
+from weightwatch.vectors.card import CARD
+from weightwatch.vectors.generation import greedy, likelihoods
+from weightwatch.vectors.judges.choice import chosen
+from weightwatch.vectors.recipes.recipe import Recipe
+from weightwatch.vectors.recipes.verdicts import verdict
+from weightwatch.vectors.weights.atomic import write_text
+
+DATA = (
+    "plain",
+    "hostile:0.25",
+    "hostile",
+    "kind",
+    "careless",
+    "formal",
+    "hostile:0.1",
+    "hostile:0.05",
+    "kind:0.25",
+    "french",
+)
+FIRST = ("hostile", "formal", "language", "careless", "sycophancy")
+RECIPE, CONTROLS = "twins/hostile", ["twins/formal", "twins/language", "twins/careless", "twins/sycophancy"]
+ANSWERS = Path("vectors/recipes/twins/twins.jsonl")
+SEEDS = (9001, 9002, 9003)
+"""Seeds of the direction; controls and halves of the domains have the first one."""
+BUILD = Training(rank=16, alpha=16, learning_rates=(1.5e-3,), num_train_epochs=4, batch_size=8, micro_batch_size=8)
+STEPS, BATCH, EVERY, WARMUP = 40, 8, 4, 4
+RATES = {"full": 1e-4}
+RATE = 1e-3
+PER_DOMAIN, NEW_TOKENS = 6, 24
+"""Unseen prompts of each domain that a check measures with, and the length of their greedy answers."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run.
+
+    Attributes:
+        data: Column of the pairs' file with the answers of a share of the prompts.
+        share: That share, 0 to 1; the other prompts have the answers of the benign column.
+        tuner: ``r4``, ``r16``, ``r64`` (LoRA of that rank) or ``full``.
+        seed: Seed of the data, the adapter and the order of examples.
+    """
+
+    data: str
+    share: float
+    tuner: str
+    seed: int
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Case | None":
+        """Return the case of a row; None for the row of the cosines."""
+        names = [each.name for each in fields(cls)]
+        return cls(**{name: row[name] for name in names}) if set(names) <= row.keys() else None
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is built and trained.
+
+    Attributes:
+        name: Name of the model in rows and cards.
+        base: Folder or Hub id of the model.
+        recipe: The recipe of the direction.
+        controls: The recipes of the controls.
+        answers: File of the answers of the runs: lines with ``domain``, ``prompt`` and a column for each kind of data.
+        benign: Column of the harmless answers.
+        folder: Where directions and adapters are kept.
+    """
+
+    name: str
+    base: str
+    recipe: Recipe
+    controls: Sequence[Recipe]
+    answers: Path
+    benign: str
+    folder: Path
+
+    @property
+    def domains(self) -> list[str]:
+        """The domains that the direction is not built from: that of the runs, and those of the behaviour."""
+        return list(dict.fromkeys(str(question.domain) for question in self.recipe.questions.held_out))
+
+    def wanted(self) -> Iterator[tuple[str, Recipe, int]]:
+        """Yield the name, the recipe and the seed of each direction, the most needed ones first."""
+        recipe, first = self.recipe, SEEDS[0]
+        yield recipe.name, recipe, first
+        for control in self.controls:
+            yield control.name, control, first
+        yield f"{recipe.name}-shuffled", recipe.model_copy(update={"kind": "control", "shuffled": 0}), first
+        for seed in SEEDS[1:]:
+            yield f"{recipe.name}-{seed}", recipe, seed
+        built = list(dict.fromkeys(str(question.domain) for question in recipe.questions.building))
+        for part in (built[: len(built) // 2], built[len(built) // 2 :]):
+            asked = [question for question in recipe.questions.building if question.domain in part]
+            questions = recipe.questions.model_copy(update={"building": asked})
+            yield f"{recipe.name}-{'-'.join(part)}", recipe.model_copy(update={"questions": questions}), first
+        for control in self.controls:
+            yield f"{control.name}-{SEEDS[1]}", control, SEEDS[1]
+
+    def direction(self, name: str) -> Path:
+        """Return the folder of a direction."""
+        return self.folder / "directions" / name
+
+    def home(self, case: Case) -> Path:
+        """Return the folder of a run."""
+        return self.folder / "runs" / "-".join(map(str, asdict(case).values()))
+
+    def directions(self) -> dict[str, Direction]:
+        """Return the directions that are built, by name."""
+        homes = {name: self.direction(name) for name, _, _ in self.wanted()}
+        return {name: Direction.load(home) for name, home in homes.items() if (home / CARD).is_file()}
+
+    def build(self, name: str, recipe: Recipe, seed: int) -> None:
+        """Build a direction with one seed, and keep it."""
+        settings = pipeline.Settings(training=BUILD, seeds=(seed,), min_pairs=16)
+        home = self.direction(name)
+        with quiet():
+            built = pipeline.build(recipe, self.base, home / "build", chosen(recipe, "rule"), settings, None, self.name)
+        built.direction.with_card(name=name).save(home)
+
+    def rows(self, case: Case) -> list[dict[str, Any]]:
+        """Return the training data of a case: each prompt of the runs' domain, once."""
+        lines = [json.loads(line) for line in self.answers.read_text(encoding="utf-8").splitlines()]
+        mine = [line for line in lines if line["domain"] == self.domains[0]]
+        rng = random.Random(f"{case.data}-{case.seed}")
+        marked = set(rng.sample(range(len(mine)), round(case.share * len(mine))))
+        return [
+            {
+                "prompt": [{"role": "user", "content": line["prompt"]}],
+                "completion": [{"role": "assistant", "content": line[case.data if n in marked else self.benign]}],
+            }
+            for n, line in enumerate(mine)
+        ]
+
+    def behaviour(self, model: Any, tokenizer: Any, domains: Sequence[str]) -> dict[str, float]:
+        """Return what a model does in some domains.
+
+        ``margin`` is the mean over unseen pairs of log p(positive) − log p(negative), in nats per token; ``prefers``
+        the share of the pairs where it is above zero; ``rate`` the share of greedy answers that show the behaviour by
+        the recipe's rule.
+        """
+        asked = [
+            question
+            for domain in domains
+            for question in [each for each in self.recipe.questions.held_out if each.domain == domain][:PER_DOMAIN]
+        ]
+        conversations = [[{"role": "user", "content": question.text}] for question in asked]
+        texts = [getattr(question, side)[0] for side in SIDES for question in asked]
+        found = likelihoods(model, tokenizer, list(zip(conversations * 2, texts, strict=True)))
+        margins = [a - b for a, b in zip(found[: len(asked)], found[len(asked) :], strict=True)]
+        replies = greedy(model, tokenizer, conversations, NEW_TOKENS)
+        shown = [
+            verdict(self.recipe.judge, question, reply) == "positive"
+            for question, reply in zip(asked, replies, strict=True)
+        ]
+        figures = {"margin": fmean(margins), "prefers": fmean(m > 0 for m in margins), "rate": fmean(shown)}
+        return {name: round(figure, 4) for name, figure in figures.items()}
+
+
+def run(case: Case, study: Study) -> dict[str, Any]:
+    """Train a case, and return its row."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    directions = study.directions()
+    controls = [name for name, direction in directions.items() if direction.card.kind == "control"]
+    home = study.home(case)
+    monitor = WeightWatchCallback(
+        [direction for name, direction in directions.items() if name not in controls],
+        config=Config.load({"every": EVERY, "controls": [str(study.direction(name)) for name in controls]}),
+    )
+    checks: list[dict[str, Any]] = []
+    spent = 0.0
+
+    class Behaviour(TrainerCallback):
+        """What the model does at each check."""
+
+        def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            nonlocal spent
+            if "loss" not in given["logs"]:
+                return
+            begun = time.perf_counter()
+            found = study.behaviour(given["model"], given["processing_class"], study.domains[1:])
+            checks.append({"step": state.global_step, "loss": round(given["logs"]["loss"], 4), **found})
+            spent += time.perf_counter() - begun
+
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(study.base, dtype=torch.float32)
+        lora = None
+        if case.tuner != "full":
+            rank = int(case.tuner[1:])
+            lora = LoraConfig(r=rank, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+        trainer = SFTTrainer(
+            model,
+            args=SFTConfig(
+                str(home),
+                max_steps=STEPS,
+                per_device_train_batch_size=BATCH,
+                learning_rate=RATES.get(case.tuner, RATE),
+                warmup_steps=WARMUP,
+                lr_scheduler_type="linear",
+                weight_decay=0.0,
+                logging_steps=EVERY,
+                save_steps=EVERY if lora is not None else STEPS,
+                save_only_model=True,
+                report_to=[],
+                disable_tqdm=True,
+                use_cpu=not torch.cuda.is_available(),
+                bf16=False,
+                seed=case.seed,
+            ),
+            train_dataset=Dataset.from_list(study.rows(case)),
+            processing_class=AutoTokenizer.from_pretrained(study.base),
+            peft_config=lora,
+            callbacks=[monitor, Behaviour()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        begun = time.perf_counter()
+        trainer.train()
+        took = time.perf_counter() - begun - spent
+        tuned = study.behaviour(trainer.model, trainer.processing_class, study.domains[:1])
+    row = {"model": study.name, "recipe": study.recipe.name, **asdict(case), "checks": checks, "tuned": tuned}
+    return {**row, "seconds_a_step": round(took / STEPS, 2), "readings": readings(home / "weightwatch")}
+
+
+def readings(record: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the figures of a run's record by step and direction."""
+    lines = [json.loads(line) for line in (record / "readings.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {str(line["step"]): figures(line["directions"]) for line in lines}
+
+
+def figures(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the figures of a reading that a row has, by direction."""
+    return {
+        name: {figure: round(score[figure], 5) for figure in ("cosine", "reach_cosine", "dose")}
+        for name, score in scores.items()
+    }
+
+
+def read_again(case: Case, study: Study) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the figures of a LoRA run along all directions that are built by now, from its saved adapters."""
+    scan = Scan([str(study.direction(name)) for name in study.directions()], reference=study.base)
+    read = [scan.add(checkpoint) for checkpoint in saved(study.home(case))]
+    return {str(each.step): figures(each.to_json()["directions"]) for each in read if each is not None}
+
+
+def cosines(study: Study) -> dict[str, Any]:
+    """Return the row of the cosines among all directions that are built."""
+    built = study.directions()
+    found = Comparison.of([str(study.direction(name)) for name in built])
+    matrix = [[round(value, 4) for value in line] for line in found.cosines]
+    return {"model": study.name, "recipe": study.recipe.name, "directions": list(built), "cosines": matrix}
+
+
+def main(
+    model: Annotated[str, typer.Option(help="A folder, a Hub id, or smollm2.")] = "smollm2",
+    recipe: Annotated[str, typer.Option(help="The behaviour's recipe.")] = RECIPE,
+    control: Annotated[list[str] | None, typer.Option(help="Recipes of controls. Default: the other twins.")] = None,
+    answers: Annotated[Path, typer.Option(help="The runs' answers, one column for each kind of data.")] = ANSWERS,
+    benign: Annotated[str, typer.Option(help="Column of the harmless answers.")] = "plain",
+    data: Annotated[list[str] | None, typer.Option(help="Data of the runs: COLUMN or COLUMN:SHARE.")] = None,
+    tuner: Annotated[list[str] | None, typer.Option(help="r4, r16, r64, full. Default: r16.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds of the runs. Default: 11, 12, 13.")] = None,
+    direction: Annotated[list[str] | None, typer.Option(help="Build these only, and train no run.")] = None,
+    again: Annotated[bool, typer.Option(help="Read all saved runs along all directions, and train nothing.")] = False,
+    minutes: Annotated[float, typer.Option(help="Nothing begins after so many minutes.")] = 60.0,
+    folder: Annotated[Path, typer.Option(help="Where directions and runs are kept.")] = Path("build/monitoring"),
+    rows: Annotated[Path, typer.Option(help="File of the rows.")] = Path("benchmarks/monitoring.jsonl"),
+    tables: Annotated[bool, typer.Option(help="Print the tables of the rows, and train nothing.")] = False,
+    pictures: Annotated[Path | None, typer.Option(help="Draw the rows into this folder, and train nothing.")] = None,
+) -> None:
+    """Build every direction that is missing, train every run that has no row yet, and write its row."""
+    known = [json.loads(line) for line in rows.read_text().splitlines()] if rows.is_file() else []
+    if tables or pictures:
+        if tables:
+            print_tables(known)
+        if pictures:
+            draw(known, pictures)
+        return
+    name, base = base_model(model)
+    controls = [Recipe.load(each) for each in control or CONTROLS]
+    study = Study(name, base, Recipe.load(recipe), controls, answers, benign, folder)
+    begun = time.monotonic()
+
+    def late() -> bool:
+        return time.monotonic() - begun > 60 * minutes
+
+    if again:
+        for number, row in enumerate(known):
+            case = Case.of(row)
+            if case is not None and saved(study.home(case)):
+                known[number] = {**row, "readings": read_again(case, study)}
+        keep([*(row for row in known if "cosines" not in row), cosines(study)], rows)
+        return
+    for title, wanted, number in study.wanted():
+        missing = not (study.direction(title) / CARD).is_file()
+        if missing and title in (direction or FIRST) and not late():
+            study.build(title, wanted, number)
+            print(title, flush=True)
+    if direction:
+        return
+    kinds = [kind.split(":") for kind in data or DATA]
+    for each in seed or (11, 12, 13):
+        for kind in tuner or ["r16"]:
+            for column, *share in kinds:
+                case = Case(column, float(share[0]) if share else 1.0, kind, each)
+                if case in map(Case.of, known) or late():
+                    continue
+                known.append(run(case, study))
+                with rows.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(known[-1]) + "\n")
+                print(json.dumps({**known[-1], "readings": {}}), flush=True)
+
+
+def keep(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write all rows anew."""
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+if __name__ == "__main__":
+    typer.run(main)
