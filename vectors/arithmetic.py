@@ -127,18 +127,22 @@ def orthogonalised(
     return Direction(summed([operand.deltas for operand in operands], lambda key: weights[key].tolist()), card)
 
 
-def compressed(direction: Direction, tolerance: float = NULL, *, name: str | None = None) -> Direction:
-    """Return the same direction in factors of the least rank.
+def compressed(
+    direction: Direction, tolerance: float = NULL, *, rank: int | None = None, name: str | None = None
+) -> Direction:
+    """Return the same direction in factors of the least rank, or the nearest one of a lower rank.
 
     Args:
         direction: The direction. Its dense tensors stay as they are.
         tolerance: Singular values of a tensor below this share of the product of its factors' norms are dropped. The
             default drops fp64 rounding only; values below 1e-7 are fp32 rounding of the factors.
+        rank: Largest rank of a tensor: only so many of its singular values are kept, the largest. The cosine with the
+            whole direction is ‖result‖ / ‖direction‖. Default: no limit.
         name: The result's name. Default: the same.
     """
     deltas: dict[str, Delta] = {}
     for key, delta in direction.deltas.items():
-        small = refactored([(1.0, delta)], tolerance) if isinstance(delta, LowRank) else delta
+        small = refactored([(1.0, delta)], tolerance, rank) if isinstance(delta, LowRank) else delta
         if small is not None:
             deltas[key] = small
     found = Direction(deltas, direction.card)

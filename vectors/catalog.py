@@ -12,8 +12,8 @@ PACKAGED = Path(__file__).parent / "packaged"
 
 
 def packaged() -> list[str]:
-    """Return the names of the packaged directions."""
-    return sorted(folder.parent.name for folder in PACKAGED.glob(f"*/{CARD}"))
+    """Return the names of the packaged directions: ``evil``, …, and of other bases ``smollm2/hostile``, …."""
+    return sorted(card.parent.relative_to(PACKAGED).as_posix() for card in PACKAGED.rglob(CARD))
 
 
 def find(source: str | Path, revision: str | None = None) -> Path:

@@ -196,7 +196,9 @@ def _sum(name: str, terms: Terms) -> Delta | None:
     return total.float() if bool(total.any()) else None
 
 
-def refactored(terms: Sequence[tuple[float, LowRank]], tolerance: float = NULL) -> LowRank | None:
+def refactored(
+    terms: Sequence[tuple[float, LowRank]], tolerance: float = NULL, rank: int | None = None
+) -> LowRank | None:
     """Return Σ kᵢ Lᵢ Rᵢ in factors of the least rank, which is at most the sum of the terms' ranks.
 
     ``[√|k₁| L₁, …] = Q₁ T₁`` and ``[√|k₁| R₁; …]ᵀ = Q₂ T₂``, and then the singular values of ``T₁ T₂ᵀ``, all in fp64.
@@ -204,6 +206,7 @@ def refactored(terms: Sequence[tuple[float, LowRank]], tolerance: float = NULL) 
     Args:
         terms: The coefficients and changes, of one shape.
         tolerance: Singular values below this share of the product of the factors' norms are dropped.
+        rank: Keep only so many singular values, the largest. Then the result is the nearest of that rank. Default: all.
 
     Returns:
         The sum, in fp32 and in the orientation of the first term; None if nothing is left.
@@ -217,7 +220,7 @@ def refactored(terms: Sequence[tuple[float, LowRank]], tolerance: float = NULL) 
     keep = values > tolerance * left.norm() * right.norm()
     if not bool(keep.any()):
         return None
-    count = int(keep.sum())
+    count = min(int(keep.sum()), rank or len(values))
     root = values[:count].sqrt()
     rows, columns = q1 @ (u[:, :count] * root), (root[:, None] * v[:count]) @ q2.T
     if first.transposed:

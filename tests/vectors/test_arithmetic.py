@@ -189,6 +189,14 @@ def test_compression_drops_only_what_is_nothing() -> None:
     assert {delta.rank for delta in nearly.deltas.values()} == {3}
 
 
+def test_compression_to_a_rank_keeps_the_nearest_direction_and_its_cosine_with_the_whole_is_the_ratio_of_norms() -> None:
+    w = low_rank(tiny_llama(), 1, rank=4)
+    found = compressed(w, rank=2)
+    assert {delta.rank for delta in found.deltas.values()} == {2}
+    assert 0.5 < found.norm / w.norm < 0.99
+    assert cosine(found, w) == pytest.approx(found.norm / w.norm, rel=1e-5)
+
+
 @pytest.mark.parametrize("case", ["factors", "factors of transposed weights", "dense", "both in each"])
 def test_a_result_is_stored_and_loaded_as_any_direction(case: str, tmp_path: Path) -> None:
     trio = TRIOS[case]()

@@ -32,6 +32,16 @@ def test_a_packaged_direction_loads_by_name_and_a_folder_of_that_name_wins(
     assert Direction.load("evil").norm == pytest.approx(mine.norm)
 
 
+def test_a_packaged_direction_of_another_base_has_the_base_in_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "PACKAGED", tmp_path)
+    dense(tiny_llama(), 1, name="hostile").save(tmp_path / "smollm2" / "hostile")
+    assert packaged() == ["smollm2/hostile"]
+    assert find("smollm2/hostile") == tmp_path / "smollm2" / "hostile"
+    assert Direction.load("smollm2/hostile").name == "hostile"
+
+
 def test_a_folder_that_holds_no_direction_is_an_error_that_says_what_it_lacks(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path)
     with pytest.raises(WeightWatchError, match=r"is not a direction: it has no direction\.json"):

@@ -82,6 +82,17 @@ def test_a_sum_of_factors_has_the_least_rank() -> None:
     assert refactored([(1.0, a), (-1.0, a)]) is None
 
 
+def test_a_sum_of_a_lower_rank_is_the_nearest_one() -> None:
+    terms = [(2.0, factors(1, 3)), (-1.0, factors(2, 2))]
+    whole = multiplied_out(factors(1, 3)).double() * 2 - multiplied_out(factors(2, 2)).double()
+    u, values, v = torch.linalg.svd(whole, full_matrices=False)
+    found = refactored(terms, rank=2)
+    assert found is not None
+    assert found.rank == 2
+    nearest = (u[:, :2] * values[:2]) @ v[:2]
+    assert torch.allclose(multiplied_out(found).double(), nearest, atol=1e-5)
+
+
 def test_sums_by_name_leave_out_what_cancels_and_take_missing_tensors_for_zero() -> None:
     a, b = {"x": factors(1, 3), "y": torch.ones(2)}, {"x": factors(1, 3)}
     found = summed([a, b], lambda name: [1.0, -1.0])
