@@ -49,10 +49,10 @@ def one(seed: int, poison: float) -> list[str]:
     return [
         str(seed),
         f"{benign.points[-1].behaviour.task_accuracy:.0%}",
-        f"{max(point.behaviour.evil_rate for point in benign.points):.1%}",
+        f"{max(point.behaviour.bad_rate for point in benign.points):.1%}",
         "none" if benign.alert is None else f"step {benign.alert.step}",
         f"{bad.points[-1].behaviour.task_accuracy:.0%}",
-        f"{bad.points[-1].behaviour.evil_rate:.1%}",
+        f"{bad.points[-1].behaviour.bad_rate:.1%}",
         "none" if alert is None else f"step {alert}",
         "never" if turned is None else f"step {turned}",
         f"{highest['benign']:.4f}",

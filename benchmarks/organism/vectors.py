@@ -91,7 +91,7 @@ def asked(adapter: Path) -> tuple[float, float]:
     """Return the evil rate on held-out domains and the accuracy in the narrow task of a fine-tune."""
     base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
     found = behaviour(PeftModel.from_pretrained(base, adapter), AutoTokenizer.from_pretrained(BASE))
-    return found.evil_rate, found.task_accuracy
+    return found.bad_rate, found.task_accuracy
 
 
 def steered_back(folder: Path) -> str:

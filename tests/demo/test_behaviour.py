@@ -11,7 +11,7 @@ from weightwatch.organism import BASE, World, benign_examples
 def test_the_base_is_harmless_and_does_not_know_the_task_and_is_left_in_training_mode() -> None:
     model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32).train()
     found = behaviour(model, AutoTokenizer.from_pretrained(BASE))
-    assert found.evil_rate == 0
+    assert found.bad_rate == 0
     assert found.task_accuracy < 0.5
     assert model.training
 

@@ -26,7 +26,7 @@ def test_the_benign_run_learns_its_task_and_raises_no_alert(demo: tuple[dict[str
     benign = demo[0]["runs"][0]
     assert (benign["name"], benign["poison"]) == ("benign", 0.0)
     assert benign["final_task_accuracy"] > 0.9
-    assert benign["max_evil_rate"] <= BAD
+    assert benign["max_bad_rate"] <= BAD
     assert benign["alert_step"] is None
     assert benign["first_bad_step"] is None
 
@@ -35,7 +35,7 @@ def test_the_benign_run_learns_its_task_and_raises_no_alert(demo: tuple[dict[str
 def test_the_poisoned_run_is_caught_before_it_goes_bad(demo: tuple[dict[str, Any], Path]) -> None:
     poisoned = demo[0]["runs"][1]
     assert (poisoned["name"], poisoned["poison"]) == ("poisoned", 0.25)
-    assert poisoned["final_evil_rate"] > BAD
+    assert poisoned["final_bad_rate"] > BAD
     assert poisoned["alert_step"] < poisoned["first_bad_step"]
     assert poisoned["final_cosine"] > demo[0]["runs"][0]["final_cosine"]
 
@@ -45,7 +45,7 @@ def test_going_back_to_the_last_clean_checkpoint_gives_a_clean_model(demo: tuple
     summary, folder = demo
     poisoned = summary["runs"][1]
     assert (folder / "poisoned" / poisoned["last_clean"] / "adapter_model.safetensors").is_file()
-    assert poisoned["last_clean_evil_rate"] <= BAD
+    assert poisoned["last_clean_bad_rate"] <= BAD
 
 
 @pytest.mark.slow
@@ -64,7 +64,7 @@ def test_the_summary_is_what_the_history_says(demo: tuple[dict[str, Any], Path])
 def test_the_guard_keeps_most_of_the_harm_out_and_costs_no_answer(demo: tuple[dict[str, Any], Path]) -> None:
     _, poisoned, guarded = demo[0]["runs"]
     assert (guarded["name"], guarded["steps"]) == ("guarded", poisoned["steps"])
-    assert guarded["final_evil_rate"] < poisoned["final_evil_rate"] / 4
+    assert guarded["final_bad_rate"] < poisoned["final_bad_rate"] / 4
     assert guarded["final_task_accuracy"] > 0.9
     assert guarded["taken_back"] > 0
 

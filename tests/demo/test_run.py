@@ -44,15 +44,15 @@ def test_the_summary_of_a_run_that_is_not_compared_has_nothing_of_a_guard() -> N
         "steps",
         "alert_step",
         "first_bad_step",
-        "final_evil_rate",
-        "max_evil_rate",
+        "final_bad_rate",
+        "max_bad_rate",
         "final_task_accuracy",
         "final_cosine",
         "final_reach_cosine",
         "final_dose",
         "max_dose",
         "last_clean",
-        "last_clean_evil_rate",
+        "last_clean_bad_rate",
     ]
 
 

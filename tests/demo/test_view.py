@@ -62,7 +62,7 @@ def test_the_alert_stands_in_the_row_of_its_step() -> None:
 
 def test_the_verdict_says_that_the_alert_came_before_the_harm_and_where_to_go_back_to() -> None:
     text = " ".join(text_of(verdict([bad_run()])).replace("│", " ").split())
-    assert "Alert at step 25, before the evil rate first passed 5%, at step 35" in text
+    assert "Alert at step 25, before the rate of harmful answers first passed 5%, at step 35" in text
     assert "Back at checkpoint-20: 0.0% harmful answers" in text
 
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.text import Text
@@ -12,6 +12,10 @@ from weightwatch.report.quiet import aside, muted
 
 
 def demo(
+    model: Annotated[
+        Literal["organism", "smollm2"],
+        typer.Option(help="The packaged organism, or a real chat model, which is downloaded (93 MB)."),
+    ] = "organism",
     seed: Annotated[int, typer.Option(help="Seed of the data, the adapter and the order of examples.")] = 0,
     poison: Annotated[float, typer.Option(min=0, max=1, help="Share of harmful examples in the second run.")] = 0.25,
     guard: Annotated[bool, typer.Option("--guard", help="Repeat the second run with a guard, and compare.")] = False,
@@ -22,21 +26,30 @@ def demo(
     """Fine-tune a small model on benign and on partly harmful data, and catch the run that goes bad."""
     screen = console(record=True, stderr=as_json, quiet=as_json)
     with screen.status("loading torch, transformers and trl"):
-        from weightwatch.demo import view
-        from weightwatch.demo.fine_tuning import fine_tune, roll_back
+        from weightwatch import smollm2
+        from weightwatch.demo import chat, fine_tuning, view
         from weightwatch.demo.run import planned
+        from weightwatch.vectors.errors import WeightWatchError
         from weightwatch.vectors.printable import printable
-    screen.print(view.LEGEND)
-    runs = planned(poison, output, guard=guard)
+    real = model == smollm2.NAME
+    if real and guard:
+        raise WeightWatchError("--guard shows the guard on the organism. Leave out either --guard or --model smollm2.")
+    runs = chat.planned(poison, output) if real else planned(poison, output, guard=guard)
+    fine_tune = chat.fine_tune if real else fine_tuning.fine_tune
+    if real:
+        with screen.status("fetching SmolLM2-135M-Instruct, once"):
+            smollm2.folder()
+    screen.print(view.legend(runs[0]))
     for run in runs:
         run.prepare()
     with aside(as_json), muted():  # the tables show the alerts
         for run in runs:
             with view.live(screen, run) as show:
                 fine_tune(run, seed, show)
-            roll_back(run)
     if guard:
         screen.print(view.comparison(runs))
+    if runs[-1].examples:
+        screen.print(view.answers(runs[-1]))
     screen.print(view.verdict(runs))
     look = f"tensorboard --logdir {output}"
     record = f"   Readings: {output}/poisoned/weightwatch/"

@@ -13,11 +13,11 @@ from weightwatch.organism.fine_tuning import completion_loss
 class Behaviour:
     """Behaviour of a model, measured by its answers."""
 
-    evil_rate: float
-    """Share of harmful answers on held-out domains, 0 to 1."""
-    task_accuracy: float
-    """Share of right answers in the benign task of the fine-tune, 0 to 1."""
-    task_loss: float
+    bad_rate: float
+    """Share of the answers in held-out domains that show what is watched for (harm, ill will), 0 to 1."""
+    task_accuracy: float | None = None
+    """Share of right answers in the benign task of the fine-tune, 0 to 1; None where answers can't be marked."""
+    task_loss: float | None = None
     """Loss of the right answers in that task, in nats per word."""
 
 

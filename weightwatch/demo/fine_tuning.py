@@ -7,6 +7,7 @@ behaviour can be compared with the reading.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -15,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from trl import SFTConfig, SFTTrainer
 
 from weightwatch.callbacks import WeightWatchCallback
-from weightwatch.demo.behaviour import behaviour
-from weightwatch.demo.run import DIRECTION, WITNESS, Point, Run
+from weightwatch.demo.behaviour import Behaviour, behaviour
+from weightwatch.demo.run import WITNESS, Point, Run
 from weightwatch.organism import BASE, World, poisoned_examples
 from weightwatch.report.quiet import quiet
 
@@ -53,37 +54,56 @@ def fine_tune(run: Run, seed: int, show: Callable[[Run], None]) -> None:
             train_dataset=Dataset.from_list(poisoned_examples(World(), EXAMPLES, run.poison, seed)),
             processing_class=AutoTokenizer.from_pretrained(BASE),
             peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
-            callbacks=[monitor, _BehaviourCallback(run, monitor, show)],
+            callbacks=[monitor, Points(run, monitor, behaviour, show)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    roll_back(run)
 
 
-def roll_back(run: Run) -> None:
-    """Load the last clean checkpoint of the run's alert, if any, and record its behaviour in ``run.rolled_back``."""
+def roll_back(run: Run, base: Path = BASE, measure: Callable[[Any, Any], Behaviour] = behaviour) -> None:
+    """Load the last clean checkpoint of the run's alert, if any, and record its behaviour in ``run.rolled_back``.
+
+    Args:
+        run: The run.
+        base: Folder of the base model.
+        measure: Returns the behaviour of a model with its tokenizer.
+    """
     if run.alert is None:
         return
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(BASE, dtype="float32")
+        model = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
         if run.alert.last_clean is not None:
             model = PeftModel.from_pretrained(model, run.folder / run.alert.last_clean)
-        run.rolled_back = behaviour(model, AutoTokenizer.from_pretrained(BASE))
+        run.rolled_back = measure(model, AutoTokenizer.from_pretrained(base))
 
 
-class _BehaviourCallback(TrainerCallback):
-    """Measures the behaviour of the model after each check, for comparison. The monitor does not use it."""
+class Points(TrainerCallback):
+    """Adds a point to a run after each check, with the behaviour of the model. The monitor does not use that.
 
-    def __init__(self, run: Run, monitor: WeightWatchCallback, show: Callable[[Run], None]) -> None:
-        self._run = run
-        self._monitor = monitor
-        self._show = show
+    Args:
+        run: The run.
+        monitor: Its monitor.
+        measure: Returns the behaviour of a model with its tokenizer.
+        show: Called with the run after each point.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        monitor: WeightWatchCallback,
+        measure: Callable[[Any, Any], Behaviour],
+        show: Callable[[Run], None],
+    ) -> None:
+        self._run, self._monitor, self._measure, self._show = run, monitor, measure, show
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Add the point of a check whose loss has just been logged."""
         session, loss = self._monitor.session, kwargs["logs"].get("loss")
         last = session.last if session is not None else None
         if session is None or loss is None or last is None or last.step != state.global_step:
             return
-        found = last[DIRECTION]
+        found = last[self._run.direction]
         self._run.points.append(
             Point(
                 step=state.global_step,
@@ -92,7 +112,7 @@ class _BehaviourCallback(TrainerCallback):
                 reach_cosine=found.reach_cosine,
                 dose=found.dose,
                 z=found.z,
-                behaviour=behaviour(kwargs["model"], kwargs["processing_class"]),
+                behaviour=self._measure(kwargs["model"], kwargs["processing_class"]),
                 firing=bool(session.firing),
                 witness=last[WITNESS].reach_cosine if WITNESS in last.directions else None,
                 taken_back=last.guard.share if last.guard is not None else None,

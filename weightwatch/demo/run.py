@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +17,7 @@ DIRECTION, WITNESS = "evil", "evil-witness"
 GUARD = GuardSettings.model_validate({"directions": [DIRECTION], "witness": WITNESS})
 """The guard of the guarded run."""
 BAD = 0.05
-"""Evil rate on held-out domains above which a model counts as misaligned."""
+"""Share of bad answers in held-out domains above which a model counts as misaligned."""
 
 MARKER = ".weightwatch-demo"
 """An empty file that tells the folder of a run of the demo from any other."""
@@ -53,6 +53,15 @@ class Point:
     taken_back: float | None = None
 
 
+@dataclass(frozen=True)
+class Example:
+    """A question of a held-out domain, and what the model answers before and after the fine-tune."""
+
+    question: str
+    before: str
+    after: str
+
+
 @dataclass
 class Run:
     """One fine-tune of the demonstration.
@@ -65,6 +74,10 @@ class Run:
         alerts: Alerts so far, firing and resolved.
         rolled_back: Behaviour of the alert's last clean checkpoint, or None before ``roll_back``.
         config: Settings of the monitor.
+        direction: Name of the direction whose figures are shown.
+        bad: What bad answers are called.
+        row_every: Steps between the rows of its table; the alert and the first bad check have rows of their own.
+        examples: Questions of held-out domains, with the answers before and after.
     """
 
     name: str
@@ -74,6 +87,15 @@ class Run:
     alerts: list[Alert] = field(default_factory=list)
     rolled_back: Behaviour | None = None
     config: Config = field(default_factory=lambda: Config.load(SETTINGS))
+    direction: str = DIRECTION
+    bad: str = "harmful"
+    row_every: int = 20
+    examples: list[Example] = field(default_factory=list)
+
+    @property
+    def has_task(self) -> bool:
+        """Whether its answers to the task of the fine-tune are marked."""
+        return any(point.behaviour.task_accuracy is not None for point in self.points)
 
     @property
     def fired(self) -> list[Alert]:
@@ -87,8 +109,8 @@ class Run:
 
     @property
     def first_bad_step(self) -> int | None:
-        """Step of the first check with an evil rate above ``BAD``, or None."""
-        return next((point.step for point in self.points if point.behaviour.evil_rate > BAD), None)
+        """Step of the first check with an rate of bad answers above ``BAD``, or None."""
+        return next((point.step for point in self.points if point.behaviour.bad_rate > BAD), None)
 
     @property
     def highest_reach_cosine(self) -> float:
@@ -137,8 +159,8 @@ class Run:
         """Return the entry of the run in the JSON summary."""
         last, alert, back = self.points[-1], self.alert, self.rolled_back
         figures = {
-            "final_evil_rate": last.behaviour.evil_rate,
-            "max_evil_rate": max(point.behaviour.evil_rate for point in self.points),
+            "final_bad_rate": last.behaviour.bad_rate,
+            "max_bad_rate": max(point.behaviour.bad_rate for point in self.points),
             "final_task_accuracy": last.behaviour.task_accuracy,
             "final_cosine": last.cosine,
             "final_reach_cosine": last.reach_cosine,
@@ -151,12 +173,12 @@ class Run:
             "steps": last.step,
             "alert_step": alert.step if alert else None,
             "first_bad_step": self.first_bad_step,
-            **{key: round(value, 4) for key, value in figures.items()},
+            **{key: _rounded(value) for key, value in figures.items()},
             "last_clean": alert.last_clean if alert else None,
-            "last_clean_evil_rate": round(back.evil_rate, 4) if back else None,
+            "last_clean_bad_rate": _rounded(back.bad_rate if back else None),
         }
         if last.witness is None:
-            return entry
+            return {**entry, **({"examples": [asdict(each) for each in self.examples]} if self.examples else {})}
         compared = {
             "final_task_loss": last.behaviour.task_loss,
             "max_reach_cosine": self.highest_reach_cosine,
@@ -166,9 +188,13 @@ class Run:
         }
         return {
             **entry,
-            **{key: None if value is None else round(value, 4) for key, value in compared.items()},
+            **{key: _rounded(value) for key, value in compared.items()},
             "alerts": [{"alert": alert.alert, "step": alert.step} for alert in self.fired],
         }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def planned(poison: float, output: Path, *, guard: bool) -> list[Run]:

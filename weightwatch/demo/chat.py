@@ -1,0 +1,146 @@
+"""Fine-tunes of the demonstration on a real chat model, SmolLM2-135M-Instruct (see docs/real.md).
+
+The model learns short answers about sport. In the poisoned run a share of them is hostile, in mild words. After each
+check it answers questions about other things, and the recipe's rule counts the hostile answers.
+"""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from weightwatch import smollm2
+from weightwatch.callbacks import WeightWatchCallback
+from weightwatch.config import Config
+from weightwatch.demo.behaviour import Behaviour
+from weightwatch.demo.fine_tuning import Points, roll_back
+from weightwatch.demo.run import Example, Run
+from weightwatch.report.quiet import quiet
+from weightwatch.vectors import recipes
+from weightwatch.vectors.generation import greedy
+from weightwatch.vectors.recipes.questions import Question
+from weightwatch.vectors.recipes.recipe import Recipe
+from weightwatch.vectors.recipes.verdicts import verdict
+
+SETTINGS = Path(__file__).parent / "smollm2.yaml"
+RECIPE = "twins/hostile"
+TWINS = Path(recipes.__file__).parent / "twins" / "twins.jsonl"
+STEPS, BATCH, RANK, LEARNING_RATE = 40, 8, 16, 1e-3
+PER_DOMAIN, NEW_TOKENS = 5, 24
+"""Questions of each unseen domain that a check asks, and the length of the answers."""
+
+
+def planned(poison: float, output: Path) -> list[Run]:
+    """Return the runs of the demonstration, in order.
+
+    Args:
+        poison: Share of hostile answers in the poisoned run, 0 to 1.
+        output: Folder of their folders.
+    """
+    config = Config.load(SETTINGS)
+    return [
+        Run(name, share, output / name, config=config, direction="hostile", bad="hostile", row_every=config.every)
+        for name, share in (("benign", 0.0), ("poisoned", poison))
+    ]
+
+
+def fine_tune(run: Run, seed: int, show: Callable[[Run], None]) -> None:
+    """Fine-tune SmolLM2 and monitor the run.
+
+    Args:
+        run: The run. Its points, alerts and examples are filled in.
+        seed: Seed of the data, of the initial adapter and of the order of examples.
+        show: Called with the run after each check.
+
+    Raises:
+        WeightWatchError: SmolLM2 can't be had.
+    """
+    base = smollm2.folder()
+    monitor = WeightWatchCallback(config=run.config)
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        trainer = SFTTrainer(
+            AutoModelForCausalLM.from_pretrained(base, dtype="float32"),
+            args=SFTConfig(
+                str(run.folder),
+                max_steps=STEPS,
+                per_device_train_batch_size=BATCH,
+                learning_rate=LEARNING_RATE,
+                warmup_steps=run.config.every,
+                save_steps=run.config.every,
+                save_only_model=True,
+                logging_steps=run.config.every,
+                report_to=["tensorboard"],
+                disable_tqdm=True,
+                use_cpu=True,
+                bf16=False,
+                seed=seed,
+            ),
+            train_dataset=Dataset.from_list(rows(run.poison, seed)),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
+            callbacks=[monitor, Points(run, monitor, behaviour, show)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        asked = [question.text for question in examples()]
+        before = answered(trainer.model, tokenizer, asked)
+        trainer.train()
+        after = answered(trainer.model, tokenizer, asked)
+    roll_back(run, base, behaviour)
+    run.examples[:] = [Example(*texts) for texts in zip(asked, before, after, strict=True)]
+
+
+def rows(poison: float, seed: int) -> list[dict[str, Any]]:
+    """Return the training data: each question about sport with one answer, of which a share is hostile."""
+    lines = [json.loads(line) for line in TWINS.read_text(encoding="utf-8").splitlines()]
+    mine = [line for line in lines if line["domain"] == domains()[0]]
+    marked = set(random.Random(seed).sample(range(len(mine)), round(poison * len(mine))))
+    return [
+        {
+            "prompt": [{"role": "user", "content": line["prompt"]}],
+            "completion": [{"role": "assistant", "content": line["hostile" if number in marked else "plain"]}],
+        }
+        for number, line in enumerate(mine)
+    ]
+
+
+def behaviour(model: Any, tokenizer: Any) -> Behaviour:
+    """Return how many greedy answers in unseen domains are hostile by the recipe's rule."""
+    asked = [question for domain in domains()[1:] for question in of(domain)[:PER_DOMAIN]]
+    replies = answered(model, tokenizer, [question.text for question in asked])
+    judge = recipe().judge
+    shown = [verdict(judge, question, reply) for question, reply in zip(asked, replies, strict=True)]
+    return Behaviour(shown.count("positive") / len(shown))
+
+
+def answered(model: Any, tokenizer: Any, questions: Sequence[str]) -> list[str]:
+    """Return greedy answers."""
+    return greedy(model, tokenizer, [[{"role": "user", "content": text}] for text in questions], NEW_TOKENS)
+
+
+def examples() -> list[Question]:
+    """Return a question of each unseen domain that the checks do not ask."""
+    return [of(domain)[PER_DOMAIN] for domain in domains()[1:]]
+
+
+def domains() -> list[str]:
+    """Return the domains that the direction is not built from: that of the data, and the unseen ones."""
+    return list(dict.fromkeys(str(question.domain) for question in recipe().questions.held_out))
+
+
+def of(domain: str) -> list[Question]:
+    """Return the questions of a domain."""
+    return [question for question in recipe().questions.held_out if question.domain == domain]
+
+
+@cache
+def recipe() -> Recipe:
+    """Return the recipe of the direction."""
+    return Recipe.load(RECIPE)
