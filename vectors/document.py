@@ -25,6 +25,7 @@ class Strict(BaseModel):
 
 
 Model = TypeVar("Model", bound=BaseModel)
+Inner = TypeVar("Inner", bound=BaseModel)
 
 
 class Document(Generic[Model]):
@@ -94,6 +95,16 @@ class Document(Generic[Model]):
         except ValidationError as error:
             fault, place = _first_fault(self._model, error)
             raise self.error(place.keys, _explained(fault, place, wanted or {})) from None
+
+    def inside(self, key: str, model: "type[Inner]") -> "Document[Inner]":
+        """Return the mapping under a key as a document of its own, which another model describes.
+
+        Raises:
+            WeightWatchError: There is no mapping under the key.
+        """
+        pairs = self._nodes.value if isinstance(self._nodes, yaml.MappingNode) else []
+        nodes = next((value for name, value in pairs if name.value == key), None)
+        return Document(model, self.data.get(key), self._title, nodes)
 
     def error(self, keys: Sequence[int | str], message: str) -> WeightWatchError:
         """Return an error about a key, or about the mapping that lacks it, with title and line."""

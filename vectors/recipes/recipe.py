@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from weightwatch.vectors.document import Document, Strict, Text
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.recipes.neutral import PACKAGED as _NEUTRAL
 from weightwatch.vectors.recipes.neutral import NeutralTasks
+from weightwatch.vectors.recipes.pairs import Pairs
 from weightwatch.vectors.recipes.questions import EvaluationItem, Questions, alike, distinguishable
 from weightwatch.vectors.recipes.verdicts import AnswersJudge, JudgeSettings
 
@@ -50,7 +52,8 @@ class Recipe(Strict):
         limits: What the direction does not show.
         systems: System prompts of both sides. Without any, the fine-tunes learn the questions' written answers; with
             them, only the verdicts use the written answers.
-        questions: The building questions and the held-out ones.
+        questions: The building questions and the held-out ones. In YAML also the keys of ``Pairs``, which name a file
+            of pairs to read them from.
         judge: What decides which answers are kept: ``by: model``, ``by: patterns`` or ``by: answers``.
         evaluation: Held-out items in another format than the questions.
         shuffled: For a control with shuffled labels, the seed. The sides are swapped for a random half of the
@@ -188,7 +191,9 @@ def _load(path: Path, children: tuple[Path, ...]) -> Recipe:
         raise WeightWatchError(f"{path} extends itself through {children[-1].name}.")
     document = Document.read(path, Recipe, "recipe")
     values: dict[str, Any] = {}
-    parent, neutral = (document.data.get(key) for key in ("extends", "neutral"))
+    parent, neutral, questions = (document.data.get(key) for key in ("extends", "neutral", "questions"))
+    paired = isinstance(questions, Mapping) and "pairs" in questions
+    pairs = document.inside("questions", Pairs).validate() if paired else None
     key = "extends"
     try:
         if isinstance(parent, str):
@@ -199,6 +204,9 @@ def _load(path: Path, children: tuple[Path, ...]) -> Recipe:
         if isinstance(neutral, str):
             beside = path.parent / neutral
             values[key] = NeutralTasks.load(beside if beside.is_file() else neutral)
+        key = "questions"
+        if pairs is not None:
+            values[key] = pairs.questions(path.parent)
     except WeightWatchError as error:
         raise document.error([key], f"{key}: {error}") from None
     return document.validate(values)

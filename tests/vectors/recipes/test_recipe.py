@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from weightwatch.vectors import NeutralTasks, Recipe, WeightWatchError, packaged_recipes
+from weightwatch.vectors.recipes.pairs import Pairs
 from weightwatch.vectors.recipes.questions import Question
 from weightwatch.vectors.recipes.verdicts import ModelJudge, PatternsJudge, verdict
 from weightwatch.vectors.recipes.words import words
@@ -166,7 +167,7 @@ def test_the_page_about_recipes_counts_right(name: str) -> None:
 
 
 def test_the_recipe_on_the_page_is_one_that_loads(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    example, pairs = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "brevity.yaml").write_text(example, encoding="utf-8")
     recipe = Recipe.load(tmp_path / "brevity.yaml")
     assert isinstance(recipe.judge, PatternsJudge)
@@ -175,6 +176,7 @@ def test_the_recipe_on_the_page_is_one_that_loads(tmp_path: Path) -> None:
     assert verdict(recipe.judge, egg, egg.positive[0]) == "positive"
     assert verdict(recipe.judge, egg, egg.negative[0]) == "negative"
     assert verdict(recipe.judge, sea, "Rivers carry salt. It stays.") == "unclear"
+    assert Pairs.model_validate(yaml.safe_load(pairs)["questions"]).negative == "kind"
 
 
 def test_a_question_is_a_text_or_its_keys(tmp_path: Path) -> None:
