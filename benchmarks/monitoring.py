@@ -36,7 +36,7 @@ from weightwatch.vectors.card import CARD
 from weightwatch.vectors.generation import greedy, likelihoods
 from weightwatch.vectors.judges.choice import chosen
 from weightwatch.vectors.recipes.recipe import Recipe
-from weightwatch.vectors.recipes.verdicts import verdict
+from weightwatch.vectors.recipes.verdicts import AnswersJudge, verdict
 from weightwatch.vectors.weights.atomic import write_text
 
 DATA = (
@@ -146,6 +146,7 @@ class Study:
 
     def build(self, name: str, recipe: Recipe, seed: int) -> None:
         """Build a direction with one seed, and keep it."""
+        recipe = recipe.model_copy(update={"judge": AnswersJudge(by="answers")})  # the written answers need no rule
         settings = pipeline.Settings(training=BUILD, seeds=(seed,), min_pairs=16)
         home = self.direction(name)
         with quiet():
