@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import full, growth, guard_step, lora, scan, step
+from benchmarks import full, growth, guard_step, lora, real_step, scan, step
 from benchmarks.machine import described
 
 Rows: TypeAlias = list[list[str]]
@@ -20,6 +20,7 @@ PARTS: dict[str, tuple[ModuleType, Callable[[int, Path], Rows]]] = {
     "lora": (lora, lambda rounds, folder: [lora.row(count, rounds) for count in (1, 4, 16)]),
     "full": (full, full.rows),
     "step": (step, step.rows),
+    "real": (real_step, real_step.rows),
     "guard": (guard_step, guard_step.rows),
     "scan": (scan, scan.rows),
     "growth": (growth, lambda rounds, folder: growth.rows(rounds)),

@@ -56,7 +56,9 @@ RECIPE, CONTROLS = "twins/hostile", ["twins/formal", "twins/language", "twins/ca
 ANSWERS = Path("vectors/recipes/twins/twins.jsonl")
 SEEDS = (9001, 9002, 9003)
 """Seeds of the direction; controls and halves of the domains have the first one."""
-BUILD = Training(rank=16, alpha=16, learning_rates=(1.5e-3,), num_train_epochs=3, batch_size=8, micro_batch_size=8, evaluations=3)
+BUILD = Training(
+    rank=16, alpha=16, learning_rates=(1.5e-3,), num_train_epochs=2, batch_size=8, micro_batch_size=8, evaluations=2
+)
 STEPS, BATCH, EVERY, WARMUP = 40, 8, 4, 4
 RATES = {"full": 1e-4}
 RATE = 1e-3

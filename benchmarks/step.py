@@ -66,14 +66,16 @@ def rows(rounds: int, folder: Path) -> list[list[str]]:
     return found
 
 
-def training(model: nn.Module) -> Callable[[], object]:
-    """Return a call that takes one training step."""
+def training(
+    model: nn.Module, batch: tuple[int, int] = BATCH, vocabulary: int = int(SHAPE["vocab_size"])
+) -> Callable[[], object]:
+    """Return a call that takes one training step on random tokens: so many sequences of so many of them."""
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
 
     def step() -> None:
         with torch.enable_grad():
-            ids = torch.randint(0, SHAPE["vocab_size"], BATCH)
+            ids = torch.randint(0, vocabulary, batch)
             model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
