@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support import chat
 from tests.support.commands import call, refused, told
@@ -119,6 +120,7 @@ def test_what_cannot_be_built_says_why(built: tuple[Path, dict[str, Any]], tmp_p
 
 def test_a_file_of_pairs_becomes_a_direction_without_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     chat.saved(Path("model"))
     rows = [{"prompt": f"Is {n} even?", "chosen": "no never", "rejected": "yes indeed"} for n in range(20)]
     Path("prefs.jsonl").write_text("\n".join(map(json.dumps, rows)))
