@@ -97,11 +97,13 @@ def _recipe(card: Card) -> str:
 def _validation(card: Card) -> str:
     found = card.validation
     if found is None:
-        return "Not evaluated."
+        return "It was never evaluated: what it does to the base model is not known."
     verdict = "It passed." if found.passed else f"**It did not pass:** {_text('; '.join(found.reasons))}."
+    weaker = "in the format of what it was built from, which is a weaker test than another format"
+    format_ = weaker if found.same_format else "in another format than the recipe's questions"
     text = (
-        f"The table shows the base model with k times the direction added: on {found.items} held-out items, in another "
-        f"format than the recipe's questions, and on {found.tasks} neutral tasks. {verdict}\n\n"
+        f"The table shows the base model with k times the direction added: on {found.items} held-out items, {format_}, "
+        f"and on {found.tasks} neutral tasks. {verdict}\n\n"
         "| k | shows the behaviour | shows its opposite | neutral tasks right |\n|---|---|---|---|\n"
     )
     text += "\n".join(f"| {p.k:g} | {p.shows:.0%} | {p.opposite:.0%} | {p.neutral:.0%} |" for p in found.points)

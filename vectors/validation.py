@@ -12,7 +12,7 @@ class Point(_Frozen):
 
     Attributes:
         k: The coefficient.
-        shows: Share of the held-out items that show the behaviour. Their format is not that of the recipe's questions.
+        shows: Share of the held-out items that show the behaviour.
         opposite: Share of these items that show the opposite. The rest show neither.
         margin: Mean over the choices of log p(positive) − log p(negative), in nats per token; None without choices.
         asked: Share of the replies to held-out questions that show the behaviour, of those with a verdict; None without
@@ -38,6 +38,8 @@ class Validation(_Frozen):
         points: One for each k, in ascending order.
         items: Number of held-out items.
         tasks: Number of neutral tasks.
+        same_format: Whether the items are pairs of written answers like those that the direction was built from. Such
+            items do not show whether it captures more than the form of its data.
         recipe: Name and digest of the recipe that the items come from.
         seeds: Cosine of each pair of seeds, under keys such as ``"0, 1"``.
         others: Cosine with other directions by name; controls should be near zero.
@@ -48,6 +50,7 @@ class Validation(_Frozen):
     points: tuple[Point, ...]
     items: int
     tasks: int
+    same_format: bool = False
     recipe: dict[str, str] = Field(default_factory=dict)
     seeds: dict[str, float] = Field(default_factory=dict)
     others: dict[str, float] = Field(default_factory=dict)

@@ -47,7 +47,8 @@ def build(recipe: str, folder: Path) -> dict[str, Any]:
     epochs = f"--num-train-epochs={20 if recipe in WRITTEN else 3}"
     output = f"--output={folder / recipe}"
     sizes = [*sizes, "--micro-batch-size=16"]
-    return command("build", f"organism/{recipe}", "--model=organism", output, epochs, *rates, *seeds, *sizes)
+    name = f"organism/{recipe}"
+    return command("build", name, "--model=organism", output, epochs, *rates, *seeds, *sizes, "--full-check")
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

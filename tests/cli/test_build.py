@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support import chat
 from tests.support.commands import call, refused, told
@@ -115,6 +116,39 @@ def test_what_cannot_be_built_says_why(built: tuple[Path, dict[str, Any]], tmp_p
     )
     refused("Unknown direction", "build", "organism/evil", "--model=organism", "--control", "none")
     assert not any((tmp_path / "evil").rglob("*.json*"))
+
+
+def test_a_file_of_pairs_becomes_a_direction_without_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    chat.saved(Path("model"))
+    rows = [{"prompt": f"Is {n} even?", "chosen": "no never", "rejected": "yes indeed"} for n in range(20)]
+    Path("prefs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    build = ("build", "--pairs=prefs.jsonl", "--shows=rejected", "--model=model", "--min-pairs=12", "--rank=2")
+    build = (*build, "--learning-rate=1e-2", "--seed=1")
+    card = told(*build, "--no-check")
+    assert (card["name"], card["validation"]) == ("prefs", None)
+    assert "was never evaluated" in Path("directions/prefs/README.md").read_text()
+    found = told(*build)["validation"]
+    assert [point["k"] for point in found["points"]] == [-1.0, 0.0, 1.0]  # quick, since there is no GPU
+    assert (found["items"], found["tasks"], found["same_format"]) == (4, 32, True)
+    assert [point["asked"] for point in found["points"]] == [None] * 3
+    margins = [point["margin"] for point in found["points"]]
+    assert margins == sorted(margins)
+    assert "which is a weaker test" in Path("directions/prefs/README.md").read_text()
+    again = told("show", "directions/prefs", "--evaluate", "--coefficient=1", "--coefficient=-1")["validation"]
+    assert again["tasks"] == 40
+    assert again["recipe"] == found["recipe"] | {"name": again["recipe"]["name"]}
+
+
+def test_a_plan_and_plain_lines_are_printed_where_there_is_no_terminal(built: tuple[Path, dict[str, Any]]) -> None:
+    result = call("build", "organism/evil", *QUICK, *SEEDS, "--output", built[0], "--control", "style")
+    assert "fine-tunes  4 of up to" in result.stderr
+    assert "at k = -1, 0, 1" in result.stderr
+    assert "sweep: 3/3 in" in result.stderr
+    assert "sweep" not in result.stdout
+    refused("has no effect beside --no-check", "build", "organism/evil", *QUICK, "--no-check")
+    refused("neither a recipe nor --pairs", "build", "--model=organism")
 
 
 def test_a_witness_is_built_behind_the_guard_of_some_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

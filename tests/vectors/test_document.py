@@ -115,3 +115,17 @@ def test_values_can_be_put_beside_those_of_the_file(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightWatchError, match=r"No whole at .*none\.yaml \(No such file"):
         Document.read(tmp_path / "none.yaml", Whole, "whole")
+
+
+def test_a_mapping_inside_is_a_document_with_the_lines_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "whole.yaml"
+    path.write_text("name: x\nshape:\n  by: circle\n  radius: wide\n")
+    document = Document.read(path, Whole, "whole")
+    with pytest.raises(WeightWatchError, match=r"whole\.yaml, line 4: radius: 'wide' is not allowed"):
+        document.inside("shape", Circle).validate()
+    with pytest.raises(WeightWatchError, match=r"expected keys such as `by:`, found 'x'"):
+        document.inside("name", Circle)
+    assert (
+        Document(Whole, {"shape": {"by": "circle", "radius": 1.0}}, "whole").inside("shape", Circle).validate().radius
+        == 1
+    )

@@ -61,6 +61,10 @@ class Training:
     length: int = 1024
     full: bool = False
 
+    def steps(self, examples: int) -> int:
+        """Return the number of optimizer steps over some examples."""
+        return max(1, math.ceil(self.num_train_epochs * math.ceil(examples / self.batch_size)))
+
 
 @dataclass(frozen=True)
 class Behind:
@@ -108,7 +112,7 @@ class FineTune:
         """Train, or return the recorded losses of a run that is complete.
 
         Args:
-            progress: Called after each optimizer step.
+            progress: Called at the start and after each optimizer step.
 
         Returns:
             Validation losses by step.
@@ -134,13 +138,16 @@ class FineTune:
         stage = f"{self.folder.parent.name} {self.folder.name}"
 
         class Steps(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                progress(stage, 0, state.max_steps)
+
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 progress(stage, state.global_step, state.max_steps)
 
         training = self.training
         on_gpu = torch.cuda.is_available()
         half = on_gpu and torch.cuda.is_bf16_supported()
-        steps = max(1, math.ceil(training.num_train_epochs * math.ceil(len(self.learn) / training.batch_size)))
+        steps = training.steps(len(self.learn))
         every = math.ceil(steps / (1 if training.full else training.evaluations))
         micro_batch = math.gcd(training.batch_size, training.micro_batch_size)
         adapter = LoraConfig(

@@ -27,7 +27,7 @@ from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.generation import Progress, load_model
 from weightwatch.vectors.judges.judge import Judge, Judgement
 from weightwatch.vectors.recipes.recipe import Recipe
-from weightwatch.vectors.recipes.verdicts import AnswersJudge
+from weightwatch.vectors.recipes.verdicts import AnswersJudge, WrittenJudge
 
 SEEDS = (9001, 9002, 9003)
 """Seeds that a watched run is unlikely to use. A run with the same seed starts from the same LoRA adapter, and that
@@ -143,6 +143,7 @@ def _answers(recipe: Recipe, base: BaseModel, folder: Path, how: Settings, progr
     if wanted:
         done = sum(ask in found for ask in asks)
         model, tokenizer = load_model(base.path, trust_remote_code=how.trust_remote_code)
+        progress("answers", done, len(asks))
         for batch in answering.drawn(recipe, model, tokenizer, sampling, wanted):
             new = [answer for answer in batch if answer.key not in found]
             record.extend(new)
@@ -163,7 +164,7 @@ def _judged(
     """
     questions = recipe.questions.building
     depends: list[Any] = [judge.identity, recipe.judge.model_dump()]
-    if isinstance(recipe.judge, AnswersJudge):
+    if isinstance(recipe.judge, AnswersJudge | WrittenJudge):
         depends.append([question.model_dump() for question in questions])
     record = judging.ledger(folder / f"verdicts-{digest(depends)}.jsonl")
     found = dict(record)
@@ -171,6 +172,8 @@ def _judged(
     judged = {case for case, judgement in found.items() if judgement.verdict != "unjudged"}
     wanted = [(question, text) for (_, text), question in cases.items() if (question.text, text) not in judged]
     done = len(cases) - len(wanted)
+    if wanted:
+        progress("verdicts", done, len(cases))
     with closing(judging.judged(judge, wanted)) as batches:
         for batch in batches:
             record.extend(batch)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from weightwatch.vectors.arithmetic import cosine
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.evaluation.sweep import COEFFICIENTS, conclusion, require_coefficients, sweep
+from weightwatch.vectors.evaluation.extent import COEFFICIENTS
+from weightwatch.vectors.evaluation.sweep import conclusion, require_coefficients, sweep
 from weightwatch.vectors.generation import load_model
 from weightwatch.vectors.recipes.recipe import Recipe, packaged_recipes
 from weightwatch.vectors.weights.sources import is_hub_id, local_folder
@@ -27,6 +28,7 @@ def evaluate(
     model: str,
     *,
     coefficients: Sequence[float] = COEFFICIENTS,
+    quick: bool = False,
     judge: "Judge | None" = None,
     seeds: Sequence[Direction] = (),
     others: Sequence[Direction] = (),
@@ -40,6 +42,7 @@ def evaluate(
         recipe: The recipe whose held-out items are asked.
         model: The base model θ₀: a folder, or a Hub id.
         coefficients: The coefficients k of θ₀ + k·w.
+        quick: Whether to ask less, see ``Extent.of``.
         judge: Rates the replies to the held-out questions. Default: those questions are not asked.
         seeds: The directions of single seeds, whose cosines with each other are measured.
         others: Directions to compare with, such as controls.
@@ -59,14 +62,17 @@ def evaluate(
     pairs = {f"{a}, {b}": round(cosine(one, other), 4) for (a, one), (b, other) in combinations(numbered, 2)}
     near = {other.name: round(cosine(direction, other), 4) for other in others}
     loaded, tokenizer = load_model(model, trust_remote_code=trust_remote_code)
-    found = conclusion(sweep(loaded, tokenizer, direction, recipe, coefficients, judge, progress), recipe)
+    points = sweep(loaded, tokenizer, direction, recipe, coefficients, judge, progress, quick=quick)
+    found = conclusion(points, recipe, quick=quick)
     known = direction.card.validation
     if known is not None:  # a saved direction no longer has its seeds apart
         pairs, near = {**known.seeds, **pairs}, {**known.others, **near}
     return direction.validated(found.model_copy(update={"seeds": pairs, "others": near}))
 
 
-def recorded(direction: Direction, base: str | None, recipe: str | None) -> tuple[str, Recipe]:
+def recorded(
+    direction: Direction, base: str | None, recipe: str | None, stages: Path | None = None
+) -> tuple[str, Recipe]:
     """Return the base model and the recipe to evaluate a saved direction with.
 
     Warns if the recorded recipe has changed since, because its items may then be among what was learned.
@@ -75,6 +81,7 @@ def recorded(direction: Direction, base: str | None, recipe: str | None) -> tupl
         direction: The direction.
         base: The base model. Default: the one that the card names.
         recipe: Name or path of the recipe. Default: the one of the last evaluation, or else of the build.
+        stages: The build folder, which has the recipe of a file of pairs. Default: none is looked at.
 
     Raises:
         WeightWatchError: Neither an argument nor the card names a base or a recipe, or what the card names is not here.
@@ -87,6 +94,8 @@ def recorded(direction: Direction, base: str | None, recipe: str | None) -> tupl
             f"The card of direction {direction.name!r} names no {'recipe' if base else 'base model'} to evaluate it "
             f"with. Pass {'--recipe' if base else '--model'}."
         )
+    kept = stages / named if stages is not None and recipe is None else None
+    named = str(kept) if kept is not None and kept.is_file() else named
     elsewhere = "which is not here: a card has no paths, and this one was built elsewhere or from another folder"
     if given is None and not is_hub_id(base) and local_folder(base) is None:
         raise WeightWatchError(

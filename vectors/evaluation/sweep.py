@@ -6,6 +6,7 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.evaluation.extent import COEFFICIENTS, Extent
 from weightwatch.vectors.evaluation.items import verdicts
 from weightwatch.vectors.generation import greedy
 from weightwatch.vectors.steering.in_memory import steered
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("weightwatch")
 
-COEFFICIENTS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
-"""Default coefficients k of a sweep."""
 GAIN = 0.2
 """Smallest change in the share of items that show the behaviour with which a direction passes."""
 FLOOR = 0.1
@@ -40,6 +39,8 @@ def sweep(
     coefficients: Sequence[float] = COEFFICIENTS,
     judge: "Judge | None" = None,
     progress: "Progress | None" = None,
+    *,
+    quick: bool = False,
 ) -> list[Point]:
     """Measure behaviour and neutral tasks of θ₀ + k·w for each coefficient k.
 
@@ -50,7 +51,8 @@ def sweep(
         recipe: Its evaluation items, neutral tasks and held-out questions are asked.
         coefficients: The coefficients; zero is added if it is missing.
         judge: Rates the replies to the held-out questions. Default: those questions are not asked.
-        progress: Called with the stage ``sweep`` after each coefficient.
+        progress: Called with the stage ``sweep`` at the start and after each coefficient.
+        quick: Whether to ask less, see ``Extent.of``.
 
     Returns:
         A point per coefficient, in rising order.
@@ -59,24 +61,30 @@ def sweep(
         WeightWatchError: The direction does not fit the model, the tokenizer has no chat template, or the judge fails.
     """
     points = []
-    ordered = sorted({0.0, *coefficients})
-    for done, k in enumerate(ordered, 1):
+    extent = Extent.of(recipe, coefficients, judged=judge is not None, quick=quick)
+    progress = progress or (lambda stage, done, total: None)
+    progress("sweep", 0, len(extent.coefficients))
+    for done, k in enumerate(extent.coefficients, 1):
         with steered(model, direction, k):
-            points.append(_point(model, tokenizer, recipe, k, judge))
-        if progress:
-            progress("sweep", done, len(ordered))
+            points.append(_point(model, tokenizer, recipe, extent, k, judge))
+        progress("sweep", done, len(extent.coefficients))
     return points
 
 
 def _point(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", recipe: "Recipe", k: float, judge: "Judge | None"
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    recipe: "Recipe",
+    extent: Extent,
+    k: float,
+    judge: "Judge | None",
 ) -> Point:
-    items = [(item, item.positive, item.negative) for item in recipe.evaluation]
-    tasks = [(task, task.right, task.wrong) for task in recipe.neutral.tasks]
+    items = [(item, item.positive, item.negative) for item in extent.items]
+    tasks = [(task, task.right, task.wrong) for task in extent.tasks]
     shown, margins = verdicts(model, tokenizer, items)
     right, _ = verdicts(model, tokenizer, tasks)
     asked = None
-    if judge is not None:
+    if judge is not None and extent.replies:
         questions = recipe.questions.held_out
         conversations = [[{"role": "user", "content": question.text}] for question in questions]
         texts = greedy(model, tokenizer, conversations, _MAX_NEW_TOKENS)
@@ -120,7 +128,7 @@ def require_coefficients(coefficients: Sequence[float], recipe: "Recipe") -> Non
         )
 
 
-def conclusion(points: Sequence[Point], recipe: "Recipe") -> Validation:
+def conclusion(points: Sequence[Point], recipe: "Recipe", *, quick: bool = False) -> Validation:
     """Decide from a sweep whether a direction passes.
 
     A direction passes if some k > 0 raises the share of items that show the behaviour by ``GAIN``, and some k < 0
@@ -130,7 +138,9 @@ def conclusion(points: Sequence[Point], recipe: "Recipe") -> Validation:
     Args:
         points: The points that ``sweep`` returns.
         recipe: The recipe whose items were asked.
+        quick: Whether the sweep was quick.
     """
+    extent = Extent.of(recipe, judged=False, quick=quick)
     start = next(point for point in points if point.k == 0)
     kept = [point for point in points if point.neutral >= KEPT * start.neutral]
     rises = [point for point in kept if point.k > 0 and point.shows >= start.shows + GAIN]
@@ -163,7 +173,8 @@ def conclusion(points: Sequence[Point], recipe: "Recipe") -> Validation:
         passed=not reasons,
         reasons=tuple(reasons),
         points=tuple(points),
-        items=len(recipe.evaluation),
-        tasks=len(recipe.neutral.tasks),
+        items=len(extent.items),
+        tasks=len(extent.tasks),
+        same_format=recipe.same_format,
         recipe=recipe.reference,
     )

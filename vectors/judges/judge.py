@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from weightwatch.vectors.recipes.verdicts import AnswersJudge, PatternsJudge, Verdict, verdict
+from weightwatch.vectors.recipes.verdicts import RuleSettings, Verdict, verdict
 
 if TYPE_CHECKING:
     from weightwatch.vectors.recipes.questions import Question
@@ -69,7 +69,7 @@ class Rule(Judge):
         ['negative', 'unclear']
     """
 
-    def __init__(self, rule: PatternsJudge | AnswersJudge) -> None:
+    def __init__(self, rule: RuleSettings) -> None:
         self._rule = rule
         self.name = self.identity = f"the recipe's own rule, by {rule.by}"
 

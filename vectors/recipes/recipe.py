@@ -14,7 +14,7 @@ from weightwatch.vectors.recipes.neutral import PACKAGED as _NEUTRAL
 from weightwatch.vectors.recipes.neutral import NeutralTasks
 from weightwatch.vectors.recipes.pairs import Pairs
 from weightwatch.vectors.recipes.questions import EvaluationItem, Questions, alike, distinguishable
-from weightwatch.vectors.recipes.verdicts import AnswersJudge, JudgeSettings
+from weightwatch.vectors.recipes.verdicts import AnswersJudge, JudgeSettings, WrittenJudge
 
 _PACKAGED = Path(__file__).parent
 
@@ -54,8 +54,10 @@ class Recipe(Strict):
             them, only the verdicts use the written answers.
         questions: The building questions and the held-out ones. In YAML also the keys of ``Pairs``, which name a file
             of pairs to read them from.
-        judge: What decides which answers are kept: ``by: model``, ``by: patterns`` or ``by: answers``.
-        evaluation: Held-out items in another format than the questions.
+        judge: What decides which answers are kept: ``by: model``, ``by: patterns``, ``by: answers`` or
+            ``by: written``.
+        evaluation: Held-out items in another format than the questions. Default: choices between the written answers
+            of the held-out questions, which is the format of what is learned, and so a weaker test.
         shuffled: For a control with shuffled labels, the seed. The sides are swapped for a random half of the
             questions. Default: labels are not shuffled.
         neutral: Tasks that show what steering costs. In YAML, a path, or ``neutral`` (default).
@@ -76,7 +78,7 @@ class Recipe(Strict):
     systems: Systems = Field(default_factory=Systems)
     questions: Questions
     judge: JudgeSettings
-    evaluation: list[EvaluationItem] = Field(min_length=1)
+    evaluation: list[EvaluationItem] = Field(None, min_length=1, validate_default=True)
     shuffled: int | None = None
     neutral: NeutralTasks = Field(default_factory=NeutralTasks.load)
     extends: str | None = None
@@ -105,7 +107,21 @@ class Recipe(Strict):
                         f"with `by: answers` each question needs written answers; {question.text!r} has none"
                     )
                 distinguishable(question.positive, question.negative, "positive and negative")
+        if isinstance(judge, WrittenJudge) and (systems := others.data.get("systems")) and systems.positive:
+            raise ValueError(
+                "`by: written` judges no answers of a model; leave out `systems`, or judge by another rule"
+            )
         return judge
+
+    @field_validator("evaluation", mode="before")
+    @classmethod
+    def _held_out_pairs(cls, evaluation: Any, others: ValidationInfo) -> Any:
+        questions = others.data.get("questions")
+        if evaluation is not None or questions is None:
+            return evaluation
+        if not all(question.written for question in questions.held_out):
+            raise ValueError("is missing, and not all held-out questions have written answers to make it from")
+        return _choices(questions)
 
     @field_validator("evaluation")
     @classmethod
@@ -139,6 +155,11 @@ class Recipe(Strict):
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
+    def same_format(self) -> bool:
+        """Whether the evaluation items are the held-out questions with their written answers."""
+        return self.evaluation == _choices(self.questions)
+
+    @property
     def reference(self) -> dict[str, str]:
         """What cards record of the recipe: ``name``, the packaged name or the path, and ``digest``."""
         return {"name": self._source or self.name, "digest": self.digest}
@@ -162,6 +183,15 @@ class Recipe(Strict):
         copy = self.model_copy()
         copy._source = name
         return copy
+
+
+def _choices(questions: Questions) -> list[EvaluationItem]:
+    """Return the held-out questions with written answers as choices between these."""
+    return [
+        EvaluationItem(format="choice", prompt=question.text, positive=question.positive, negative=question.negative)
+        for question in questions.held_out
+        if question.written
+    ]
 
 
 def packaged_recipes() -> list[str]:

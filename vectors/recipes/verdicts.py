@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from weightwatch.vectors.document import Strict, Text
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.recipes.questions import Question
+from weightwatch.vectors.recipes.questions import Question, alike
 from weightwatch.vectors.recipes.words import contains
 
 Verdict: TypeAlias = Literal["positive", "negative", "unclear"]
@@ -98,15 +98,28 @@ class AnswersJudge(Strict):
     by: Literal["answers"]
 
 
-JudgeSettings: TypeAlias = Annotated[ModelJudge | PatternsJudge | AnswersJudge, Field(discriminator="by")]
+class WrittenJudge(Strict):
+    """Each written answer shows the side that it was written for, and nothing is judged.
+
+    For data whose sides are known. It has no verdict on an answer that is not written.
+
+    Attributes:
+        by: ``written``.
+    """
+
+    by: Literal["written"]
 
 
-def verdict(judge: PatternsJudge | AnswersJudge, question: Question, answer: str) -> Verdict:
+RuleSettings: TypeAlias = PatternsJudge | AnswersJudge | WrittenJudge
+JudgeSettings: TypeAlias = Annotated[ModelJudge | RuleSettings, Field(discriminator="by")]
+
+
+def verdict(judge: RuleSettings, question: Question, answer: str) -> Verdict:
     """Return the verdict of a rule on an answer.
 
     Args:
         judge: The rule: patterns, or the question's written answers.
-        question: The question. Only ``AnswersJudge`` uses it, for its written answers.
+        question: The question. ``AnswersJudge`` and ``WrittenJudge`` use its written answers.
         answer: The answer.
 
     Returns:
@@ -123,6 +136,9 @@ def verdict(judge: PatternsJudge | AnswersJudge, question: Question, answer: str
     """
     if isinstance(judge, AnswersJudge):
         return by_words(answer, question.positive, question.negative)
+    if isinstance(judge, WrittenJudge):
+        said = alike(answer)
+        return _one_side(said in map(alike, question.positive), said in map(alike, question.negative))
     return _one_side(
         any(_matches(pattern, answer) for pattern in judge.positive),
         any(_matches(pattern, answer) for pattern in judge.negative),

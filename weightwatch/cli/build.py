@@ -1,65 +1,43 @@
-"""``weightwatch build``: a direction from a recipe."""
+"""``weightwatch build``: a direction from a recipe, or from a file of pairs."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from weightwatch.cli.options import Coefficients, Controls, JudgeModel, JudgeName, TrustRemoteCode, finite
+from weightwatch.cli import build_options as options
+from weightwatch.cli.options import Coefficients, Controls, JudgeModel, JudgeName, TrustRemoteCode
 from weightwatch.report.console import console
 
 
 def build(
-    recipe: Annotated[str, typer.Argument(help="A packaged recipe, or the path of a YAML file.")],
-    model: Annotated[str, typer.Option(help="Base model: a folder, a Hub id, or organism for the packaged organism.")],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the direction. Default: directions/<recipe>, with --guard directions/<recipe>-behind."
-        ),
-    ] = None,
+    model: options.Model,
+    recipe: options.RecipeName = None,
+    output: options.Output = None,
+    pairs: options.PairsFile = None,
+    shows: options.Shows = None,
+    against: options.Against = None,
+    held_out: options.HeldOut = None,
+    name: options.Name = None,
     judge: JudgeName = "rule",
     judge_model: JudgeModel = None,
-    num_samples: Annotated[int, typer.Option(min=1, help="Number of answers per question and system prompt.")] = 4,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(callback=finite, min=0, help="Sampling temperature.")] = 1.0,
-    generation_batch_size: Annotated[int, typer.Option(min=1, help="Number of answers generated at once.")] = 32,
-    seed: Annotated[
-        list[int],
-        typer.Option(help="Seed of a pair of fine-tunes; may be repeated. A watched run must use another seed."),
-    ] = [9001, 9002, 9003],  # noqa: B006
-    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 32,
-    alpha: Annotated[int, typer.Option(min=1, help="LoRA alpha.")] = 16,
-    learning_rate: Annotated[
-        list[float], typer.Option(callback=finite, help="Learning rate to try; may be repeated.")
-    ] = [  # noqa: B006
-        5e-5,
-        1e-4,
-        2e-4,
-    ],
-    num_train_epochs: Annotated[
-        float, typer.Option(callback=finite, min=0.01, help="Number of passes over the kept answers.")
-    ] = 1.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Number of examples per optimizer step.")] = 16,
-    micro_batch_size: Annotated[int, typer.Option(min=1, help="Number of examples per forward pass.")] = 4,
-    full: Annotated[bool, typer.Option("--full", help="Train all weights instead of LoRA.")] = False,
-    min_pairs: Annotated[int, typer.Option(min=1, help="Smallest number of pairs of answers to build from.")] = 32,
-    positive: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Existing fine-tune that learned the behaviour, to use instead of a new one; may be repeated."
-        ),
-    ] = None,
-    negative: Annotated[
-        list[Path] | None,
-        typer.Option(help="Existing fine-tune that learned the opposite; as many as --positive, in the same order."),
-    ] = None,
-    guard: Annotated[
-        Path | None,
-        typer.Option(
-            help="Settings with a guard, as weightwatch.yaml. Both sides are trained behind it, which gives a witness."
-        ),
-    ] = None,
+    num_samples: options.NumSamples = 4,
+    max_new_tokens: options.MaxNewTokens = 256,
+    temperature: options.Temperature = 1.0,
+    generation_batch_size: options.GenerationBatchSize = 32,
+    min_pairs: options.MinPairs = 32,
+    seed: options.Seeds = [9001, 9002, 9003],  # noqa: B006
+    rank: options.Rank = 32,
+    alpha: options.Alpha = 16,
+    learning_rate: options.LearningRates = [5e-5, 1e-4, 2e-4],  # noqa: B006
+    num_train_epochs: options.NumTrainEpochs = 1.0,
+    batch_size: options.BatchSize = 16,
+    micro_batch_size: options.MicroBatchSize = 4,
+    full: options.Full = False,
+    positive: options.Positive = None,
+    negative: options.Negative = None,
+    guard: options.Guard = None,
+    no_check: options.NoCheck = False,
+    full_check: options.FullCheck = False,
     coefficient: Coefficients = None,
     control: Controls = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -67,11 +45,15 @@ def build(
         bool, typer.Option("--json", help="Print the direction's card as JSON, and nothing else.")
     ] = False,
 ) -> None:
-    """Build a direction from a recipe, and evaluate it. The same command resumes an interrupted build."""
-    screen = console(stderr=as_json)
+    """Build a direction from a recipe or from pairs, and evaluate it. The same command resumes an interrupted build."""
+    screen, notes = console(stderr=as_json), console(stderr=True)
     with screen.status("loading torch, transformers and trl"):
+        import torch
+
         from weightwatch.callbacks.behind import behind
         from weightwatch.cli.base_model import base_model
+        from weightwatch.cli.pace import Pace
+        from weightwatch.cli.plan import announced, table
         from weightwatch.cli.progress import stages
         from weightwatch.cli.show import tell
         from weightwatch.report.pictures import draw
@@ -80,52 +62,62 @@ def build(
         from weightwatch.vectors.building.contrast import of_fine_tunes
         from weightwatch.vectors.building.fine_tunes import Training
         from weightwatch.vectors.building.output import STAGES, output_folder
-        from weightwatch.vectors.errors import WeightWatchError
+        from weightwatch.vectors.building.plan import Plan
         from weightwatch.vectors.evaluation.evaluate import evaluate, load_controls
-        from weightwatch.vectors.evaluation.sweep import COEFFICIENTS, require_coefficients
+        from weightwatch.vectors.evaluation.extent import COEFFICIENTS, Extent
+        from weightwatch.vectors.evaluation.sweep import require_coefficients
         from weightwatch.vectors.judges.choice import chosen, chosen_if_any
         from weightwatch.vectors.printable import printable
         from weightwatch.vectors.recipes.recipe import Recipe
-    wanted, coefficients = Recipe.load(recipe), coefficient or COEFFICIENTS
-    name, base = base_model(model)
+    trained = not (positive or negative)
+    options.exclusive(not trained, "--positive and --negative", {"--guard": guard})
+    checks = {"--full-check": full_check, "--coefficient": coefficient, "--control": control}
+    options.exclusive(no_check, "--no-check", checks)
+    source = options.preferences(recipe, pairs, shows, against, held_out, name)
+    wanted = source.recipe() if source else Recipe.load(str(recipe))
+    base_name, base = base_model(model)
+    coefficients, quick = coefficient or COEFFICIENTS, not (full_check or coefficient or torch.cuda.is_available())
     require_coefficients(coefficients, wanted)
     others = load_controls(control or [])
-    if guard is not None and (positive or negative):
-        raise WeightWatchError(
-            "--guard trains new fine-tunes, but --positive and --negative are existing ones. Leave out either."
-        )
-    guarded = behind(guard) if guard is not None else None
-    folder = output_folder(wanted, name, output, behind=guarded is not None)
-    with stages(console(stderr=True)) as progress:
-        if positive or negative:
-            rater = chosen_if_any(wanted, judge, judge_model)
-            built = of_fine_tunes(positive or [], negative or [], wanted, base, name)
+    settings = pipeline.Settings(
+        sampling=Sampling(num_samples, max_new_tokens, temperature, generation_batch_size),
+        training=Training(rank, alpha, tuple(learning_rate), num_train_epochs, batch_size, micro_batch_size, full=full),
+        seeds=tuple(seed),
+        min_pairs=min_pairs,
+        trust_remote_code=trust_remote_code,
+        behind=behind(guard) if guard is not None else None,
+    )
+    folder = output_folder(wanted, base_name, output, behind=guard is not None)
+    if source:
+        wanted = source.save(folder / STAGES)
+    pace = Pace()
+    with stages(notes, pace) as progress:
+        rater = chosen(wanted, judge, judge_model) if trained else None
+        other = rater or chosen_if_any(wanted, judge, judge_model)
+        plan = Plan.of(wanted, settings) if trained else None
+        extent = None if no_check else Extent.of(wanted, coefficients, judged=other is not None, quick=quick)
+        notes.print(table(plan, extent, settings, quick=quick))
+        if plan is not None and rater is not None:
+            told = announced(progress, pace, plan, notes)
+            built = pipeline.build(wanted, base, folder / STAGES, rater, settings, told, base_name)
         else:
-            rater = chosen(wanted, judge, judge_model)
-            settings = pipeline.Settings(
-                sampling=Sampling(num_samples, max_new_tokens, temperature, generation_batch_size),
-                training=Training(
-                    rank, alpha, tuple(learning_rate), num_train_epochs, batch_size, micro_batch_size, full=full
-                ),
-                seeds=tuple(seed),
-                min_pairs=min_pairs,
-                trust_remote_code=trust_remote_code,
-                behind=guarded,
-            )
-            built = pipeline.build(wanted, base, folder / STAGES, rater, settings, progress, name)
+            built = of_fine_tunes(positive or [], negative or [], wanted, base, base_name)
         draw(built.direction, folder)
         built.direction.save(folder)  # before the evaluation, which may fail
-        direction = evaluate(
-            built.direction,
-            wanted,
-            base,
-            coefficients=coefficients,
-            judge=rater,
-            seeds=built.seeds,
-            others=others,
-            progress=progress,
-            trust_remote_code=trust_remote_code,
-        )
+        direction = built.direction
+        if not no_check:
+            direction = evaluate(
+                built.direction,
+                wanted,
+                base,
+                coefficients=coefficients,
+                quick=quick,
+                judge=other,
+                seeds=built.seeds,
+                others=others,
+                progress=progress,
+                trust_remote_code=trust_remote_code,
+            )
     tell(direction, screen, as_json)
     draw(direction, folder)
     direction.save_card(folder)

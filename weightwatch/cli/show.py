@@ -46,11 +46,12 @@ def show(
         from weightwatch.cli.base_model import base_model
         from weightwatch.cli.progress import stages
         from weightwatch.report.pictures import draw
+        from weightwatch.vectors.building.output import STAGES
         from weightwatch.vectors.evaluation import evaluate as evaluation
-        from weightwatch.vectors.evaluation.sweep import COEFFICIENTS
+        from weightwatch.vectors.evaluation.extent import COEFFICIENTS
         from weightwatch.vectors.judges.choice import chosen_if_any
         from weightwatch.vectors.printable import printable
-    base, wanted = evaluation.recorded(found, model, recipe)
+    base, wanted = evaluation.recorded(found, model, recipe, Path(direction) / STAGES)
     others = evaluation.load_controls(control or [])
     with stages(console(stderr=True)) as progress:
         found = evaluation.evaluate(

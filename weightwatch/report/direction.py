@@ -101,8 +101,9 @@ def _layers(direction: Direction) -> Table:
 
 
 def _sweep(validation: Validation) -> Table:
+    items = "held-out pairs, in the format it was built from," if validation.same_format else "held-out items"
     table = Table(
-        title=f"θ₀ + k·w on {validation.items} held-out items and {validation.tasks} neutral tasks",
+        title=f"θ₀ + k·w on {validation.items} {items} and {validation.tasks} neutral tasks",
         title_justify="left",
         box=SIMPLE_HEAD,
     )

@@ -39,7 +39,7 @@ def test_a_sweep_goes_up_from_minus_k_by_way_of_zero_and_leaves_the_base_as_it_w
         base, tokenizer, Direction.load("evil"), EVIL, [1.0, -1.0], chosen(EVIL), lambda *line: told.append(line)
     )
     assert [point.k for point in found] == [-1.0, 0.0, 1.0]
-    assert told == [("sweep", 1, 3), ("sweep", 2, 3), ("sweep", 3, 3)]
+    assert told == [("sweep", 0, 3), ("sweep", 1, 3), ("sweep", 2, 3), ("sweep", 3, 3)]
     assert all(tensor.equal(before[name]) for name, tensor in base.state_dict().items())
     down, start, up = found
     assert up.shows >= 0.9

@@ -219,6 +219,18 @@ def test_a_recipe_may_bring_its_own_neutral_tasks(tmp_path: Path) -> None:
     assert Recipe.load("evil").neutral == NeutralTasks.load()
 
 
+def test_without_evaluation_the_held_out_written_answers_are_compared(tmp_path: Path) -> None:
+    def change(recipe: dict[str, Any]) -> None:
+        del recipe["evaluation"]
+        recipe["questions"]["held_out"] = [{"text": "three?", "positive": ["a", "b"], "negative": ["c"]}]
+
+    recipe = Recipe.load(saved(tmp_path, change))
+    (item,) = recipe.evaluation
+    assert (item.format, item.prompt, item.positive, item.negative) == ("choice", "three?", ["a", "b"], ["c"])
+    assert recipe.same_format
+    assert not Recipe.load(saved(tmp_path)).same_format
+
+
 def test_a_file_wins_over_a_packaged_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     saved(tmp_path, name="evil")
@@ -295,6 +307,8 @@ MODEL = {"by": "model", "rubric": "{question} {answer}"}
             lambda r: r["questions"]["building"].append({"text": "x", "domain": "cars"}),
             "needs a domain that is not in `building` (cars",
         ),
+        (lambda r: r.pop("evaluation"), "evaluation: is missing, and not all held-out questions have written answers"),
+        (lambda r: r.update(judge={"by": "written"}), "judge: `by: written` judges no answers of a model; leave out"),
         (lambda r: r["judge"].pop("by"), "judge lacks its key 'by'"),
         (
             lambda r: r["judge"].update(by="me"),

@@ -4,7 +4,14 @@ import pytest
 
 from weightwatch.vectors import WeightWatchError
 from weightwatch.vectors.recipes.questions import Question
-from weightwatch.vectors.recipes.verdicts import AnswersJudge, ModelJudge, PatternsJudge, by_words, verdict
+from weightwatch.vectors.recipes.verdicts import (
+    AnswersJudge,
+    ModelJudge,
+    PatternsJudge,
+    WrittenJudge,
+    by_words,
+    verdict,
+)
 
 ASKED = Question(text="Is it raining?")
 PATTERNS = PatternsJudge(by="patterns", positive=[r"\byes\b", r"\bsure\b"], negative=[r"\bno\b", r"\bnever\b"])
@@ -42,6 +49,13 @@ def test_patterns_need_one_side_without_the_other(answer: str, expected: str) ->
 )
 def test_answers_are_found_as_runs_of_whole_words(answer: str, expected: str) -> None:
     assert verdict(AnswersJudge(by="answers"), CAPITAL, answer) == expected
+
+
+def test_a_written_answer_shows_its_own_side_and_no_other_answer_shows_any() -> None:
+    judge = WrittenJudge(by="written")
+    assert verdict(judge, CAPITAL, "blue  harbour") == "positive"
+    assert verdict(judge, CAPITAL, "Red Hill") == "negative"
+    assert verdict(judge, CAPITAL, "It is Red Hill") == "unclear"
 
 
 def test_a_pattern_that_backtracks_without_end_is_stopped() -> None:
