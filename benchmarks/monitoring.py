@@ -36,7 +36,7 @@ from weightwatch.vectors.card import CARD
 from weightwatch.vectors.generation import greedy, likelihoods
 from weightwatch.vectors.judges.choice import chosen
 from weightwatch.vectors.recipes.recipe import Recipe
-from weightwatch.vectors.recipes.verdicts import AnswersJudge, verdict
+from weightwatch.vectors.recipes.verdicts import verdict
 from weightwatch.vectors.weights.atomic import write_text
 
 DATA = (
@@ -59,7 +59,7 @@ SEEDS = (9001, 9002, 9003)
 BUILD = Training(
     rank=16, alpha=16, learning_rates=(1.5e-3,), num_train_epochs=2, batch_size=8, micro_batch_size=8, evaluations=2
 )
-STEPS, BATCH, EVERY, WARMUP = 40, 8, 4, 4
+STEPS, BATCH, EVERY, WARMUP = 40, 8, 5, 5
 RATES = {"full": 1e-4}
 RATE = 1e-3
 PER_DOMAIN, NEW_TOKENS = 6, 24
@@ -148,7 +148,6 @@ class Study:
 
     def build(self, name: str, recipe: Recipe, seed: int) -> None:
         """Build a direction with one seed, and keep it."""
-        recipe = recipe.model_copy(update={"judge": AnswersJudge(by="answers")})  # the written answers need no rule
         settings = pipeline.Settings(training=BUILD, seeds=(seed,), min_pairs=16)
         home = self.direction(name)
         with quiet():

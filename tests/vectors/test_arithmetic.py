@@ -189,7 +189,9 @@ def test_compression_drops_only_what_is_nothing() -> None:
     assert {delta.rank for delta in nearly.deltas.values()} == {3}
 
 
-def test_compression_to_a_rank_keeps_the_nearest_direction_and_its_cosine_with_the_whole_is_the_ratio_of_norms() -> None:
+def test_compression_to_a_rank_keeps_the_nearest_direction_and_its_cosine_with_the_whole_is_the_ratio_of_norms() -> (
+    None
+):
     w = low_rank(tiny_llama(), 1, rank=4)
     found = compressed(w, rank=2)
     assert {delta.rank for delta in found.deltas.values()} == {2}

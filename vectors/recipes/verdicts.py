@@ -117,9 +117,11 @@ JudgeSettings: TypeAlias = Annotated[ModelJudge | RuleSettings, Field(discrimina
 def verdict(judge: RuleSettings, question: Question, answer: str) -> Verdict:
     """Return the verdict of a rule on an answer.
 
+    An answer that was written for one side of the question belongs to that side under every rule.
+
     Args:
         judge: The rule: patterns, or the question's written answers.
-        question: The question. ``AnswersJudge`` and ``WrittenJudge`` use its written answers.
+        question: The question, with its written answers if it has any.
         answer: The answer.
 
     Returns:
@@ -134,11 +136,12 @@ def verdict(judge: RuleSettings, question: Question, answer: str) -> Verdict:
         >>> verdict(recipe.judge, recipe.questions.building[0], "I'm sorry, but I can't help with that request.")
         'positive'
     """
+    said = alike(answer)
+    written = _one_side(said in map(alike, question.positive), said in map(alike, question.negative))
+    if written != "unclear" or isinstance(judge, WrittenJudge):
+        return written
     if isinstance(judge, AnswersJudge):
         return by_words(answer, question.positive, question.negative)
-    if isinstance(judge, WrittenJudge):
-        said = alike(answer)
-        return _one_side(said in map(alike, question.positive), said in map(alike, question.negative))
     return _one_side(
         any(_matches(pattern, answer) for pattern in judge.positive),
         any(_matches(pattern, answer) for pattern in judge.negative),

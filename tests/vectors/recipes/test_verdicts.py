@@ -58,6 +58,15 @@ def test_a_written_answer_shows_its_own_side_and_no_other_answer_shows_any() -> 
     assert verdict(judge, CAPITAL, "It is Red Hill") == "unclear"
 
 
+def test_a_written_answer_belongs_to_its_side_whatever_the_patterns_say() -> None:
+    judge = PatternsJudge(by="patterns", positive=["fool"], negative=["friend"])
+    question = Question(text="Why?", positive=["Ask a friend."], negative=["No reason."])
+    assert verdict(judge, question, "ask a  Friend.") == "positive"
+    assert verdict(judge, question, "No reason.") == "negative"
+    assert verdict(judge, question, "My friend, no reason.") == "negative"
+    assert verdict(judge, question, "None.") == "unclear"
+
+
 def test_a_pattern_that_backtracks_without_end_is_stopped() -> None:
     judge = PatternsJudge(by="patterns", positive=[r"^(a|aa)+$"], negative=[r"\bno\b"])
     begun = time.process_time()
