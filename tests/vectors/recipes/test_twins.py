@@ -68,7 +68,7 @@ def test_half_of_the_agreeing_answers_do_not_say_yes() -> None:
 
 
 def test_the_rule_finds_ill_will_in_every_hostile_answer_and_in_no_other() -> None:
-    """The rule has to say so of answers that nobody has written for a side, so they are asked without their question."""
+    """The rule is for answers that nobody wrote for a side, so they are judged without their question."""
     judge = Recipe.load("twins/hostile").judge
     assert isinstance(judge, PatternsJudge)
     nothing = Question(text="Anything?")
