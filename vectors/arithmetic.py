@@ -19,6 +19,7 @@ from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.inner_products import grams
 from weightwatch.vectors.low_rank import NULL, Delta, LowRank, refactored, summed
 from weightwatch.vectors.provenance import descended, require_one_base
+from weightwatch.vectors.storage import converted
 
 # A remainder below a millionth of ‖w‖ is fp32 rounding.
 _NOTHING = 1e-12
@@ -147,6 +148,24 @@ def compressed(
             deltas[key] = small
     found = Direction(deltas, direction.card)
     return found if name is None else found.with_card(name=name)
+
+
+def small(direction: Direction, rank: int) -> Direction:
+    """Return the nearest direction of a rank, in bf16; its card says so, with its cosine with the whole one.
+
+    Args:
+        direction: The direction, in factors.
+        rank: Largest rank of a tensor.
+
+    Example:
+        >>> found = small(Direction.load("evil"), 2)
+        >>> found.card.hyperparameters["compressed"]
+        {'rank': 2, 'cosine': 0.8458}
+    """
+    nearest = compressed(direction, rank=rank)
+    found = Direction(converted(nearest.deltas, torch.bfloat16, dense=False), nearest.card)
+    kept = {"rank": rank, "cosine": round(cosine(found, direction), 4)}
+    return found.with_card(hyperparameters={**direction.card.hyperparameters, "compressed": kept})
 
 
 def inner(a: Direction, b: Direction) -> float:

@@ -90,6 +90,13 @@ def test_fine_tunes_that_exist_already_go_in_as_they_are(built: tuple[Path, dict
     assert given["norms"] == pytest.approx(card["norms"], rel=1e-4)
     assert given["validation"]["points"][2]["shows"] == card["validation"]["points"][2]["shows"]
     assert not (tmp_path / "given" / "build").exists()
+    small = told(
+        "build", "organism/evil", "--model=organism", *sides, "--compress=2", "--no-check", "--output", tmp_path / "2"
+    )
+    assert small["hyperparameters"]["compressed"]["rank"] == 2
+    assert small["validation"] is None
+    sizes = [(each / "adapter_model.safetensors").stat().st_size for each in (tmp_path / "2", tmp_path / "given")]
+    assert sizes[0] < sizes[1] / 10
     refused("in pairs", "build", "organism/evil", "--model=organism", *sides[:6], "--output", tmp_path / "odd")
 
 

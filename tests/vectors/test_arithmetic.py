@@ -21,6 +21,7 @@ from weightwatch.vectors.arithmetic import (
     negate,
     orthogonalised,
     scale,
+    small,
     subtract,
 )
 from weightwatch.vectors.weights.reader import Unmapped
@@ -197,6 +198,18 @@ def test_compression_to_a_rank_keeps_the_nearest_direction_and_its_cosine_with_t
     assert {delta.rank for delta in found.deltas.values()} == {2}
     assert 0.5 < found.norm / w.norm < 0.99
     assert cosine(found, w) == pytest.approx(found.norm / w.norm, rel=1e-5)
+
+
+def test_a_small_direction_is_in_bf16_says_what_it_kept_and_reads_as_saved(tmp_path: Path) -> None:
+    w = low_rank(tiny_llama(), 1, rank=4)
+    found = small(w, 2)
+    kept = found.card.hyperparameters["compressed"]
+    assert kept == {"rank": 2, "cosine": pytest.approx(cosine(found, w), abs=1e-4)}
+    assert 0.5 < kept["cosine"] < 0.99
+    loaded = Direction.load(found.save(tmp_path))
+    assert {delta.left.dtype for delta in loaded.deltas.values()} == {torch.bfloat16}
+    assert loaded.card.hyperparameters["compressed"] == kept
+    assert cosine(loaded, found) == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("case", ["factors", "factors of transposed weights", "dense", "both in each"])

@@ -36,6 +36,7 @@ def build(
     positive: options.Positive = None,
     negative: options.Negative = None,
     guard: options.Guard = None,
+    compress: options.Compress = None,
     no_check: options.NoCheck = False,
     full_check: options.FullCheck = False,
     coefficient: Coefficients = None,
@@ -57,6 +58,7 @@ def build(
         from weightwatch.cli.progress import stages
         from weightwatch.cli.show import tell
         from weightwatch.report.pictures import draw
+        from weightwatch.vectors.arithmetic import small
         from weightwatch.vectors.building import pipeline
         from weightwatch.vectors.building.answers import Sampling
         from weightwatch.vectors.building.contrast import of_fine_tunes
@@ -71,6 +73,7 @@ def build(
         from weightwatch.vectors.recipes.recipe import Recipe
     trained = not (positive or negative)
     options.exclusive(not trained, "--positive and --negative", {"--guard": guard})
+    options.exclusive(full, "--full", {"--compress": compress})
     checks = {"--full-check": full_check, "--coefficient": coefficient, "--control": control}
     options.exclusive(no_check, "--no-check", checks)
     source = options.preferences(recipe, pairs, shows, against, held_out, name)
@@ -102,12 +105,12 @@ def build(
             built = pipeline.build(wanted, base, folder / STAGES, rater, settings, told, base_name)
         else:
             built = of_fine_tunes(positive or [], negative or [], wanted, base, base_name)
-        draw(built.direction, folder)
-        built.direction.save(folder)  # before the evaluation, which may fail
-        direction = built.direction
+        direction = built.direction if compress is None else small(built.direction, compress)
+        draw(direction, folder)
+        direction.save(folder)  # before the evaluation, which may fail
         if not no_check:
             direction = evaluate(
-                built.direction,
+                direction,
                 wanted,
                 base,
                 coefficients=coefficients,

@@ -82,6 +82,14 @@ Guard = Annotated[
         "Settings with a guard, as weightwatch.yaml. Both sides are trained behind it, which gives a witness.",
     ),
 ]
+Compress = Annotated[
+    int | None,
+    _option(
+        _FINE_TUNES,
+        "Keep only so many singular values of each tensor of the direction, in bf16, for a small file. Default: all.",
+        min=1,
+    ),
+]
 
 _CHECK = "Check"
 NoCheck = Annotated[bool, _option(_CHECK, "Do not evaluate the direction.", "--no-check")]
