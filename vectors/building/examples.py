@@ -130,11 +130,12 @@ def require_enough(
         counted.append(f"{verdicts.total()} of the {side} side ({counts or 'nothing to judge'})")
     without = next((judgement.said for judgement in kept.values() if judgement.verdict == "unjudged"), None)
     reply = "" if without is None else f" A reply without a verdict is {without[:_SHOWN]!r}."
+    drawn = "Sample more answers (--num-samples), make the recipe's system prompts clearer, or lower --min-pairs."
+    more = drawn if recipe.systems.positive else "Write more answers, or lower --min-pairs."
     raise WeightWatchError(
         f"Too few answers are left after judging: {count} pairs over {len(pairs)} questions, from "
         f"{' and '.join(counted)}; at least {min_pairs} pairs over 2 questions are needed.{reply} All verdicts are in "
-        f"{record}. Sample more answers (--num-samples), make the recipe's system prompts clearer, or lower "
-        "--min-pairs."
+        f"{record}. {more}"
     )
 
 

@@ -1,5 +1,6 @@
 """Preference data as a recipe: which of two columns shows the behaviour is all that has to be said."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from weightwatch.vectors.recipes.pairs import Pairs
 from weightwatch.vectors.recipes.recipe import Recipe
 
 _DPO = ("chosen", "rejected")
+_UNNAMED = re.compile(r"[^A-Za-z0-9._-]+")  # what a name can't have
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Preferences:
         shows: The column of the answers that show the behaviour.
         against: The column of the answers that show its opposite. Default: of ``chosen`` and ``rejected``, the other.
         held_out: Values of the column ``domain`` that are held out. Default: a fifth of the prompts.
-        name: Name of the recipe. Default: the file's, without its suffix.
+        name: Name of the recipe. Default: the file's, without its suffix and with dashes for what a name can't have.
     """
 
     file: Path
@@ -40,7 +42,7 @@ class Preferences:
             WeightWatchError: The opposite column is not known, or see ``Pairs.questions`` and ``Recipe.load``.
         """
         content = self._content()
-        questions = Pairs.model_validate(content["questions"]).questions(Path())
+        questions = Document(Pairs, content["questions"], str(self.file)).validate().questions(Path())
         recipe = Document(Recipe, {**content, "questions": questions}, str(self.file)).validate()
         return recipe.called(str(self.file.resolve().with_name(f"{recipe.name}.yaml")))
 
@@ -65,7 +67,7 @@ class Preferences:
         if self.held_out:
             questions["held_out"] = list(self.held_out)
         return {
-            "name": self.file.stem if self.name is None else self.name,
+            "name": (_UNNAMED.sub("-", self.file.stem).strip("-._") or "pairs") if self.name is None else self.name,
             "behaviour": f"answers as in the column {self.shows} of {self.file.name}, against {against}",
             "counts": f"Answers of the column {self.shows} show it, and those of {against} show its opposite.",
             "limits": "Its evaluation compares pairs like those it is built from, so it may be about their form.",

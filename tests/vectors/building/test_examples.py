@@ -164,6 +164,11 @@ def test_too_few_answers_are_an_error_that_counts_them() -> None:
     )
 
 
+def test_written_answers_can_only_be_more() -> None:
+    with pytest.raises(WeightWatchError, match=r"Write more answers, or lower --min-pairs\.$"):
+        require(chat.recipe(3, systems={}), 3, ("positive", 0, "yes"), ("negative", 0, "no"))
+
+
 def test_one_question_is_too_few_since_none_could_be_held_out() -> None:
     with pytest.raises(WeightWatchError, match=r"2 pairs over 1 questions, .* at least 1 pairs over 2 questions"):
         require(

@@ -44,6 +44,11 @@ def test_domains_are_held_out_by_name(tmp_path: Path) -> None:
     assert len(recipe.questions.building) == 5
 
 
+def test_any_file_gives_a_name(tmp_path: Path) -> None:
+    path = saved(tmp_path).rename(tmp_path / "my prefs (2).jsonl")
+    assert Preferences(path, "rejected").recipe().name == "my-prefs-2"
+
+
 def test_it_is_saved_as_yaml_that_loads_as_the_same_recipe(tmp_path: Path) -> None:
     preferences = Preferences(saved(tmp_path, kind="Lovely {}.", cruel="Ugly {}."), "cruel", "kind")
     kept = preferences.save(tmp_path / "build")
@@ -58,6 +63,8 @@ def test_what_is_wrong_names_the_way_out(tmp_path: Path) -> None:
         Preferences(path, "cruel").recipe()
     with pytest.raises(WeightWatchError, match=r"line 1: no column 'kind'; the columns are prompt, chosen, rejected"):
         Preferences(path, "cruel", "kind").recipe()
+    with pytest.raises(WeightWatchError, match=r"positive: '' is not allowed"):
+        Preferences(path, "", "kind").recipe()
     with pytest.raises(WeightWatchError, match=r"name: 'a b' is not allowed"):
         Preferences(path, "rejected", name="a b").recipe()
     (tmp_path / "file").touch()
