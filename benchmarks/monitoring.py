@@ -61,8 +61,8 @@ BUILD = Training(
 )
 STEPS, BATCH, EVERY, WARMUP = 40, 8, 5, 5
 RATES = {"full": 1e-4}
-RATE = 1e-3
-PER_DOMAIN, NEW_TOKENS = 6, 24
+RATE = 1.5e-3
+PER_DOMAIN, NEW_TOKENS = 4, 24
 """Unseen prompts of each domain that a check measures with, and the length of their greedy answers."""
 
 
