@@ -300,6 +300,7 @@ def main(
     tuner: Annotated[list[str] | None, typer.Option(help="r4, r16, r64, full. Default: r16.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the runs. Default: 11, 12, 13.")] = None,
     direction: Annotated[list[str] | None, typer.Option(help="Build these only, and train no run.")] = None,
+    no_build: Annotated[bool, typer.Option("--no-build", help="Train runs with the directions there are.")] = False,
     again: Annotated[bool, typer.Option(help="Read all saved runs along all directions, and train nothing.")] = False,
     minutes: Annotated[float, typer.Option(help="Nothing begins after so many minutes.")] = 60.0,
     folder: Annotated[Path, typer.Option(help="Where directions and runs are kept.")] = Path("build/monitoring"),
@@ -332,7 +333,7 @@ def main(
         return
     for title, wanted, number in study.wanted():
         missing = not (study.direction(title) / CARD).is_file()
-        if missing and title in (direction or FIRST) and not late():
+        if missing and not no_build and title in (direction or FIRST) and not late():
             study.build(title, wanted, number)
             print(title, flush=True)
     if direction:
