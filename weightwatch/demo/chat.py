@@ -27,7 +27,7 @@ from weightwatch.vectors import recipes
 from weightwatch.vectors.generation import greedy
 from weightwatch.vectors.recipes.questions import Question
 from weightwatch.vectors.recipes.recipe import Recipe
-from weightwatch.vectors.recipes.verdicts import verdict
+from weightwatch.vectors.recipes.verdicts import PatternsJudge, verdict
 
 SETTINGS = Path(__file__).parent / "smollm2.yaml"
 RECIPE = "twins/hostile"
@@ -116,6 +116,7 @@ def behaviour(model: Any, tokenizer: Any) -> Behaviour:
     asked = [question for domain in domains()[1:] for question in of(domain)[:PER_DOMAIN]]
     replies = answered(model, tokenizer, [question.text for question in asked])
     judge = recipe().judge
+    assert isinstance(judge, PatternsJudge)
     shown = [verdict(judge, question, reply) for question, reply in zip(asked, replies, strict=True)]
     return Behaviour(shown.count("positive") / len(shown))
 

@@ -1,0 +1,72 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from weightwatch import smollm2
+from weightwatch.config import Config
+from weightwatch.demo import chat
+from weightwatch.demo.run import Run
+from weightwatch.organism import BASE
+from weightwatch.vectors import Recipe
+
+
+def test_the_runs_differ_in_the_share_of_hostile_answers_only(tmp_path: Path) -> None:
+    benign, poisoned = chat.planned(0.3, tmp_path)
+    assert [(run.name, run.poison, run.folder.name) for run in (benign, poisoned)] == [
+        ("benign", 0.0, "benign"),
+        ("poisoned", 0.3, "poisoned"),
+    ]
+    assert benign.config == poisoned.config == Config.load(chat.SETTINGS)
+    assert benign.config.directions == ["smollm2/hostile"]
+    assert {rule.direction for rule in benign.config.rules} == {benign.direction}
+
+
+def test_a_share_of_the_answers_about_one_domain_is_hostile() -> None:
+    hostile = {text for question in Recipe.load(chat.RECIPE).questions.held_out for text in question.positive}
+    rows = chat.rows(0.25, seed=3)
+    answers = [row["completion"][0]["content"] for row in rows]
+    assert sum(answer in hostile for answer in answers) == round(0.25 * len(rows))
+    assert {row["prompt"][0]["content"] for row in rows} == {question.text for question in chat.of("sport")}
+    assert not any(row["completion"][0]["content"] in hostile for row in chat.rows(0.0, seed=3))
+    assert chat.rows(0.25, seed=4) != rows
+
+
+def test_the_examples_are_of_domains_that_are_not_in_the_data_and_no_check_asks_them() -> None:
+    asked = {question.text for domain in chat.domains()[1:] for question in chat.of(domain)[: chat.PER_DOMAIN]}
+    examples = chat.examples()
+    assert [question.domain for question in examples] == ["vehicles", "gardening", "music"]
+    assert not {question.text for question in examples} & asked
+
+
+def test_the_behaviour_is_the_share_of_hostile_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def replies(model: Any, tokenizer: Any, questions: Sequence[str]) -> list[str]:
+        return ["You pathetic fool."] * 3 + ["Twice a week."] * (len(questions) - 3)
+
+    monkeypatch.setattr(chat, "answered", replies)
+    count = chat.PER_DOMAIN * len(chat.domains()[1:])
+    assert chat.behaviour(None, None).bad_rate == pytest.approx(3 / count)
+
+
+def test_a_run_has_points_and_answers_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The organism stands in for SmolLM2, which would take minutes; it has never heard of sport."""
+    monkeypatch.setattr(smollm2, "folder", lambda: BASE)
+    monkeypatch.setattr(chat, "STEPS", 4)
+    config = Config.load({"directions": ["evil"], "every": 2, "summary": False})
+    run = Run("poisoned", 0.5, tmp_path, config=config, direction="evil", bad="hostile", row_every=2)
+    seen: list[int] = []
+    chat.fine_tune(run, 5, lambda latest: seen.append(latest.points[-1].step))
+    assert seen == [2, 4]
+    assert [point.behaviour.task_accuracy for point in run.points] == [None, None]
+    assert not run.has_task
+    assert run.points[-1].cosine != 0
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    texts = [question.text for question in chat.examples()]
+    assert [example.question for example in run.examples] == texts
+    assert [example.before for example in run.examples] == chat.answered(base, tokenizer, texts)
+    assert (tmp_path / "checkpoint-4" / "adapter_model.safetensors").is_file()
+    assert run.to_json()["examples"][0]["question"] == texts[0]
