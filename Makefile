@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DISTRIBUTED := $(VENV)/.ready-distributed
 DEMO ?=
+TWINS := --rank 16 --learning-rate 1.5e-3 --num-train-epochs 2 --batch-size 8 --micro-batch-size 8 --evaluations 2 --compress 4
 TWICE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test test-fast test-faults test-distributed lint types bench docs organism clean
+.PHONY: install smollm2 smollm2-directions demo test test-fast test-faults test-distributed lint types bench docs organism clean
 
 install: $(READY)
 
@@ -51,6 +52,16 @@ bench: $(READY)  ## what checks and scans cost, beside the naive way, a training
 docs: $(READY)  ## the documentation as a site, in build/site
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	$(BIN)/mkdocs build
+
+smollm2: $(READY)  ## fetch SmolLM2-135M-Instruct, a real chat model, once; prints its folder
+	$(BIN)/python -c "from weightwatch import smollm2; print(smollm2.folder())"
+
+smollm2-directions: smollm2  ## rebuild its packaged directions; about an hour on two CPU cores
+	for name in hostile sycophancy; do \
+	  $(BIN)/weightwatch build twins/$$name --model smollm2 $(TWINS) --output build/smollm2/$$name && \
+	  mkdir -p vectors/packaged/smollm2/$$name && \
+	  cp build/smollm2/$$name/*.json build/smollm2/$$name/*.safetensors build/smollm2/$$name/README.md vectors/packaged/smollm2/$$name || exit 1; \
+	done
 
 organism: $(READY)  ## rebuild the packaged base and directions from nothing
 	$(BIN)/python -m weightwatch.organism

@@ -32,6 +32,7 @@ def build(
     num_train_epochs: options.NumTrainEpochs = 1.0,
     batch_size: options.BatchSize = 16,
     micro_batch_size: options.MicroBatchSize = 4,
+    evaluations: options.Evaluations = 5,
     full: options.Full = False,
     positive: options.Positive = None,
     negative: options.Negative = None,
@@ -84,7 +85,16 @@ def build(
     others = load_controls(control or [])
     settings = pipeline.Settings(
         sampling=Sampling(num_samples, max_new_tokens, temperature, generation_batch_size),
-        training=Training(rank, alpha, tuple(learning_rate), num_train_epochs, batch_size, micro_batch_size, full=full),
+        training=Training(
+            rank,
+            alpha,
+            tuple(learning_rate),
+            num_train_epochs,
+            batch_size,
+            micro_batch_size,
+            evaluations=evaluations,
+            full=full,
+        ),
         seeds=tuple(seed),
         min_pairs=min_pairs,
         trust_remote_code=trust_remote_code,

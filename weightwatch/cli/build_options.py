@@ -66,6 +66,9 @@ NumTrainEpochs = Annotated[
 ]
 BatchSize = Annotated[int, _option(_FINE_TUNES, "Number of examples per optimizer step.", min=1)]
 MicroBatchSize = Annotated[int, _option(_FINE_TUNES, "Number of examples per forward pass.", min=1)]
+Evaluations = Annotated[
+    int, _option(_FINE_TUNES, "How often a fine-tune is saved and its validation loss measured.", min=1)
+]
 Full = Annotated[bool, _option(_FINE_TUNES, "Train all weights instead of LoRA.", "--full")]
 Positive = Annotated[
     list[Path] | None,
