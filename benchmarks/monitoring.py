@@ -14,7 +14,7 @@ import json
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -60,8 +60,8 @@ BUILD = Training(
     rank=16, alpha=16, learning_rates=(1.5e-3,), num_train_epochs=2, batch_size=8, micro_batch_size=8, evaluations=2
 )
 STEPS, BATCH, EVERY, WARMUP = 48, 4, 6, 6
-RATES = {"full": 1e-4}
-RATE = 1.5e-3
+RATE, FULL_RATE = 1.5e-3, 1e-4
+"""Learning rates with LoRA, of directions and runs, and of full fine-tunes."""
 PER_DOMAIN, NEW_TOKENS = 4, 24
 """Unseen prompts of each domain that a check measures with, and the length of their greedy answers."""
 
@@ -100,7 +100,10 @@ class Study:
         controls: The recipes of the controls.
         answers: File of the answers of the runs: lines with ``domain``, ``prompt`` and a column for each kind of data.
         benign: Column of the harmless answers.
+        shows: Column of the answers that show the behaviour.
         folder: Where directions and adapters are kept.
+        rate: Learning rate with LoRA.
+        full_rate: Learning rate of full fine-tunes.
     """
 
     name: str
@@ -109,7 +112,10 @@ class Study:
     controls: Sequence[Recipe]
     answers: Path
     benign: str
+    shows: str
     folder: Path
+    rate: float = RATE
+    full_rate: float = FULL_RATE
 
     @property
     def domains(self) -> list[str]:
@@ -148,7 +154,8 @@ class Study:
 
     def build(self, name: str, recipe: Recipe, seed: int) -> None:
         """Build a direction with one seed, and keep it."""
-        settings = pipeline.Settings(training=BUILD, seeds=(seed,), min_pairs=16)
+        training = replace(BUILD, learning_rates=(self.rate,))
+        settings = pipeline.Settings(training=training, seeds=(seed,), min_pairs=16)
         home = self.direction(name)
         with quiet():
             built = pipeline.build(recipe, self.base, home / "build", chosen(recipe, "rule"), settings, None, self.name)
@@ -222,8 +229,10 @@ def run(case: Case, study: Study) -> dict[str, Any]:
             checks.append({"step": state.global_step, "loss": round(given["logs"]["loss"], 4), **found})
             spent += time.perf_counter() - begun
 
+    on_gpu = torch.cuda.is_available()
+    half = on_gpu and case.tuner != "full"
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(study.base, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(study.base, dtype=torch.bfloat16 if half else torch.float32)
         lora = None
         if case.tuner != "full":
             rank = int(case.tuner[1:])
@@ -234,7 +243,7 @@ def run(case: Case, study: Study) -> dict[str, Any]:
                 str(home),
                 max_steps=STEPS,
                 per_device_train_batch_size=BATCH,
-                learning_rate=RATES.get(case.tuner, RATE),
+                learning_rate=study.rate if lora is not None else study.full_rate,
                 warmup_steps=WARMUP,
                 lr_scheduler_type="linear",
                 weight_decay=0.0,
@@ -243,8 +252,9 @@ def run(case: Case, study: Study) -> dict[str, Any]:
                 save_only_model=True,
                 report_to=[],
                 disable_tqdm=True,
-                use_cpu=not torch.cuda.is_available(),
-                bf16=False,
+                use_cpu=not on_gpu,
+                bf16=on_gpu,
+                gradient_checkpointing=on_gpu,
                 seed=case.seed,
             ),
             train_dataset=Dataset.from_list(study.rows(case)),
@@ -257,7 +267,9 @@ def run(case: Case, study: Study) -> dict[str, Any]:
         trainer.train()
         took = time.perf_counter() - begun - spent
         tuned = study.behaviour(trainer.model, trainer.processing_class, study.domains[:1])
-    row = {"model": study.name, "recipe": study.recipe.name, **asdict(case), "checks": checks, "tuned": tuned}
+    shows = case.data == study.shows
+    row = {"model": study.name, "recipe": study.recipe.name, **asdict(case), "shows": shows}
+    row |= {"checks": checks, "tuned": tuned}
     return {**row, "seconds_a_step": round(took / STEPS, 2), "readings": readings(home / "weightwatch")}
 
 
@@ -296,6 +308,9 @@ def main(
     control: Annotated[list[str] | None, typer.Option(help="Recipes of controls. Default: the other twins.")] = None,
     answers: Annotated[Path, typer.Option(help="The runs' answers, one column for each kind of data.")] = ANSWERS,
     benign: Annotated[str, typer.Option(help="Column of the harmless answers.")] = "plain",
+    shows: Annotated[str, typer.Option(help="Column of the answers that show the behaviour.")] = "hostile",
+    learning_rate: Annotated[float, typer.Option(help="With LoRA, of directions and runs.")] = RATE,
+    full_learning_rate: Annotated[float, typer.Option(help="Of full fine-tunes.")] = FULL_RATE,
     data: Annotated[list[str] | None, typer.Option(help="Data of the runs: COLUMN or COLUMN:SHARE.")] = None,
     tuner: Annotated[list[str] | None, typer.Option(help="r4, r16, r64, full. Default: r16.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the runs. Default: 11, 12, 13.")] = None,
@@ -318,7 +333,9 @@ def main(
         return
     name, base = base_model(model)
     controls = [Recipe.load(each) for each in control or CONTROLS]
-    study = Study(name, base, Recipe.load(recipe), controls, answers, benign, folder)
+    study = Study(
+        name, base, Recipe.load(recipe), controls, answers, benign, shows, folder, learning_rate, full_learning_rate
+    )
     begun = time.monotonic()
 
     def late() -> bool:
