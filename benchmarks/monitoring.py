@@ -12,6 +12,7 @@ docs/real.md from the lines, ``--pictures docs`` draws its pictures. Directions 
 
 import json
 import random
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -210,6 +211,7 @@ def run(case: Case, study: Study) -> dict[str, Any]:
     directions = study.directions()
     controls = [name for name, direction in directions.items() if direction.card.kind == "control"]
     home = study.home(case)
+    shutil.rmtree(home, ignore_errors=True)  # of a run that was interrupted
     monitor = WeightWatchCallback(
         [direction for name, direction in directions.items() if name not in controls],
         config=Config.load({"every": EVERY, "controls": [str(study.direction(name)) for name in controls]}),

@@ -1,0 +1,88 @@
+"""What the tables of docs/real.md say of rows that are made up here."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.monitoring_tables import (
+    WEIGHTS,
+    auroc,
+    behaviour,
+    draw,
+    over_controls,
+    print_tables,
+    separation,
+    weights,
+)
+
+
+def row(data: str, seed: int, reach: list[float], margin: list[float], share: float = 1.0) -> dict[str, Any]:
+    """A run with a check at steps 6, 12, …; its control reads half of what the direction reads."""
+    steps = [6 * number for number in range(1, len(reach) + 1)]
+
+    def score(value: float) -> dict[str, float]:
+        return {"cosine": value / 3, "reach_cosine": value, "dose": value / 2}
+
+    return {
+        "model": "m",
+        "recipe": "hostile",
+        "data": data,
+        "share": share,
+        "tuner": "r16",
+        "seed": seed,
+        "shows": data == "hostile",
+        "checks": [
+            {"step": step, "loss": 1.0, "margin": m, "prefers": 0.5, "rate": float(m > 0)}
+            for step, m in zip(steps, margin, strict=True)
+        ],
+        "tuned": {"rate": 1.0},
+        "readings": {
+            str(step): {"hostile": score(value), "hostile-9002": score(1.0), "formal": score(value / 2)}
+            for step, value in zip(steps, reach, strict=True)
+        },
+    }
+
+
+ROWS = [
+    row("plain", 11, [0.00, 0.03], [-1.0, -0.9]),
+    row("plain", 12, [0.01, 0.08], [-1.0, -0.5]),
+    row("hostile", 11, [0.05, 0.10], [-0.9, 0.2], 0.25),
+    row("hostile", 12, [0.05, 0.10], [-0.9, -0.2], 0.25),
+]
+COSINES = {"model": "m", "directions": ["hostile", "formal"], "cosines": [[1.0, -0.25], [-0.25, 1.0]]}
+
+
+def test_the_auroc_counts_pairs_and_halves_ties() -> None:
+    assert auroc([2, 3], [0, 1]) == 1
+    assert auroc([1, 1], [1, 0]) == 0.75
+    assert auroc([0], [1]) == 0
+
+
+def test_a_run_separates_where_it_passes_every_check_of_the_harmless_runs_of_other_seeds() -> None:
+    reach = weights("reach_cosine")
+    assert separation(ROWS[2], ROWS, reach) == 12  # above 0.08, the largest of seed 12
+    assert separation(ROWS[3], ROWS, reach) == 6  # above 0.03, the largest of seed 11
+    assert separation(ROWS[2], ROWS, behaviour("margin")) == 12
+    assert separation(row("hostile", 13, [0.0, 0.01], [-1, -1]), ROWS, reach) is None
+
+
+def test_other_seeds_of_the_direction_are_no_controls() -> None:
+    assert over_controls(ROWS[2], "12") == pytest.approx(0.05)
+
+
+def test_the_tables_have_each_arm_the_aurocs_and_the_leads(capsys: pytest.CaptureFixture[str]) -> None:
+    print_tables([*ROWS, COSINES])
+    text = capsys.readouterr().out
+    assert "| formal | -0.25 | 1.00 |" in text
+    assert "| 25% hostile | 2 | +0.033 (+0.033 to +0.033) | +0.100" in text
+    assert "| 100% plain | 2 |" in text
+    assert "2 runs with at least 25% against 2 harmless ones" in text
+    assert f"| {list(WEIGHTS)[1]} | 1.000 | +0.100 | +0.080 |" in text
+    assert "| 25% hostile | 11 | 12 | 12 | 12 | 12 | 12 | 12 |" in text
+    assert "| reach cosine | margin of unseen pairs | 2 | 50% | 100% | +3.0 (+0.0 to +6.0) |" in text
+
+
+def test_the_pictures_are_drawn(tmp_path: Path) -> None:
+    draw([*ROWS, COSINES], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["real-cosines.png", "real-runs.png"]
