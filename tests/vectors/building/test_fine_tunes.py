@@ -137,7 +137,7 @@ def test_an_interrupted_fine_tune_is_made_anew(base: str, tmp_path: Path, traine
 
     def interrupt(stage: str, done: int, total: int) -> None:
         calls.append((stage, done, total))
-        if len(calls) == 2:
+        if len(calls) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -146,7 +146,7 @@ def test_an_interrupted_fine_tune_is_made_anew(base: str, tmp_path: Path, traine
     (folder / "losses.json.part").write_text('{"1": 2.')
     checkpoint(folder, 7).mkdir()
     assert run(base, folder, progress=interrupt) == losses
-    assert calls == [("seed-0 positive", step, 2) for step in (1, 2, 1, 2)]
+    assert calls == [("seed-0 positive", step, 2) for step in (0, 1, 2, 0, 1, 2)]
     assert all(same(weights(folder, step), weights(whole, step)) for step in losses)
     assert json.loads((folder / "losses.json").read_text()) == {str(step): loss for step, loss in losses.items()}
     assert {path.name for path in folder.glob("*losses*")} == {"losses.json"}

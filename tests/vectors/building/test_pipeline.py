@@ -220,13 +220,13 @@ def test_an_interrupted_conversation_goes_on_as_if_it_had_not_been(
 
     def interrupt(stage: str, done: int, total: int) -> None:
         calls.append((stage, done, total))
-        if len(calls) == 2:
+        if len(calls) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         talked(short, tmp_path, progress=interrupt)
     assert talked(short, tmp_path, progress=interrupt) == uninterrupted
-    assert [done for stage, done, total in calls if stage == "answers"] == [10, 20, 24, 34, 44, 48]
+    assert [done for stage, done, total in calls if stage == "answers"] == [0, 10, 20, 20, 24, 34, 44, 48]
     assert len(uninterrupted) == 48
 
 
@@ -251,7 +251,7 @@ def test_more_samples_are_drawn_beside_those_that_are_there(
     talked(short, tmp_path, replace(TALK, sampling=replace(TALK.sampling, num_samples=1)))
     found = talked(short, tmp_path, progress=lambda *call: calls.append(call))
     assert found == uninterrupted
-    assert [call for call in calls if call[0] == "answers"] == [("answers", done, 48) for done in (34, 44, 48)]
+    assert [call for call in calls if call[0] == "answers"] == [("answers", done, 48) for done in (24, 34, 44, 48)]
     assert talked(short, tmp_path, replace(TALK, sampling=replace(TALK.sampling, num_samples=1))) == uninterrupted
 
 
