@@ -11,6 +11,7 @@ import torch
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from tests.support.models import dense, low_rank, tiny_gpt2, tiny_llama
+from weightwatch import smollm2
 
 # Models are tiny: more threads only wait for one another, and for those of the processes that tests start.
 torch.set_num_threads(1)
@@ -43,6 +44,12 @@ def base(tmp_path: Path) -> Path:
     """A base model on disk."""
     tiny_llama().save_pretrained(tmp_path / "base", max_shard_size="20KB")
     return tmp_path / "base"
+
+
+@pytest.fixture(scope="session")
+def chat_model() -> Path:
+    """SmolLM2-135M-Instruct, for the tests that are marked ``real``."""
+    return smollm2.folder()
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from weightwatch.vectors.steering.adapter import steer_adapter, steering_adapter
     from weightwatch.vectors.steering.checkpoint import steer_checkpoint
     from weightwatch.vectors.steering.in_memory import steer, steered
+    from weightwatch.vectors.weights.gguf import convert_gguf
 
 if __name__ != "weightwatch.vectors":
     raise ImportError("Import this package as weightwatch.vectors: under another name its classes would exist twice.")
@@ -47,6 +48,7 @@ __all__ = [
     "WeightWatchError",
     "add",
     "compressed",
+    "convert_gguf",
     "cosine",
     "cosines",
     "find",
@@ -78,6 +80,7 @@ _HOMES = {
     "WeightWatchError": "errors",
     "add": "arithmetic",
     "compressed": "arithmetic",
+    "convert_gguf": "weights.gguf",
     "cosine": "arithmetic",
     "cosines": "arithmetic",
     "find": "catalog",

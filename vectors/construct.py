@@ -8,8 +8,9 @@ from torch import Tensor
 
 from weightwatch.vectors.card import Card
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.low_rank import Delta, join, summed
-from weightwatch.vectors.provenance import descended, described, formula, require_one_base
+from weightwatch.vectors.low_rank import Delta, LowRank, join, summed
+from weightwatch.vectors.provenance import descended, described, formula, require_one_base, weights_of
+from weightwatch.vectors.weights import full_copies
 from weightwatch.vectors.weights.adapter_config import AdapterConfig, is_adapter
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.difference import Difference, moved
@@ -122,27 +123,40 @@ def _model(base: Side | None) -> Checkpoint | None:
 
 
 def _adapter_alone(folder: Path, base: Side | None) -> tuple[Mapping[str, Delta], str | None, list[int]]:
-    """Return the change ``B A`` that an adapter makes, the base that it names, and its rank."""
-    adapter = PeftAdapter.read(folder, _model(base))
-    return adapter.changes(), adapter.base, [adapter.rank]
+    """Return the change that an adapter makes, the base that it names, and its rank."""
+    adapter, changes = _read(folder, base)
+    return changes, adapter.base, [adapter.rank]
+
+
+def _read(folder: Path, base: Side | None) -> tuple[PeftAdapter, dict[str, Delta]]:
+    """Return an adapter and its changes. Default of the base: the one that its settings name."""
+    named = PeftAdapter.read(folder).base
+    adapter = PeftAdapter.read(folder, _model(base or named))
+    return adapter, full_copies.changes(adapter, weights_of(base or named))
 
 
 def _contrast_adapters(
     positive: Path, negative: Path, base: Side | None
 ) -> tuple[Mapping[str, Delta], str | None, list[int]]:
-    adapters = [PeftAdapter.read(folder, _model(base)) for folder in (positive, negative)]
-    bases = [adapter.base for adapter in adapters]
+    bases = [AdapterConfig.read(folder).base_model_name_or_path for folder in (positive, negative)]
     if all(bases) and bases[0] != bases[1]:
         raise WeightWatchError(
             f"The sides have different bases: {positive} has {bases[0]}, {negative} has {bases[1]}. "
             "Train both from the same base model."
         )
-    plus, minus = (adapter.changes() for adapter in adapters)
+    (first, plus), (last, minus) = (_read(folder, base) for folder in (positive, negative))
     deltas: dict[str, Delta] = {}
+    full: list[dict[str, Delta]] = [{}, {}]
     for name in [*plus, *(name for name in minus if name not in plus)]:
-        sides = [(1.0, plus.get(name)), (-1.0, minus.get(name))]
-        deltas[name] = join(name, [(sign, side) for sign, side in sides if side is not None])
-    return deltas, bases[0] or bases[1], [adapter.rank for adapter in adapters]
+        sides = [(sign, side[name]) for sign, side in ((1.0, plus), (-1.0, minus)) if name in side]
+        thin = [(sign, change) for sign, change in sides if isinstance(change, LowRank)]
+        if len(thin) == len(sides):
+            deltas[name] = join(name, thin)
+            continue
+        for one, side in zip(full, (plus, minus), strict=True):
+            one.update({name: side[name]} if name in side else {})
+    deltas.update(summed(full, lambda _: (1.0, -1.0)))
+    return deltas, bases[0] or bases[1], [first.rank, last.rank]
 
 
 def _contrast_weights(positive: Side, negative: Side) -> dict[str, Delta]:

