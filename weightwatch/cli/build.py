@@ -44,6 +44,9 @@ def build(
     micro_batch_size: Annotated[int, typer.Option(min=1, help="Number of examples per forward pass.")] = 4,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of LoRA.")] = False,
     min_pairs: Annotated[int, typer.Option(min=1, help="Smallest number of pairs of answers to build from.")] = 32,
+    no_pilot: Annotated[
+        bool, typer.Option("--no-pilot", help="Draw all answers, even if the first promise fewer than --min-pairs.")
+    ] = False,
     positive: Annotated[
         list[Path] | None,
         typer.Option(
@@ -109,10 +112,11 @@ def build(
                 ),
                 seeds=tuple(seed),
                 min_pairs=min_pairs,
+                pilot=not no_pilot,
                 trust_remote_code=trust_remote_code,
                 behind=guarded,
             )
-            built = pipeline.build(wanted, base, folder / STAGES, rater, settings, progress, name)
+            built = pipeline.build(wanted, base, folder / STAGES, rater, settings, progress, name, screen.print)
         draw(built.direction, folder)
         built.direction.save(folder)  # before the evaluation, which may fail
         direction = evaluate(
@@ -126,7 +130,7 @@ def build(
             progress=progress,
             trust_remote_code=trust_remote_code,
         )
-    tell(direction, screen, as_json)
+    tell(direction, screen, as_json, wanted)
     draw(direction, folder)
     direction.save_card(folder)
     screen.print(f"The direction is in {printable(folder)}. Use this path to watch it.", soft_wrap=True)
