@@ -199,7 +199,7 @@ def _load(path: Path, children: tuple[Path, ...]) -> Recipe:
         values |= document.data
         for key in dropped:
             if Recipe.model_fields[key].is_required():
-                raise WeightWatchError("null drops what is inherited, but no recipe goes without this. Write one here")
+                raise WeightWatchError("null drops what is inherited, but no recipe goes without this. Write one here.")
             del values[key]
         key = "neutral"
         if isinstance(neutral, str):

@@ -204,7 +204,7 @@ def test_extending_takes_what_is_not_given(tmp_path: Path) -> None:
 def test_null_drops_an_optional_part_that_is_inherited(tmp_path: Path) -> None:
     parent = Recipe.load(saved(tmp_path))
     head = "name: child\nextends: mine.yaml\nsystems: null\n"
-    asked = "questions: {building: [{text: One more?, positive: [a b], negative: [c d]}], held_out: [Two more?]}\n"
+    asked = "questions: {building: [{text: 'One more?', positive: [a b], negative: [c d]}], held_out: ['Two more?']}\n"
     (tmp_path / "child.yaml").write_text(head + asked)
     child = Recipe.load(tmp_path / "child.yaml")
     assert parent.systems.positive
