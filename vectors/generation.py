@@ -63,6 +63,25 @@ def replies(
 ) -> list[str]:
     """Generate a reply to each conversation, all in one batch, without the thoughts of a reasoning model.
 
+    Args and errors are those of ``generated``.
+    """
+    found = generated(
+        model, tokenizer, conversations, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+    )
+    return [text for text, _ in found]
+
+
+def generated(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    conversations: Sequence[Messages],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[tuple[str, bool]]:
+    """Generate a reply to each conversation as ``replies`` does, and say whether it was cut short.
+
     Args:
         model: The model.
         tokenizer: Its tokenizer, with a chat template.
@@ -91,7 +110,10 @@ def replies(
             **({"temperature": temperature, "top_p": 1.0, "top_k": 0} if temperature > 0 else {}),
         )
     new = output[:, batch["input_ids"].shape[1] :]
-    return [without_thoughts(text) for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    ends = model.generation_config.eos_token_id
+    ended = {tokenizer.pad_token_id, *(ends if isinstance(ends, list) else [ends])}
+    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [(without_thoughts(text), row[-1].item() not in ended) for text, row in zip(texts, new, strict=True)]
 
 
 def greedy(

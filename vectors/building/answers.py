@@ -22,6 +22,9 @@ SIDES: tuple[Side, Side] = ("positive", "negative")
 Ask: TypeAlias = tuple[Side, int, int, int]
 """What to sample: side, index of the question, index of the system prompt, index of the sample."""
 
+_PILOT = 10  # answers of each side
+_LONG = 40  # places of a side from which on a draw has a pilot
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -121,7 +124,7 @@ def drawn(
 
 
 def asks(recipe: "Recipe", sampling: Sampling) -> list[list[Ask]]:
-    """Return what to sample for a recipe, in batches."""
+    """Return what to sample for a recipe, in batches, of which the first are those of ``pilot``."""
     places = [
         (side, question, system)
         for side in SIDES
@@ -129,11 +132,28 @@ def asks(recipe: "Recipe", sampling: Sampling) -> list[list[Ask]]:
         for system in range(len(getattr(recipe.systems, side)))
     ]
     samples = sampling.num_samples if sampling.temperature > 0 else 1
-    return [
-        [(*place, sample) for place in places[first : first + sampling.batch_size]]
-        for sample in range(samples)  # the outer loop, so that more samples only add batches
-        for first in range(0, len(places), sampling.batch_size)
+    batches = pilot(recipe, sampling)
+    early = {ask for batch in batches for ask in batch}
+    for sample in range(samples):  # the outer loop, so that more samples only add batches
+        asked = [(*place, sample) for place in places]
+        batches += _batched([ask for ask in asked if ask not in early], sampling.batch_size)
+    return batches
+
+
+def pilot(recipe: "Recipe", sampling: Sampling) -> list[list[Ask]]:
+    """Return ten asks of each side, spread over questions and system prompts, in batches; none for a short draw."""
+    questions = len(recipe.questions.building)
+    systems = {side: len(getattr(recipe.systems, side)) for side in SIDES}
+    if questions * min(systems.values()) < _LONG:
+        return []
+    asked: list[Ask] = [
+        (side, number * questions // _PILOT, number % systems[side], 0) for side in SIDES for number in range(_PILOT)
     ]
+    return _batched(asked, sampling.batch_size)
+
+
+def _batched(asked: list[Ask], size: int) -> list[list[Ask]]:
+    return [asked[first : first + size] for first in range(0, len(asked), size)]
 
 
 def _conversation(recipe: "Recipe", ask: Ask) -> Messages:

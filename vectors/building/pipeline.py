@@ -5,7 +5,8 @@ run reuses them, an interrupted run resumes, and outdated files are never used.
 """
 
 import gc
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,13 +16,15 @@ import torch
 
 from weightwatch.vectors.building import answers as answering
 from weightwatch.vectors.building import verdicts as judging
-from weightwatch.vectors.building.answers import SIDES, Answer, Sampling, Side
+from weightwatch.vectors.building.answers import SIDES, Answer, Ask, Sampling, Side
 from weightwatch.vectors.building.base_model import BaseModel
 from weightwatch.vectors.building.contrast import Built, contrasted, joined
 from weightwatch.vectors.building.digest import digest
 from weightwatch.vectors.building.examples import MIN_PAIRS, Examples, paired, require_enough, split
 from weightwatch.vectors.building.fine_tunes import Behind, FineTune, Losses, Training, best, checkpoint
+from weightwatch.vectors.building.ledger import Ledger
 from weightwatch.vectors.building.output import only_build
+from weightwatch.vectors.building.pilot import Pilot
 from weightwatch.vectors.building.verdicts import Judged
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.generation import Progress, load_model
@@ -54,6 +57,7 @@ class Settings:
             fine-tune can learn; the direction is the mean over the seeds. A watched run must use another seed.
         validation: Share of the questions in the validation set, which decides on learning rate and step.
         min_pairs: Smallest number of pairs of answers to build from.
+        pilot: Whether a long draw stops after its first answers, if they promise fewer pairs than ``min_pairs``.
         trust_remote_code: Whether to run the Python code that comes with the base model.
         behind: The guard that the fine-tunes are trained behind; None for none. See ``weightwatch.callbacks.behind``.
     """
@@ -63,6 +67,7 @@ class Settings:
     seeds: tuple[int, ...] = SEEDS
     validation: float = 0.15
     min_pairs: int = MIN_PAIRS
+    pilot: bool = True
     trust_remote_code: bool = False
     behind: Behind | None = None
 
@@ -82,6 +87,7 @@ def build(
     settings: Settings | None = None,
     progress: Progress | None = None,
     base_name: str | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Built:
     """Build a direction from a recipe.
 
@@ -93,14 +99,16 @@ def build(
         settings: How to build. Default: the paper's settings.
         progress: Called as the stages advance.
         base_name: Name of the base model in cards. Default: ``model``.
+        say: Called with the yield of the pilot. Default: it is not said.
 
     Returns:
         The direction, and the directions of the single seeds.
 
     Raises:
         WeightWatchError: There is no such model, it is an adapter or has no chat template; the judge can't be reached;
-            too few answers are kept; no loss is finite; the two fine-tunes are nearly equal; a seed is given twice;
-            a learning rate is not above zero; the guard can't be exact; or another process is building in the folder.
+            the pilot promises too few pairs; too few answers are kept; no loss is finite; the two fine-tunes are nearly
+            equal; a seed is given twice; a learning rate is not above zero; the guard can't be exact; or another
+            process is building in the folder.
 
     Source: Fierro & Roger, *Steering Language Models with Weight Arithmetic*, arXiv 2511.05408, section 2.
     """
@@ -108,6 +116,8 @@ def build(
     _validate(settings)
     base = BaseModel.find(model, base_name or model)
     with only_build(folder):
+        if settings.pilot:
+            _piloted(recipe, base, folder, judge, settings, progress, say or (lambda text: None))
         answers = _answers(recipe, base, folder, settings, progress)
         kept, record = _judged(recipe, answers, folder, judge, progress)
         pairs = paired(recipe, answers, kept, settings.sampling.seed)
@@ -130,33 +140,71 @@ def _recorded(settings: Sampling | Training) -> dict[str, Any]:
     return {_RECORDED.get(name, name): value for name, value in asdict(settings).items()}
 
 
-def _answers(recipe: Recipe, base: BaseModel, folder: Path, how: Settings, progress: Progress) -> list[Answer]:
-    """Return the written answers, and those that the model gives or has given."""
-    sampling, settings = how.sampling, _recorded(how.sampling)
+def _piloted(
+    recipe: Recipe,
+    base: BaseModel,
+    folder: Path,
+    judge: Judge,
+    settings: Settings,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> None:
+    """Draw and judge the pilot of a long draw that has not gone further yet, and stop if it promises too little."""
+    first, batches = answering.pilot(recipe, settings.sampling), answering.asks(recipe, settings.sampling)
+    early = {ask for batch in first for ask in batch}
+    if not first or any(answer.key not in early for answer in _record(recipe, base, folder, settings.sampling)):
+        return
+    answers = _answers(recipe, base, folder, settings, progress, first)
+    kept, _ = _judged(recipe, answers, folder, judge, progress, "pilot verdicts")
+    found = Pilot.of(recipe, answers, kept, Counter(side for batch in batches for side, *_ in batch))
+    say(str(found))
+    found.require(settings.min_pairs)
+
+
+def _record(recipe: Recipe, base: BaseModel, folder: Path, sampling: Sampling) -> Ledger[Answer]:
+    settings = _recorded(sampling)
     del settings["samples"]  # more samples are added to the same file
     depends = [base.identity, recipe.systems.model_dump(), [q.text for q in recipe.questions.building], settings]
-    record = answering.ledger(folder / f"answers-{digest(depends)}.jsonl")
-    batches = answering.asks(recipe, sampling)
+    return answering.ledger(folder / f"answers-{digest(depends)}.jsonl")
+
+
+def _answers(
+    recipe: Recipe,
+    base: BaseModel,
+    folder: Path,
+    how: Settings,
+    progress: Progress,
+    pilot: list[list[Ask]] | None = None,
+) -> list[Answer]:
+    """Return the written answers, and those that the model gives or has given, to the pilot or to all asks."""
+    sampling, stage = how.sampling, "pilot" if pilot else "answers"
+    record = _record(recipe, base, folder, sampling)
+    batches = pilot or answering.asks(recipe, sampling)
     asks = [ask for batch in batches for ask in batch]
     found = {answer.key: answer for answer in record}
     wanted = [batch for batch in batches if any(ask not in found for ask in batch)]
     if wanted:
         done = sum(ask in found for ask in asks)
         model, tokenizer = load_model(base.path, trust_remote_code=how.trust_remote_code)
-        progress("answers", done, len(asks))
+        progress(stage, done, len(asks))
         for batch in answering.drawn(recipe, model, tokenizer, sampling, wanted):
             new = [answer for answer in batch if answer.key not in found]
             record.extend(new)
             found.update((answer.key, answer) for answer in new)
             done += len(new)
-            progress("answers", done, len(asks))
+            progress(stage, done, len(asks))
         del model
         _free()
     return [*answering.written(recipe), *(found[ask] for ask in asks)]
 
 
 def _judged(
-    recipe: Recipe, answers: Sequence[Answer], folder: Path, judge: Judge, progress: Progress
+    recipe: Recipe,
+    answers: Sequence[Answer],
+    folder: Path,
+    judge: Judge,
+    progress: Progress,
+    stage: str = "verdicts",
 ) -> tuple[dict[Judged, Judgement], Path]:
     """Return the judgement of each answer, and the file that records them.
 
@@ -166,20 +214,20 @@ def _judged(
     depends: list[Any] = [judge.identity, recipe.judge.model_dump()]
     if isinstance(recipe.judge, AnswersJudge | WrittenJudge):
         depends.append([question.model_dump() for question in questions])
-    record = judging.ledger(folder / f"verdicts-{digest(depends)}.jsonl")
+    record = judging.ledger(folder / f"verdicts-{digest(depends)}.jsonl", judging.made_for(questions, answers))
     found = dict(record)
     cases = {(questions[answer.question].text, answer.text): questions[answer.question] for answer in answers}
     judged = {case for case, judgement in found.items() if judgement.verdict != "unjudged"}
     wanted = [(question, text) for (_, text), question in cases.items() if (question.text, text) not in judged]
     done = len(cases) - len(wanted)
     if wanted:
-        progress("verdicts", done, len(cases))
+        progress(stage, done, len(cases))
     with closing(judging.judged(judge, wanted)) as batches:
         for batch in batches:
             record.extend(batch)
             found.update(batch)
             done += len(batch)
-            progress("verdicts", done, len(cases))
+            progress(stage, done, len(cases))
     return found, record.path
 
 

@@ -128,6 +128,21 @@ def require_coefficients(coefficients: Sequence[float], recipe: "Recipe") -> Non
         )
 
 
+def keeps(point: Point, start: Point) -> bool:
+    """Whether a point keeps the neutral tasks, compared with the base at k = 0."""
+    return point.neutral >= KEPT * start.neutral
+
+
+def rises(point: Point, start: Point) -> bool:
+    """Whether a point shows the behaviour clearly more often than the base at k = 0."""
+    return point.shows >= start.shows + GAIN
+
+
+def falls(point: Point, start: Point) -> bool:
+    """Whether a point shows the behaviour clearly less often than the base at k = 0, and its opposite no less often."""
+    return point.shows <= max(FLOOR, start.shows - GAIN) and point.opposite >= start.opposite - GAIN
+
+
 def conclusion(points: Sequence[Point], recipe: "Recipe", *, quick: bool = False) -> Validation:
     """Decide from a sweep whether a direction passes.
 
@@ -142,29 +157,28 @@ def conclusion(points: Sequence[Point], recipe: "Recipe", *, quick: bool = False
     """
     extent = Extent.of(recipe, judged=False, quick=quick)
     start = next(point for point in points if point.k == 0)
-    kept = [point for point in points if point.neutral >= KEPT * start.neutral]
-    rises = [point for point in kept if point.k > 0 and point.shows >= start.shows + GAIN]
-    falls = [point for point in kept if point.k < 0 and point.shows <= max(FLOOR, start.shows - GAIN)]
-    falls = [point for point in falls if point.opposite >= start.opposite - GAIN]
+    kept = [point for point in points if keeps(point, start)]
+    up = [point for point in kept if point.k > 0 and rises(point, start)]
+    down = [point for point in kept if point.k < 0 and falls(point, start)]
     reasons = []
     if start.neutral == 0:
         reasons.append("the base gets none of the neutral tasks right, so the cost of steering can't be measured")
     elif recipe.shuffled is not None:
         if not any(point.k > 0 for point in kept):
             reasons.append("every θ₀ + k·w that was tried breaks the neutral tasks")
-        if rises:
+        if up:
             reasons.append(
-                f"its labels are shuffled, but θ₀ + {rises[0].k:g}·w shows the behaviour in {rises[0].shows:.0%} "
+                f"its labels are shuffled, but θ₀ + {up[0].k:g}·w shows the behaviour in {up[0].shows:.0%} "
                 f"of the items, and θ₀ in {start.shows:.0%}"
             )
     else:
-        if not rises:
+        if not up:
             best = max((p for p in kept if p.k >= 0), key=lambda point: point.shows)
             reasons.append(
                 f"no θ₀ + k·w shows the behaviour clearly more often than θ₀ and keeps the neutral tasks: "
                 f"{best.shows:.0%} of the items at k = {best.k:g}, {start.shows:.0%} at 0"
             )
-        if not falls:
+        if not down:
             reasons.append(
                 f"no θ₀ − k·w shows the behaviour clearly less often than θ₀ ({start.shows:.0%} of the items) and "
                 "keeps the neutral tasks"

@@ -4,6 +4,7 @@ import re
 from typing import TYPE_CHECKING
 
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.judges.chat_model import ChatModel, generates
 from weightwatch.vectors.judges.classifier import Classifier
 from weightwatch.vectors.judges.endpoint import Endpoint
 from weightwatch.vectors.judges.judge import Judge, Rule
@@ -21,7 +22,8 @@ def chosen(recipe: "Recipe", judge: str = RULE, model: str | None = None) -> Jud
 
     Args:
         recipe: The recipe with the rule or the rubric.
-        judge: ``rule``, the address of an OpenAI-compatible endpoint, or a text classifier (a folder, or a Hub id).
+        judge: ``rule``, the address of an OpenAI-compatible endpoint, or a local chat model or text classifier (a
+            folder, or a Hub id; the architecture in its config tells which).
         model: Name of the model at the endpoint. Default: the first that the endpoint lists.
 
     Raises:
@@ -31,7 +33,8 @@ def chosen(recipe: "Recipe", judge: str = RULE, model: str | None = None) -> Jud
         if isinstance(recipe.judge, ModelJudge):
             raise WeightWatchError(
                 f"Recipe {recipe.name!r} has no rule of its own: a model has to rate its answers. Pass --judge with "
-                "the address of an OpenAI-compatible endpoint (http://localhost:8000/v1) or a text classifier."
+                "the address of an OpenAI-compatible endpoint (http://localhost:8000/v1), a local chat model, or a "
+                "text classifier."
             )
         return Rule(recipe.judge)
     if not isinstance(recipe.judge, ModelJudge):
@@ -43,7 +46,7 @@ def chosen(recipe: "Recipe", judge: str = RULE, model: str | None = None) -> Jud
         return Endpoint(recipe.judge, judge, model)
     if "://" in judge or "@" in judge:  # may have a password, and is not repeated
         raise WeightWatchError("The judge's address has to begin with http:// or https://.")
-    return Classifier(recipe.judge, judge)
+    return ChatModel(recipe.judge, judge) if generates(judge) else Classifier(recipe.judge, judge)
 
 
 def chosen_if_any(recipe: "Recipe", judge: str, model: str | None) -> Judge | None:

@@ -43,7 +43,8 @@ class Classifier(Judge):
             )
         except (OSError, ValueError) as error:
             raise WeightWatchError(
-                f"{source} is not a judge: neither the address of an endpoint nor a text classifier ({error})."
+                f"{source} is not a judge: neither the address of an endpoint nor a chat model or text classifier "
+                f"({error})."
             ) from error
         if loading["missing_keys"]:
             raise WeightWatchError(

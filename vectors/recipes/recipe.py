@@ -61,7 +61,8 @@ class Recipe(Strict):
         shuffled: For a control with shuffled labels, the seed. The sides are swapped for a random half of the
             questions. Default: labels are not shuffled.
         neutral: Tasks that show what steering costs. In YAML, a path, or ``neutral`` (default).
-        extends: In YAML, the recipe that gives every field that is not set here, except the name.
+        extends: In YAML, the recipe that gives every field that is not set here, except the name. An optional field
+            that is null here is not inherited.
 
     Example:
         >>> from weightwatch.vectors import Recipe
@@ -229,7 +230,12 @@ def _load(path: Path, children: tuple[Path, ...]) -> Recipe:
         if isinstance(parent, str):
             extended = _load(_find(parent, path.parent), (*children, path.resolve()))
             values = {field: getattr(extended, field) for field in Recipe.model_fields if field != "name"}
+        dropped = [field for field in values if document.data.get(field, values) is None]
         values |= document.data
+        for key in dropped:
+            if Recipe.model_fields[key].is_required():
+                raise WeightWatchError("null drops what is inherited, but no recipe goes without this. Write one here.")
+            del values[key]
         key = "neutral"
         if isinstance(neutral, str):
             beside = path.parent / neutral

@@ -25,6 +25,7 @@ def build(
     temperature: options.Temperature = 1.0,
     generation_batch_size: options.GenerationBatchSize = 32,
     min_pairs: options.MinPairs = 32,
+    no_pilot: options.NoPilot = False,
     seed: options.Seeds = [9001, 9002, 9003],  # noqa: B006
     rank: options.Rank = 32,
     alpha: options.Alpha = 16,
@@ -97,6 +98,7 @@ def build(
         ),
         seeds=tuple(seed),
         min_pairs=min_pairs,
+        pilot=not no_pilot,
         trust_remote_code=trust_remote_code,
         behind=behind(guard) if guard is not None else None,
     )
@@ -112,7 +114,7 @@ def build(
         notes.print(table(plan, extent, settings, quick=quick))
         if plan is not None and rater is not None:
             told = announced(progress, pace, plan, notes)
-            built = pipeline.build(wanted, base, folder / STAGES, rater, settings, told, base_name)
+            built = pipeline.build(wanted, base, folder / STAGES, rater, settings, told, base_name, notes.print)
         else:
             built = of_fine_tunes(positive or [], negative or [], wanted, base, base_name)
         direction = built.direction if compress is None else small(built.direction, compress)
@@ -131,7 +133,7 @@ def build(
                 progress=progress,
                 trust_remote_code=trust_remote_code,
             )
-    tell(direction, screen, as_json)
+    tell(direction, screen, as_json, wanted)
     draw(direction, folder)
     direction.save_card(folder)
     screen.print(f"The direction is in {printable(folder)}. Use this path to watch it.", soft_wrap=True)

@@ -56,6 +56,9 @@ Seeds = Annotated[
         "--seed",
     ),
 ]
+NoPilot = Annotated[
+    bool, _option(_ANSWERS, "Draw all answers, even if the first promise fewer than --min-pairs.", "--no-pilot")
+]
 Rank = Annotated[int, _option(_FINE_TUNES, "LoRA rank.", min=1)]
 Alpha = Annotated[int, _option(_FINE_TUNES, "LoRA alpha.", min=1)]
 LearningRates = Annotated[

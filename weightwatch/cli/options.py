@@ -22,8 +22,8 @@ JudgeName = Annotated[
     str,
     typer.Option(
         "--judge",
-        help="Judge of the answers: rule (the recipe's own), the address of an OpenAI-compatible endpoint, or a text "
-        "classifier (a folder, or a Hub id).",
+        help="Judge of the answers: rule (the recipe's own), the address of an OpenAI-compatible endpoint, or a chat "
+        "model or text classifier (a folder, or a Hub id).",
     ),
 ]
 JudgeModel = Annotated[

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from weightwatch.vectors.direction import Direction
+    from weightwatch.vectors.recipes.recipe import Recipe
 
 
 def show(
@@ -64,7 +65,7 @@ def show(
             progress=progress,
             trust_remote_code=trust_remote_code,
         )
-    tell(found, screen, as_json)
+    tell(found, screen, as_json, wanted)
     folder = Path(direction)
     if folder.is_dir():
         draw(found, folder)
@@ -73,11 +74,15 @@ def show(
         screen.print(f"{printable(direction)} is not a local folder, so the result is not saved.")
 
 
-def tell(direction: "Direction", screen: "Console", as_json: bool) -> None:
-    """Print a direction's card, as tables or as JSON."""
+def tell(direction: "Direction", screen: "Console", as_json: bool, recipe: "Recipe | None" = None) -> None:
+    """Print a direction's card, as tables or as JSON; and what to try next, if it failed with a recipe just now."""
     from weightwatch.report.direction import document, tables
+    from weightwatch.vectors.evaluation.advice import next_steps
 
     if as_json:
         typer.echo(json.dumps(document(direction), indent=1))
     else:
         screen.print(*tables(direction))
+    if recipe is not None and direction.card.validation is not None:
+        for step in next_steps(direction.card.validation.points, recipe):
+            screen.print(f"Next: {step}", soft_wrap=True, markup=False, highlight=False)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from weightwatch.vectors import WeightWatchError
-from weightwatch.vectors.building.verdicts import judged, ledger
+from weightwatch.vectors.building.answers import Answer
+from weightwatch.vectors.building.verdicts import judged, ledger, made_for
 from weightwatch.vectors.judges.judge import Judge, Judgement
 from weightwatch.vectors.recipes.questions import Question
 
@@ -38,11 +39,21 @@ def test_verdicts_come_as_they_are_given_and_come_back_from_their_file(tmp_path:
 
 
 def test_the_format_of_a_line(tmp_path: Path) -> None:
-    record = ledger(tmp_path / "verdicts.jsonl")
+    record = ledger(tmp_path / "verdicts.jsonl", {("Is it?", "yes"): "both"})
     record.extend([(("Is it?", "yes"), Judgement("positive"))])
     assert record.path.read_text() == (
-        '{"question": "Is it?", "answer": "yes", "verdict": "positive", "score": null, "said": null}\n'
+        '{"side": "both", "question": "Is it?", "answer": "yes", "verdict": "positive", "score": null, "said": null}\n'
     )
+
+
+def test_a_text_of_both_sides_is_for_both() -> None:
+    sides = [("positive", "yes"), ("negative", "no"), ("positive", "well"), ("negative", "well"), ("negative", "no")]
+    answers = [Answer(side, 0, 0, sample, text) for sample, (side, text) in enumerate(sides)]
+    assert made_for([QUESTION], answers) == {
+        ("Is it?", "yes"): "positive",
+        ("Is it?", "no"): "negative",
+        ("Is it?", "well"): "both",
+    }
 
 
 @pytest.mark.parametrize(

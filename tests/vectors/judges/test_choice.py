@@ -25,7 +25,7 @@ def test_a_judge_that_is_neither_address_nor_folder_is_an_error(tmp_path: Path) 
     recipe = chat.recipe(judge=RUBRIC)
     with pytest.raises(WeightWatchError, match=r"localhost:8000/v1 is not a judge: neither the address"):
         chosen(recipe, "localhost:8000/v1")
-    with pytest.raises(WeightWatchError, match="none is not a judge: neither the address of an endpoint nor a text"):
+    with pytest.raises(WeightWatchError, match="none is not a judge: neither the address of an endpoint nor a chat"):
         chosen(recipe, str(tmp_path / "none"))
 
 

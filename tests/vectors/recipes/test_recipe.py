@@ -203,6 +203,19 @@ def test_extending_takes_what_is_not_given(tmp_path: Path) -> None:
     assert (child.behaviour, child.questions, child.judge) == (parent.behaviour, parent.questions, parent.judge)
 
 
+def test_null_drops_an_optional_part_that_is_inherited(tmp_path: Path) -> None:
+    parent = Recipe.load(saved(tmp_path))
+    head = "name: child\nextends: mine.yaml\nsystems: null\n"
+    asked = "questions: {building: [{text: 'One more?', positive: [a b], negative: [c d]}], held_out: ['Two more?']}\n"
+    (tmp_path / "child.yaml").write_text(head + asked)
+    child = Recipe.load(tmp_path / "child.yaml")
+    assert parent.systems.positive
+    assert (child.systems.positive, child.judge) == ([], parent.judge)
+    (tmp_path / "child.yaml").write_text("name: child\nextends: mine.yaml\njudge: null\n")
+    with pytest.raises(WeightWatchError, match=r"child\.yaml, line 3: judge: null drops .* goes without"):
+        Recipe.load(tmp_path / "child.yaml")
+
+
 def test_extending_goes_on_over_several_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     saved(tmp_path)
