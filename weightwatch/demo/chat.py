@@ -32,7 +32,7 @@ from weightwatch.vectors.recipes.verdicts import PatternsJudge, verdict
 SETTINGS = Path(__file__).parent / "smollm2.yaml"
 RECIPE = "twins/hostile"
 TWINS = Path(recipes.__file__).parent / "twins" / "twins.jsonl"
-STEPS, BATCH, RANK, LEARNING_RATE = 40, 8, 16, 1e-3
+STEPS, BATCH, RANK, LEARNING_RATE = 60, 8, 16, 1.5e-3
 PER_DOMAIN, NEW_TOKENS = 5, 24
 """Questions of each unseen domain that a check asks, and the length of the answers."""
 
