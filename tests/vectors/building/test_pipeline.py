@@ -133,7 +133,7 @@ def test_progress_is_told_stage_by_stage(whole: tuple[Built, Calls]) -> None:
     rate = whole[0].seeds[0].card.hyperparameters["learning_rate"]
     trained = [f"seed-0-rate-{tried:g}" for tried in SETTINGS.training.learning_rates] + [f"seed-1-rate-{rate:g}"]
     sides = [f"{run} {side}" for run in trained for side in ("positive", "negative")]
-    assert stages(whole[1]) == ["answers", "verdicts", *sides]
+    assert stages(whole[1]) == ["pilot", "pilot verdicts", "answers", "verdicts", *sides]
     for stage in stages(whole[1]):
         counts = [(done, total) for told, done, total in whole[1] if told == stage]
         assert counts == sorted(set(counts))
@@ -297,7 +297,7 @@ def test_a_judge_that_goes_away_is_asked_nothing_twice(tmp_path: Path) -> None:
         stack.enter_context(serving(first))
         judge = endpoints.Endpoint(recipe.judge, first.url, tries=1)
         with pytest.raises(WeightWatchError, match=r"The judge at http.* does not answer.*are saved"):
-            build(recipe, str(model), tmp_path, judge, TALK, lambda *call: stack.close())  # after the first batch
+            build(recipe, str(model), tmp_path, judge, TALK, lambda stage, done, total: done and stack.close())
     with serving(second, port=int(first.url.split(":")[2].removesuffix("/v1"))):
         judge = endpoints.Endpoint(recipe.judge, second.url, tries=1)
         with pytest.raises(WeightWatchError, match=r"40 of the positive side \(40 judged positive\) and 40 of the neg"):
