@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DISTRIBUTED := $(VENV)/.ready-distributed
 DEMO ?=
-TWINS := --rank 16 --learning-rate 1.5e-3 --num-train-epochs 2 --batch-size 8 --micro-batch-size 8 --evaluations 2 --seed 9001 --compress 4
+TWINS := --rank 16 --learning-rate 1.5e-3 --num-train-epochs 2 --batch-size 8 --micro-batch-size 8 --evaluations 2 --seed 9001 --compress 4 \
+  --coefficient -2 --coefficient -1 --coefficient 0.5 --coefficient 1
 TWICE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install smollm2 smollm2-directions demo test test-fast test-faults test-distributed lint types bench docs organism clean

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from weightwatch.vectors.arithmetic import cosine
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.evaluation.extent import COEFFICIENTS
 from weightwatch.vectors.evaluation.sweep import conclusion, require_coefficients, sweep
 from weightwatch.vectors.generation import load_model
 from weightwatch.vectors.recipes.recipe import Recipe, packaged_recipes
@@ -27,7 +26,7 @@ def evaluate(
     recipe: Recipe,
     model: str,
     *,
-    coefficients: Sequence[float] = COEFFICIENTS,
+    coefficients: Sequence[float] | None = None,
     quick: bool = False,
     judge: "Judge | None" = None,
     seeds: Sequence[Direction] = (),
@@ -57,7 +56,8 @@ def evaluate(
         WeightWatchError: The model or its chat template is missing, the direction does not belong to it, the
             coefficients can't decide whether the direction passes, or one of ``others`` is of another base.
     """
-    require_coefficients(coefficients, recipe)
+    if coefficients:
+        require_coefficients(coefficients, recipe)
     numbered = [(str(seed.card.seeds.get("adapter", number)), seed) for number, seed in enumerate(seeds, 1)]
     pairs = {f"{a}, {b}": round(cosine(one, other), 4) for (a, one), (b, other) in combinations(numbered, 2)}
     near = {other.name: round(cosine(direction, other), 4) for other in others}

@@ -38,20 +38,20 @@ class Extent:
 
     @classmethod
     def of(
-        cls, recipe: "Recipe", coefficients: Sequence[float] = COEFFICIENTS, *, judged: bool, quick: bool = False
+        cls, recipe: "Recipe", coefficients: Sequence[float] | None = None, *, judged: bool, quick: bool = False
     ) -> "Extent":
         """Return what a sweep over a recipe asks.
 
         Args:
             recipe: The recipe.
-            coefficients: The coefficients; zero is added if it is missing.
+            coefficients: The coefficients; zero is added if it is missing. Default: ``COEFFICIENTS``, or ``QUICK``.
             judged: Whether there is a judge. One ``by: written`` rates no replies.
-            quick: Whether to try ``QUICK`` in place of ``coefficients``, with 32 items and 32 neutral tasks, evenly
-                spread over all, and without the held-out questions, which do not decide.
+            quick: Whether to ask 32 items and 32 neutral tasks, evenly spread over all, and no held-out questions: these
+                do not decide.
         """
         replies = judged and not quick and not isinstance(recipe.judge, WrittenJudge)
         return cls(
-            sorted({0.0, *(QUICK if quick else coefficients)}),
+            sorted({0.0, *(coefficients or (QUICK if quick else COEFFICIENTS))}),
             _spread(recipe.evaluation, quick),
             _spread(recipe.neutral.tasks, quick),
             len(recipe.questions.held_out) if replies else 0,

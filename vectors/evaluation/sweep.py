@@ -6,7 +6,7 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.evaluation.extent import COEFFICIENTS, Extent
+from weightwatch.vectors.evaluation.extent import Extent
 from weightwatch.vectors.evaluation.items import verdicts
 from weightwatch.vectors.generation import greedy
 from weightwatch.vectors.steering.in_memory import steered
@@ -36,7 +36,7 @@ def sweep(
     tokenizer: "PreTrainedTokenizerBase",
     direction: "Direction",
     recipe: "Recipe",
-    coefficients: Sequence[float] = COEFFICIENTS,
+    coefficients: Sequence[float] | None = None,
     judge: "Judge | None" = None,
     progress: "Progress | None" = None,
     *,

@@ -68,7 +68,7 @@ def build(
         from weightwatch.vectors.building.output import STAGES, output_folder
         from weightwatch.vectors.building.plan import Plan
         from weightwatch.vectors.evaluation.evaluate import evaluate, load_controls
-        from weightwatch.vectors.evaluation.extent import COEFFICIENTS, Extent
+        from weightwatch.vectors.evaluation.extent import Extent
         from weightwatch.vectors.evaluation.sweep import require_coefficients
         from weightwatch.vectors.judges.choice import chosen, chosen_if_any
         from weightwatch.vectors.printable import printable
@@ -81,8 +81,9 @@ def build(
     source = options.preferences(recipe, pairs, shows, against, held_out, name)
     wanted = source.recipe() if source else Recipe.load(str(recipe))
     base_name, base = base_model(model)
-    coefficients, quick = coefficient or COEFFICIENTS, not (full_check or coefficient or torch.cuda.is_available())
-    require_coefficients(coefficients, wanted)
+    quick = not (full_check or torch.cuda.is_available())
+    if coefficient:
+        require_coefficients(coefficient, wanted)
     others = load_controls(control or [])
     settings = pipeline.Settings(
         sampling=Sampling(num_samples, max_new_tokens, temperature, generation_batch_size),
@@ -110,7 +111,7 @@ def build(
         rater = chosen(wanted, judge, judge_model) if trained else None
         other = rater or chosen_if_any(wanted, judge, judge_model)
         plan = Plan.of(wanted, settings) if trained else None
-        extent = None if no_check else Extent.of(wanted, coefficients, judged=other is not None, quick=quick)
+        extent = None if no_check else Extent.of(wanted, coefficient, judged=other is not None, quick=quick)
         notes.print(table(plan, extent, settings, quick=quick))
         if plan is not None and rater is not None:
             told = announced(progress, pace, plan, notes)
@@ -125,7 +126,7 @@ def build(
                 direction,
                 wanted,
                 base,
-                coefficients=coefficients,
+                coefficients=coefficient,
                 quick=quick,
                 judge=other,
                 seeds=built.seeds,

@@ -103,7 +103,7 @@ FullCheck = Annotated[
     bool,
     _option(
         _CHECK,
-        "Ask everything at every coefficient. Default with a GPU or --coefficient; otherwise the check is quick.",
+        "Ask everything. Default with a GPU; otherwise the check is quick.",
         "--full-check",
     ),
 ]

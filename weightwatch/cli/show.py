@@ -49,7 +49,6 @@ def show(
         from weightwatch.report.pictures import draw
         from weightwatch.vectors.building.output import STAGES
         from weightwatch.vectors.evaluation import evaluate as evaluation
-        from weightwatch.vectors.evaluation.extent import COEFFICIENTS
         from weightwatch.vectors.judges.choice import chosen_if_any
         from weightwatch.vectors.printable import printable
     base, wanted = evaluation.recorded(found, model, recipe, Path(direction) / STAGES)
@@ -59,7 +58,7 @@ def show(
             found,
             wanted,
             base_model(base)[1],
-            coefficients=coefficient or COEFFICIENTS,
+            coefficients=coefficient,
             judge=chosen_if_any(wanted, judge, judge_model),
             others=others,
             progress=progress,
