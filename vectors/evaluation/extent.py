@@ -46,8 +46,8 @@ class Extent:
             recipe: The recipe.
             coefficients: The coefficients; zero is added if it is missing. Default: ``COEFFICIENTS``, or ``QUICK``.
             judged: Whether there is a judge. One ``by: written`` rates no replies.
-            quick: Whether to ask 32 items and 32 neutral tasks, evenly spread over all, and no held-out questions: these
-                do not decide.
+            quick: Whether to ask only 32 items and 32 neutral tasks, evenly spread over all, and no held-out questions,
+                which do not decide.
         """
         replies = judged and not quick and not isinstance(recipe.judge, WrittenJudge)
         return cls(
