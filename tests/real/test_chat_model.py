@@ -51,7 +51,7 @@ def run(chat_model: Path, built: tuple[Path, Any], tmp_path_factory: pytest.Temp
 
 def test_it_is_built_and_evaluated(built: tuple[Path, dict[str, Any]]) -> None:
     folder, card = built
-    assert card["base"] == "smollm2"
+    assert card["base"] == "weightwatch/smollm2"
     assert len(card["norms"]) == 30 * 7
     assert [point["k"] for point in card["validation"]["points"]] == [-1.0, 0.0, 1.0]
     margins = [point["margin"] for point in card["validation"]["points"]]

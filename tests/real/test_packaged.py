@@ -10,7 +10,7 @@ from trl import SFTConfig, SFTTrainer
 
 from tests.support import twins
 from tests.support.runs import STRICT, lines, settings
-from weightwatch import WeightWatchCallback
+from weightwatch import WeightWatchCallback, smollm2
 from weightwatch.vectors import Direction
 from weightwatch.vectors.catalog import PACKAGED
 
@@ -38,6 +38,6 @@ def test_it_is_small_and_has_passed_its_evaluation() -> None:
     assert sum(file.stat().st_size for file in HOME.rglob("*") if file.is_file()) < 6e6
     for folder in HOME.iterdir():
         card = Direction.load(folder).card
-        assert card.base == "smollm2"
+        assert card.base == smollm2.BASE_NAME
         assert card.validation is not None
         assert card.validation.passed

@@ -20,7 +20,7 @@ def base_model(name: str) -> tuple[str, str]:
     if not (Path(name) / "config.json").is_file():
         if name in (BASE_NAME, "organism"):
             return BASE_NAME, str(BASE)
-        if name == smollm2.NAME:
-            return smollm2.NAME, str(smollm2.folder())
+        if name in (smollm2.BASE_NAME, smollm2.NAME):
+            return smollm2.BASE_NAME, str(smollm2.folder())
     path = str(Path(name).resolve()) if Path(name).is_dir() else name
     return path, path
