@@ -24,12 +24,14 @@ def demo(
     with screen.status("loading torch, transformers and trl"):
         from weightwatch.demo import view
         from weightwatch.demo.fine_tuning import fine_tune, roll_back
-        from weightwatch.demo.run import planned
+        from weightwatch.demo.run import discard_guarded, planned
         from weightwatch.vectors.printable import printable
     screen.print(view.LEGEND)
     runs = planned(poison, output, guard=guard)
     for run in runs:
         run.prepare()
+    if not guard:
+        discard_guarded(output)
     with aside(as_json), muted():  # the tables show the alerts
         for run in runs:
             with view.live(screen, run) as show:
