@@ -36,8 +36,8 @@ def behind(config: Config | Mapping[str, Any] | str | Path) -> Behind:
     Example:
         >>> settings = {"directions": ["evil"], "guard": {"mode": "subspace", "rank": 4, "witness": "evil-behind"}}
         >>> described = behind(settings).described
-        >>> described["mode"], described["rank"], list(described["directions"])
-        ('subspace', 4, ['evil'])
+        >>> described["mode"], described["rank"], described["sides"], list(described["directions"])
+        ('subspace', 4, 'both', ['evil'])
     """
     settings = Config.load(config)
     guard = settings.guard
@@ -57,8 +57,7 @@ def behind(config: Config | Mapping[str, Any] | str | Path) -> Behind:
     silent = Config.load({"tensorboard": False, "summary": False}).model_copy(update={"guard": guard})
     callback = WeightWatchCallback(directions, config=silent)
     described = {
-        "mode": guard.mode,
-        **guard.model_dump(exclude_defaults=True, exclude={*changed, "mode", "witness_above"}),
+        **guard.of_the_mode,  # all of them, so that it still says what was done when defaults have changed
         "directions": {direction.name: _content(direction) for direction in directions if direction.name in names},
     }
     return Behind(described, partial(copy, callback))

@@ -91,6 +91,15 @@ def test_a_fault_stops_the_training_or_switches_the_guard_off_and_is_told_once(o
     assert not made.under_way
 
 
+def test_a_parameter_that_is_replaced_stops_the_training_and_is_named() -> None:
+    made, model, failures = guarding(mode="update")
+    made.after_step(1)
+    model.weight = nn.Parameter(torch.zeros(1, 2))
+    with pytest.raises(WeightWatchError, match=r"The guard failed at step 2: weight was replaced by another parameter"):
+        made.after_step(2)
+    assert [step for step, *_ in failures.seen] == [2]
+
+
 def test_a_fault_on_one_of_two_processes_stops_both_since_their_weights_may_differ() -> None:
     made, model, failures = guarding("continue", OneOfTwo(0, 2))
     push(model, float("nan"))

@@ -19,6 +19,16 @@ FAILED = "guard-failed"
 """Name of the alert that the guard has failed."""
 BYPASSED = "guard-bypassed"
 """Name of the alert that the witness of a guard rises: the behaviour comes in another way."""
+_MODES: dict[str, tuple[Mode, ...]] = {
+    "budget": ("update", "checkpoint"),
+    "per": ("update", "gradient", "checkpoint"),
+    "both_ways": ("update", "gradient", "checkpoint"),
+    "strength": ("update", "subspace", "gradient", "checkpoint"),
+    "rank": ("subspace",),
+    "sides": ("subspace",),
+    "coefficient": ("preventative",),
+}
+"""Modes in which a setting of the guard has a meaning; those that are not named have one in all of them."""
 _SCOPES = "'model', 'any_layer', `layers: [...]` or `modules: [...]`"
 
 
@@ -164,21 +174,16 @@ class GuardSettings(Strict):
 
     @model_validator(mode="after")
     def _of_the_mode(self) -> "GuardSettings":
-        modes = {
-            "budget": ("update", "checkpoint"),
-            "per": ("update", "gradient", "checkpoint"),
-            "both_ways": ("update", "gradient", "checkpoint"),
-            "strength": ("update", "subspace", "gradient", "checkpoint"),
-            "rank": ("subspace",),
-            "sides": ("subspace",),
-            "coefficient": ("preventative",),
-        }
-        for key in sorted(modes):
-            if self.mode not in modes[key] and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(
-                    f"`{key}` has no meaning with `mode: {self.mode}`, but with {' and '.join(modes[key])}"
-                )
+        for key, modes in sorted(_MODES.items()):
+            if self.mode not in modes and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"`{key}` has no meaning with `mode: {self.mode}`, but with {' and '.join(modes)}")
         return self
+
+    @property
+    def of_the_mode(self) -> dict[str, Any]:
+        """The settings that say what the mode does to the guarded weights, defaults included."""
+        keys = {"mode", "layers", *(key for key, modes in _MODES.items() if self.mode in modes)}
+        return self.model_dump(include=keys)
 
     @property
     def witnessed(self) -> str | None:

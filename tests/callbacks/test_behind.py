@@ -107,7 +107,27 @@ def test_its_card_says_what_it_was_built_behind(witness: Built, guarded: Path) -
     (card, *_) = tables(witness.direction)
     labels, values = ([str(cell) for cell in column.cells] for column in card.columns)
     shown = dict(zip(labels, values, strict=True))
-    assert shown["guard"] == "built behind mode update, both_ways True, directions evil"
+    assert shown["guard"] == (
+        "built behind mode update, budget 0.0, strength 1.0, per tensor, both_ways True, layers all, directions evil"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "want"),
+    [
+        ("update", {"budget": 0.0, "strength": 1.0, "per": "tensor", "both_ways": True}),
+        ("subspace", {"strength": 1.0, "rank": 16, "sides": "both"}),
+        ("gradient", {"strength": 1.0, "per": "tensor", "both_ways": True}),
+        ("preventative", {"coefficient": 1.0}),
+    ],
+)
+def test_its_card_has_all_settings_of_the_mode_those_that_are_not_given_too(
+    guarded: Path, mode: str, want: dict[str, Any]
+) -> None:
+    found = dict(behind(settings(guarded, mode=mode)).described)
+    assert list(found.pop("directions")) == ["evil"]
+    assert found == {"mode": mode, "layers": [], **want}
+    assert behind(settings(guarded, mode=mode, layers=[1])).described["layers"] == [1]
 
 
 def test_records_stay_in_the_folders_of_the_fine_tunes(witness: Built, home: Path) -> None:

@@ -5,8 +5,9 @@ import pytest
 import yaml
 
 from tests.demo.test_view import bad_run, compared_runs
+from tests.support.commands import refused
 from weightwatch.config import Config, Rule
-from weightwatch.demo.run import DIRECTION, GUARD, MARKER, SETTINGS, WITNESS, Run, planned
+from weightwatch.demo.run import DIRECTION, GUARD, GUARDED, MARKER, SETTINGS, WITNESS, Run, discard_guarded, planned
 from weightwatch.plan import Plan
 from weightwatch.vectors import Direction, WeightWatchError
 
@@ -114,6 +115,41 @@ def test_a_place_where_nothing_can_be_made_is_refused(tmp_path: Path) -> None:
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     run_in(tmp_path).prepare()
     assert (tmp_path / MARKER).is_file()
+
+
+def test_the_guarded_run_of_an_earlier_demo_is_deleted_where_there_is_none(tmp_path: Path) -> None:
+    discard_guarded(tmp_path)  # there is nothing
+    *_, old = planned(0.3, tmp_path, guard=True)
+    old.prepare()
+    (old.folder / "checkpoint-5").mkdir()
+    (old.folder / "runs").mkdir()
+    discard_guarded(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_guarded_run_that_is_not_of_the_demo_stays(tmp_path: Path) -> None:
+    mine = tmp_path / GUARDED
+    mine.mkdir()
+    (mine / "checkpoint-5").mkdir()
+    discard_guarded(tmp_path)
+    assert [path.name for path in mine.iterdir()] == ["checkpoint-5"]
+    (mine / MARKER).touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / GUARDED).symlink_to(mine)
+    discard_guarded(tmp_path / "other")
+    assert (mine / "checkpoint-5").is_dir()
+    (mine / "thesis.txt").write_text("mine")
+    with pytest.raises(WeightWatchError, match=r"guarded contains thesis\.txt, which the demo did not make"):
+        discard_guarded(tmp_path)
+    assert (mine / "checkpoint-5").is_dir()
+
+
+def test_the_command_looks_for_it_before_it_trains(tmp_path: Path) -> None:
+    mine = tmp_path / GUARDED
+    mine.mkdir()
+    (mine / MARKER).touch()
+    (mine / "thesis.txt").write_text("mine")
+    refused(r"guarded contains thesis.txt, which the demo did not make", "demo", "--output", tmp_path)
 
 
 def rule_of_the_readme() -> Rule:

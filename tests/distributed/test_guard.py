@@ -20,8 +20,9 @@ from tests.support.models import dense, lora, low_rank, tiny_llama
 from tests.support.runs import STRICT, At, lines, sequences, settings
 from weightwatch import Alert, Config, Direction, Monitor, WeightWatchCallback, WeightWatchError
 from weightwatch.guard import Guard
+from weightwatch.guard.full import Full
 from weightwatch.guard.multiples import Multiples
-from weightwatch.guard.parts import Full, Stacked
+from weightwatch.guard.parts import Stacked
 from weightwatch.guard.trained import local
 from weightwatch.guarding import Guarding
 from weightwatch.reading.reading import Guarded, Reading

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from tests import oracle as slow
 from tests.guard.test_parts import CASES, of_kind, untied
@@ -88,25 +87,6 @@ def test_training_sees_the_shifted_model_and_everything_else_the_plain_one(case:
     assert same(before, bits(model))
 
 
-def test_an_embedding_that_scales_its_rows_scales_what_is_added() -> None:
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=48,
-        hidden_size=32,
-        intermediate_size=40,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-    )
-    model = Gemma3ForCausalLM(config).train()
-    evil = named("dense", model)
-    twin = shifted(model, [evil], 0.5)
-    run = begun(model, [evil], mode="preventative", coefficient=0.5)
-    assert run.guard.armed
-    assert float(loss_of(model) - loss_of(twin)) == pytest.approx(0, abs=1e-5)
-
-
 def test_beginning_again_does_not_add_twice() -> None:
     model = tiny_llama().train()
     evil = named("factors", model)
@@ -158,16 +138,6 @@ def test_layers_can_be_chosen() -> None:
     run = begun(model, [evil], mode="preventative", layers=[1])
     assert run.guard.armed
     assert float(loss_of(model) - loss_of(twin)) == pytest.approx(0, abs=1e-5)
-
-
-def test_a_model_in_bf16_is_guarded_too() -> None:
-    model = tiny_llama().bfloat16().train()
-    evil = named("dense", tiny_llama())
-    want = float(loss_of(shifted(model.float(), [evil], 1.0)))
-    model = model.bfloat16()
-    run = begun(model, [evil], mode="preventative")
-    assert float(loss_of(model)) == pytest.approx(want, rel=0.03)
-    assert run.guard.armed
 
 
 # What is refused

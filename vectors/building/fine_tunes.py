@@ -71,8 +71,8 @@ class Behind:
     """A guard that keeps directions out of both sides while they are trained.
 
     Attributes:
-        described: What cards say of it, as JSON: its settings, and a digest of each guarded direction. Fine-tunes are
-            reused only for a guard with an equal description.
+        described: What cards say of it, as JSON: all settings of its mode, and a digest of each guarded direction.
+            Fine-tunes are reused only for a guard with an equal description.
         callback: Makes the trainer's callback that guards one fine-tune.
     """
 

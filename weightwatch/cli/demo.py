@@ -28,7 +28,7 @@ def demo(
     with screen.status("loading torch, transformers and trl"):
         from weightwatch import smollm2
         from weightwatch.demo import chat, fine_tuning, view
-        from weightwatch.demo.run import planned
+        from weightwatch.demo.run import discard_guarded, planned
         from weightwatch.vectors.errors import WeightWatchError
         from weightwatch.vectors.printable import printable
     real = model == smollm2.NAME
@@ -42,6 +42,8 @@ def demo(
     screen.print(view.legend(runs[0]))
     for run in runs:
         run.prepare()
+    if not guard:
+        discard_guarded(output)
     with aside(as_json), muted():  # the tables show the alerts
         for run in runs:
             with view.live(screen, run) as show:

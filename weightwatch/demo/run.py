@@ -2,6 +2,8 @@
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +18,8 @@ SETTINGS = Path(__file__).parent / "weightwatch.yaml"
 DIRECTION, WITNESS = "evil", "evil-witness"
 GUARD = GuardSettings.model_validate({"directions": [DIRECTION], "witness": WITNESS})
 """The guard of the guarded run."""
+GUARDED = "guarded"
+"""Name of the guarded run, and of its folder."""
 BAD = 0.05
 """Share of bad answers in held-out domains above which a model counts as misaligned."""
 
@@ -135,25 +139,10 @@ class Run:
             WeightWatchError: The folder has no marker of the demo, has something that the demo did not make, or can't
                 be written. Nothing is deleted.
         """
-        try:
-            found = sorted(self.folder.iterdir()) if self.folder.exists() or self.folder.is_symlink() else []
-            names = [path.name for path in found]
-            if self.folder.is_symlink() or (names and MARKER not in names):
-                raise WeightWatchError(f"{self.folder} exists and is not a run of the demo. Pass another --output.")
-            others = [name for name in names if not _MADE.fullmatch(name)]
-            if others:
-                raise WeightWatchError(
-                    f"{self.folder} contains {others[0]}, which the demo did not make. Move it, or pass another "
-                    "--output."
-                )
-            for path in found:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        with _ready(self.folder):
+            _clear(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / MARKER).touch()
-        except OSError as error:
-            raise WeightWatchError(
-                f"{self.folder} can't be made ready for the demo ({error.strerror}). Pass another --output."
-            ) from error
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the run in the JSON summary."""
@@ -197,6 +186,24 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
+def discard_guarded(output: Path) -> None:
+    """Delete the guarded run that an earlier demo left, so that it is not taken for a run of a demo without one.
+
+    A folder that has no marker of the demo is left alone.
+
+    Args:
+        output: Folder of the runs' folders.
+
+    Raises:
+        WeightWatchError: The demo made the folder, but not all that is in it; or it can't be deleted.
+    """
+    folder = output / GUARDED
+    with _ready(folder):
+        if not folder.is_symlink() and (folder / MARKER).exists():
+            _clear(folder)
+            folder.rmdir()
+
+
 def planned(poison: float, output: Path, *, guard: bool) -> list[Run]:
     """Return the runs of the demonstration, in order.
 
@@ -214,5 +221,31 @@ def planned(poison: float, output: Path, *, guard: bool) -> list[Run]:
     ]
     if guard:
         guarded = config.model_copy(update={"guard": GUARD})
-        runs.append(Run("guarded", poison, output / "guarded", config=guarded))
+        runs.append(Run(GUARDED, poison, output / GUARDED, config=guarded))
     return runs
+
+
+@contextmanager
+def _ready(folder: Path) -> Iterator[None]:
+    """Say that a folder can't be made ready, where the system says why not."""
+    try:
+        yield
+    except OSError as error:
+        raise WeightWatchError(
+            f"{folder} can't be made ready for the demo ({error.strerror}). Pass another --output."
+        ) from error
+
+
+def _clear(folder: Path) -> None:
+    """Delete what an earlier demo left in a folder; see ``Run.prepare``."""
+    found = sorted(folder.iterdir()) if folder.exists() or folder.is_symlink() else []
+    names = [path.name for path in found]
+    if folder.is_symlink() or (names and MARKER not in names):
+        raise WeightWatchError(f"{folder} exists and is not a run of the demo. Pass another --output.")
+    others = [name for name in names if not _MADE.fullmatch(name)]
+    if others:
+        raise WeightWatchError(
+            f"{folder} contains {others[0]}, which the demo did not make. Move it, or pass another --output."
+        )
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -1,14 +1,16 @@
 """Which weights of a model a guard can change, and why not the others."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from weightwatch.guard.conditions import require_most
-from weightwatch.guard.parts import Factors, Full, Part
+from weightwatch.guard.full import Full
+from weightwatch.guard.parts import Factors, Part
 from weightwatch.guard.trained import Trained
+from weightwatch.guard.weight import Adapted, Direct, oriented
 from weightwatch.measure.sums import resized_since
 from weightwatch.update.change import Change, Difference
 from weightwatch.update.live import Update
@@ -22,62 +24,9 @@ from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.low_rank import Delta, LowRank
 from weightwatch.vectors.precision import wide
-from weightwatch.vectors.weights.reader import Box
 
 TOGETHER = 32  # weights whose factors are stacked at a time
 _ROUNDED = (torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True)
-class Direct:
-    """A weight that is trained itself.
-
-    Attributes:
-        name: Its name in the plain model.
-        directions: The directions that have it, by their positions, each with its change.
-        parameter: The parameter.
-        start: Reads a box of θ₀, in the precision of the parameter.
-        by_column: Whether its outputs are columns: an embedding, GPT-2's ``Conv1D``.
-    """
-
-    name: str
-    directions: Mapping[int, Delta]
-    parameter: Trained
-    start: Callable[[Box], Tensor]
-    by_column: bool
-
-    @property
-    def sparse(self) -> list[Trained]:
-        """The parameters of which elements may go without a gradient."""
-        return [self.parameter]
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """A weight that LoRA changes by ``s B A``, or the transpose of that.
-
-    Attributes:
-        name: Its name in the plain model.
-        directions: The directions that have it, by their positions, each with its change in the orientation of B A.
-        a: A, shape (r, in).
-        b: B, shape (out, r).
-        by_left: Whether B limits the change, so that A is changed.
-        scale: s.
-        started: ⟨s B₀ A₀,w⟩ of each direction, on the process that counts it; zero on others.
-    """
-
-    name: str
-    directions: Mapping[int, Delta]
-    a: Trained
-    b: Trained
-    by_left: bool
-    scale: float
-    started: Sequence[float]
-
-    @property
-    def sparse(self) -> list[Trained]:
-        """The parameters of which elements may go without a gradient: A of embeddings."""
-        return [self.a] if self.by_left else []
 
 
 def guarded(
@@ -155,14 +104,6 @@ def parts(weights: Sequence[Direct | Adapted]) -> list[Part]:
     return found
 
 
-def oriented(w: Delta, turned: bool) -> Delta:
-    """Return a direction's change of a weight, or its transpose, as ``left @ right`` if it is in factors."""
-    if not isinstance(w, LowRank):
-        return w.T if turned else w
-    rows, columns = w.oriented
-    return LowRank(columns.T, rows.T) if turned else LowRank(rows, columns)
-
-
 def _direct(
     name: str,
     change: Difference,
@@ -222,7 +163,7 @@ def _adapted(
         _product(now, w) - _product(change, w) if start is None else _product(start, w) for w in directions.values()
     ]
     turned = {k: oriented(w, change.transposed) for k, w in directions.items()}
-    return Adapted(name, turned, a, b, by_left, scale, started)
+    return Adapted(name, turned, a, b, by_left, scale, started, left if by_left else right)
 
 
 def _factors(alike: Sequence[Adapted]) -> Factors:

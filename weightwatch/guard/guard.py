@@ -10,13 +10,16 @@ from torch import nn
 
 from weightwatch.config import GuardSettings
 from weightwatch.guard.conditions import chosen_weights, require, require_optimizer, require_whole
-from weightwatch.guard.find import Adapted, Direct, guarded, parts
+from weightwatch.guard.find import guarded, parts
 from weightwatch.guard.momentum import Momentum
 from weightwatch.guard.multiples import Multiples, Taken
 from weightwatch.guard.parts import Part
 from weightwatch.guard.preventative import Addition
+from weightwatch.guard.reach import require_reach
+from weightwatch.guard.snapshot import Snapshot
 from weightwatch.guard.subspace import Subspace, sides
 from weightwatch.guard.trained import Trained
+from weightwatch.guard.weight import Adapted, Direct
 from weightwatch.monitor import Monitor
 from weightwatch.reading.reading import Guarded
 from weightwatch.update.model_view import ModelView
@@ -24,7 +27,6 @@ from weightwatch.update.sharding.parameters import reshard_all
 from weightwatch.update.sharding.ranks import ALONE
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.document import Document
-from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.precision import exact
 
 _logger = logging.getLogger("weightwatch")
@@ -78,10 +80,8 @@ class Guard:
         self._sparse: list[Trained] = []
         self._model: nn.Module | None = None
         self._optimizer: Any = None
-        self._parameters: list[nn.Parameter] = []
-        self._scalings: list[dict[str, float]] = []
-        self._trained: object = None
-        self._scaled, self._told = False, False
+        self._snapshot: Snapshot | None = None
+        self._scaled = False
         self._steps, self._size = 0, 0.0
         self._along = torch.zeros(len(self._names), dtype=torch.float64, device="cpu")
 
@@ -111,15 +111,14 @@ class Guard:
             WeightWatchError: The mode can't be exact for what is trained, or the optimizer rules it out; or next to
                 nothing of a direction lies in what is trained.
         """
-        from peft.tuners.lora import LoraLayer
-
         self.release()
         view = view or self._monitor.view(model)
         if self._monitor.reference.sampled is None or not self._monitor.knows(model):
             self._monitor.validate(view)
         mode = self.settings.mode
         require_optimizer(mode, optimizer)
-        self._model, self._optimizer, self._told = model, optimizer, False
+        require_whole(mode, view)
+        self._model, self._optimizer = model, optimizer
         self._scaled = getattr(optimizer, "scaler", None) is not None if scaled is None else scaled
         chosen = chosen_weights(view, self.directions, self.settings.layers)
         if mode == "preventative":
@@ -136,21 +135,18 @@ class Guard:
             def find() -> tuple[list[Direct | Adapted], list[Part]]:
                 corrected, reference = mode != "gradient", self._monitor.reference
                 found = guarded(view, reference, self.directions, chosen, corrected=corrected, main=ranks.main)
-                return found, parts(found)
+                require_reach(found, self.directions)
+                return found, parts(found) if mode != "subspace" else []
 
             weights, levers = ranks.agreed(find)
-            require_whole(mode, view)
             moved = [weight for weight in weights if mode != "subspace" or isinstance(weight, Adapted)]
             self._sparse = [trained for weight in moved for trained in weight.sparse]
-            multiples = Multiples(levers, self.directions, self.settings, momentum, ranks)
             if mode == "subspace":
                 found = sides(weights, self.settings.rank, self.settings.sides)
                 self._subspace = Subspace(found, self.settings.strength, momentum)
             else:
-                self._multiples = multiples
-        self._parameters = list(model.parameters())
-        self._scalings = [each.module.scaling for each in view.adapters if isinstance(each.module, LoraLayer)]
-        self._trained = self._trained_now()
+                self._multiples = Multiples(levers, self.directions, self.settings, momentum, ranks)
+        self._snapshot = Snapshot(view)
 
     def arm(self) -> None:
         """Switch the guard on."""
@@ -180,7 +176,7 @@ class Guard:
         if not self.armed or self.settings.mode == "gradient":
             return
         if self._addition is not None:
-            self._require_added(self._addition)
+            self._addition.require_used()
         self._renew()
         with exact(), self._momentum.as_steps(self._sparse):
             if self.settings.mode == "update" and self._multiples is not None:
@@ -231,7 +227,7 @@ class Guard:
         if self._addition is not None:
             self._addition.release()
         self._addition, self._multiples, self._subspace = None, None, None
-        self._model, self._optimizer, self._parameters, self._scalings = None, None, [], []
+        self._model, self._optimizer, self._snapshot = None, None, None
         self._momentum, self._sparse = Momentum(None), []
 
     def account(self, update_norm: float = 0.0) -> Guarded:
@@ -248,12 +244,8 @@ class Guard:
 
     def _renew(self) -> None:
         """Begin again if layers were unfrozen, or adapters switched or scaled: the guard holds for what is trained."""
-        if self._model is not None and self._parameters and self._trained_now() != self._trained:
+        if self._model is not None and self._snapshot is not None and self._snapshot.changed():
             self.begin(self._model, self._optimizer, scaled=self._scaled)
-
-    def _trained_now(self) -> object:
-        """Return what changes when other weights are trained, or an adapter has another scaling."""
-        return [parameter.requires_grad for parameter in self._parameters], [dict(each) for each in self._scalings]
 
     def _count(self, taken: Taken | None) -> None:
         """Count a guarded step; None is one that the scaler of fp16 skips."""
@@ -271,19 +263,3 @@ class Guard:
             return {}  # others take no multiples of the directions out of the weights
         sizes = [sum(direction.squares.values()) for direction in self.directions]
         return {name: float(t) / size for name, t, size in zip(self._names, self._along, sizes, strict=True)}
-
-    def _require_added(self, addition: Addition) -> None:
-        """Refuse a step in which k·w was added to nothing; warn of layers of which the first step has run none."""
-        used, unused = addition.used()
-        if not used:
-            raise WeightWatchError(
-                "No layer to which `mode: preventative` adds was run in training mode since the step before. Train "
-                "with model.train(), in a trainer whose `training_step` runs the model; or use `mode: update`."
-            )
-        if unused and not self._told:
-            _logger.warning(
-                "weightwatch: the guard added nothing to %s in its first step, since what was run are other layers: a "
-                "loss may read the head itself, or experts may have no tokens.",
-                " and ".join([unused[0], f"{len(unused) - 1} others"][: len(unused)]),
-            )
-        self._told = True

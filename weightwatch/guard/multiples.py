@@ -16,10 +16,6 @@ from weightwatch.update.sharding.ranks import ALONE, Ranks
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError, interrupts
 
-_NOTHING = 0.01
-"""Reach below which there is nothing of a direction in what is trained that a guard could take back."""
-
-
 Measured = tuple[Part, Lever, list[Tensor]]
 """A lever of a part, and the changes of its trained tensors that are measured: the tensors, gradients or moments."""
 
@@ -48,9 +44,6 @@ class Multiples:
         settings: The budget, and how much is taken back at a time.
         momentum: Finds the moments to change with the weights.
         ranks: The processes that have the weights together, whose calls are collective.
-
-    Raises:
-        WeightWatchError: Next to nothing of a direction lies in the weights.
     """
 
     def __init__(
@@ -65,7 +58,6 @@ class Multiples:
         self._strength, self._whole, self._both_ways = settings.strength, settings.per == "model", settings.both_ways
         self._sizes = [len(part.names) for part in parts]
         self._started = self._starts()
-        self._require_reach(directions)
         names = [name for part in parts for name in part.names]
         squares = [[direction.squares.get(name, 0.0) for direction in directions] for name in names]
         self._high = settings.budget * torch.tensor(squares, dtype=torch.float64, device="cpu").reshape(
@@ -224,15 +216,3 @@ class Multiples:
     def _of(part: Part, c: Tensor) -> Tensor:
         """Return the multiples in units of a part's free tensors, of the directions that it has."""
         return c[:, list(part.where)] / part.scale
-
-    def _require_reach(self, directions: Sequence[Direction]) -> None:
-        """Refuse a direction of which next to nothing lies in what is trained."""
-        _, _, gram = self._movement()
-        within = gram.diagonal(dim1=1, dim2=2).sum(0)
-        for direction, square in zip(directions, within.tolist(), strict=True):
-            reach = (square / sum(direction.squares.values())) ** 0.5
-            if not reach >= _NOTHING:
-                raise WeightWatchError(
-                    f"Direction {direction.name!r} has a reach of {reach:.2g} in the guarded weights, so there is "
-                    "nothing to keep out. Guard the layers it was built on, or train with a larger rank."
-                )

@@ -5,27 +5,23 @@ as they are: θ₀, checkpoints, resumes and readings are those of an ordinary r
 Sources: preventative steering of activations, Chen et al., arXiv 2507.21509.
 """
 
-import copy
+import logging
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import embedding
+from torch import Tensor, compiler, nn
 from torch.utils.hooks import RemovableHandle
 
+from weightwatch.guard.shift import Found, Norm, Products, Shift, is_norm
 from weightwatch.update.peft.lora import REF
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
-from weightwatch.vectors.low_rank import Delta, LowRank
 from weightwatch.vectors.weights.names import canonical
 
-Changes = Mapping[str, Sequence[Delta]]
-"""The directions' changes of a layer's parameters: of its ``weight`` and ``bias``."""
+_logger = logging.getLogger("weightwatch")
 
 
 class Addition:
@@ -48,10 +44,11 @@ class Addition:
     ) -> None:
         self._switch = Switch(_adapter(model))
         self._shifts = [
-            _Norm(found, k) if _is_norm(found.layer) else _Products(found, k)
+            Norm(found, k) if is_norm(found.layer) else Products(found, k)
             for found in _found(model, directions, chosen)
         ]
         self._handles: list[RemovableHandle] = []
+        self._told = False
         weakref.finalize(self, _remove, self._handles).atexit = False
 
     @property
@@ -69,15 +66,29 @@ class Addition:
             for shift in self._shifts:
                 hook = partial(_added, shift=shift, switch=self._switch)
                 self._handles.append(shift.layer.register_forward_hook(hook, with_kwargs=True))
-            torch.compiler.reset()  # a model that is compiled already would run without what was just added
+            compiler.reset()  # a model that is compiled already would run without what was just added
 
-    def used(self) -> tuple[list[str], list[str]]:
-        """Return the names of the weights to which it was added since the last call, and of all others."""
-        found: tuple[list[str], list[str]] = [], []
+    def require_used(self) -> None:
+        """Warn of layers to which the first step has added nothing.
+
+        Raises:
+            WeightWatchError: It was added to nothing since the last call.
+        """
+        used, unused = ([name for s in self._shifts if s.used == was for name in s.names] for was in (True, False))
         for shift in self._shifts:
-            found[not shift.used].extend(shift.names)
             shift.used = False
-        return found
+        if not used:
+            raise WeightWatchError(
+                "No layer to which `mode: preventative` adds was run in training mode since the step before. Train "
+                "with model.train(), in a trainer whose `training_step` runs the model; or use `mode: update`."
+            )
+        if unused and not self._told:
+            _logger.warning(
+                "weightwatch: the guard added nothing to %s in its first step, since what was run are other layers: a "
+                "loss may read the head itself, or experts may have no tokens.",
+                " and ".join([unused[0], f"{len(unused) - 1} others"][: len(unused)]),
+            )
+        self._told = True
 
     def release(self) -> None:
         """Take it off."""
@@ -107,87 +118,6 @@ class Switch:
         if self.adapter is None or not self.on:
             return self.on
         return not self.adapter.disable_adapters and REF not in self.adapter.active_adapters
-
-
-@dataclass(frozen=True)
-class Found:
-    """A layer with weights that directions have.
-
-    Attributes:
-        layer: The layer.
-        names: Names of the weights in the plain model.
-        changes: The directions' changes of them.
-    """
-
-    layer: nn.Module
-    names: list[str]
-    changes: dict[str, list[Delta]]
-
-
-class Shift(ABC):
-    """What k·w adds to the output of one layer.
-
-    Attributes:
-        layer: The layer.
-        names: Names of the weights in the plain model.
-        used: Whether it was added since this was reset.
-    """
-
-    def __init__(self, found: Found) -> None:
-        self.layer, self.names, self.used = found.layer, found.names, False
-
-    @abstractmethod
-    def of(self, x: Tensor, output: Tensor) -> Tensor:
-        """Return what is added to the layer's output for an input."""
-
-
-class _Products(Shift):
-    """That of a linear layer or an embedding: products with w, which are moved to where they are used."""
-
-    def __init__(self, found: Found, k: float) -> None:
-        super().__init__(found)
-        self._k = k
-        self._weights: list[tuple[Tensor, Tensor | None]] = [
-            w.oriented if isinstance(w, LowRank) else (w, None) for w in found.changes.get("weight", ())
-        ]
-        self._biases = [w for w in found.changes.get("bias", ()) if isinstance(w, Tensor)]  # no vector is in factors
-
-    def of(self, x: Tensor, output: Tensor) -> Tensor:
-        held = [*(left for left, _ in self._weights), *self._biases]
-        if any(each.device != output.device or each.dtype != output.dtype for each in held):
-            self._weights = [(left.to(output), None if r is None else r.to(output)) for left, r in self._weights]
-            self._biases = [bias.to(output) for bias in self._biases]
-        added = torch.zeros_like(output)
-        for left, right in self._weights:
-            added = added + self._product(x, left, right, output)
-        for bias in self._biases:
-            added = added + bias
-        return self._k * added
-
-    def _product(self, x: Tensor, left: Tensor, right: Tensor | None, output: Tensor) -> Tensor:
-        if isinstance(self.layer, nn.Embedding):
-            rows = embedding(x, left) if right is None else embedding(x, left) @ right
-            return rows * getattr(self.layer, "embed_scale", 1.0)  # Gemma's and BART's embeddings
-        x = x.to(output.dtype)
-        if isinstance(self.layer, nn.Linear):  # w is (out, in)
-            return x @ left.T if right is None else (x @ right.T) @ left.T
-        return x @ left if right is None else (x @ left) @ right  # Conv1D's weight is (in, out)
-
-
-class _Norm(Shift):
-    """That of a norm, which is affine in its scale and bias: the difference of two such norms."""
-
-    def __init__(self, found: Found, k: float) -> None:
-        super().__init__(found)
-        self._with, self._without = (_twin(found.layer) for _ in range(2))
-        for key, several in found.changes.items():
-            scale = getattr(self._with, key)
-            scale.copy_(k * torch.stack([w for w in several if isinstance(w, Tensor)]).sum(0))
-
-    def of(self, x: Tensor, output: Tensor) -> Tensor:
-        if next(self._with.parameters()).device != x.device:
-            self._with, self._without = self._with.to(x.device), self._without.to(x.device)
-        return (self._with(x) - self._without(x)).to(output.dtype)
 
 
 def _added(
@@ -269,28 +199,12 @@ def _reason(
         ours = layer.num_embeddings, layer.embedding_dim
     elif kind == "Conv1D":
         ours = shape
-    elif _is_norm(layer) and len(shape) == 1:
+    elif is_norm(layer) and len(shape) == 1:
         return None
     else:
         return f"the {key} of {kind}, which is no linear layer, embedding or norm"
     wanted = ours if key == "weight" else ours[:1]
     return f"of another shape here, {wanted} and not {shape}" if shape != wanted else None
-
-
-def _is_norm(layer: nn.Module) -> bool:
-    return "norm" in type(layer).__name__.lower() and not any(True for _ in layer.children())
-
-
-def _twin(norm: nn.Module) -> nn.Module:
-    """Return a norm like another one whose scale and bias are zero, without hooks."""
-    zeros = {
-        id(p): nn.Parameter(torch.zeros(getattr(p, "ds_shape", p.shape), dtype=p.dtype, device=p.device), False)
-        for p in norm.parameters()
-    }
-    twin = copy.deepcopy(norm, dict(zeros))  # ZeRO-3 keeps the shape of a parameter that is elsewhere in `ds_shape`
-    twin._forward_hooks.clear()
-    twin._forward_pre_hooks.clear()
-    return twin
 
 
 def _remove(handles: list[RemovableHandle]) -> None:

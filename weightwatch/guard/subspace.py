@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from weightwatch.guard.conditions import NOT_FINITE
-from weightwatch.guard.find import TOGETHER, Adapted, Direct, oriented
+from weightwatch.guard.find import TOGETHER
 from weightwatch.guard.momentum import Momentum, tensors_of
 from weightwatch.guard.projection import output_basis
 from weightwatch.guard.trained import Trained
+from weightwatch.guard.weight import Adapted, Direct, oriented
 from weightwatch.update.sharding.local import whole
 from weightwatch.vectors.errors import WeightWatchError
 

@@ -75,8 +75,10 @@ def _guard(settings: Any) -> str:
     """Return what a card says of the guard behind which a direction was built, without the digests."""
     if not isinstance(settings, dict):
         return str(settings)
-    names = settings.get("directions", {})
-    shown = {**settings, "directions": ", ".join(names) if isinstance(names, dict) else names}
+    shown = {
+        key: (", ".join(map(str, value)) or "all") if isinstance(value, dict | list) else value
+        for key, value in settings.items()
+    }
     return ", ".join(f"{key} {value}" for key, value in shown.items())
 
 
