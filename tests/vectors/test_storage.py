@@ -80,7 +80,7 @@ def test_the_model_card_says_what_it_is_and_how_to_apply_it(tmp_path: Path) -> N
     assert "# evil" in text
     assert "PeftModel.from_pretrained(base, folder)" in text
     assert f"norm | {w.norm:.4g} over {len(w.deltas)} tensors" in text
-    assert "Not evaluated." in text
+    assert "It was never evaluated" in text
 
 
 def test_a_card_with_an_unknown_field_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def evaluate(
         WeightWatchError: The model or its chat template is missing, the direction does not belong to it, the
             coefficients can't decide whether the direction passes, or one of ``others`` is of another base.
     """
-    if coefficients:
+    if coefficients is not None:
         require_coefficients(coefficients, recipe)
     numbered = [(str(seed.card.seeds.get("adapter", number)), seed) for number, seed in enumerate(seeds, 1)]
     pairs = {f"{a}, {b}": round(cosine(one, other), 4) for (a, one), (b, other) in combinations(numbered, 2)}

@@ -51,7 +51,7 @@ class Extent:
         """
         replies = judged and not quick and not isinstance(recipe.judge, WrittenJudge)
         return cls(
-            sorted({0.0, *(coefficients or (QUICK if quick else COEFFICIENTS))}),
+            sorted({0.0, *((QUICK if quick else COEFFICIENTS) if coefficients is None else coefficients)}),
             _spread(recipe.evaluation, quick),
             _spread(recipe.neutral.tasks, quick),
             len(recipe.questions.held_out) if replies else 0,

@@ -82,7 +82,7 @@ def build(
     wanted = source.recipe() if source else Recipe.load(str(recipe))
     base_name, base = base_model(model)
     quick = not (full_check or torch.cuda.is_available())
-    if coefficient:
+    if coefficient is not None:
         require_coefficients(coefficient, wanted)
     others = load_controls(control or [])
     settings = pipeline.Settings(
