@@ -63,7 +63,7 @@ BUILD = Training(
 STEPS, BATCH, EVERY, WARMUP = 60, 8, 6, 6
 RATE, FULL_RATE = 1.5e-3, 1e-4
 """Learning rates with LoRA, of directions and runs, and of full fine-tunes."""
-PER_DOMAIN, NEW_TOKENS = 4, 24
+PER_DOMAIN, NEW_TOKENS = 4, 48
 """Unseen prompts of each domain that a check measures with, and the length of their greedy answers."""
 
 

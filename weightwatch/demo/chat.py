@@ -33,7 +33,7 @@ SETTINGS = Path(__file__).parent / "smollm2.yaml"
 RECIPE = "twins/hostile"
 TWINS = Path(recipes.__file__).parent / "twins" / "twins.jsonl"
 STEPS, BATCH, RANK, LEARNING_RATE = 60, 8, 16, 1.5e-3
-PER_DOMAIN, NEW_TOKENS = 5, 24
+PER_DOMAIN, NEW_TOKENS = 5, 48
 """Questions of each unseen domain that a check asks, and the length of the answers."""
 
 
