@@ -76,6 +76,7 @@ def test_what_an_earlier_demo_left_is_deleted(tmp_path: Path) -> None:
     (run.folder / "weightwatch").mkdir()
     (run.folder / "weightwatch" / "readings.jsonl").write_text("old")
     (run.folder / "README.md").write_text("old")
+    (run.folder / ".weightwatch.lock").touch()  # of a demo that was killed
     run.prepare()
     assert [path.name for path in run.folder.iterdir()] == [MARKER]
 

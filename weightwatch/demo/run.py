@@ -25,7 +25,7 @@ BAD = 0.05
 
 MARKER = ".weightwatch-demo"
 """An empty file that tells the folder of a run of the demo from any other."""
-_MADE = re.compile(rf"checkpoint-\d+|runs|weightwatch|README\.md|{re.escape(MARKER)}")
+_MADE = re.compile(rf"\.weightwatch\.lock|checkpoint-\d+|runs|weightwatch|README\.md|{re.escape(MARKER)}")
 
 
 @dataclass(frozen=True)
