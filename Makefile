@@ -57,7 +57,7 @@ docs: $(READY)  ## the documentation as a site, in build/site
 smollm2: $(READY)  ## fetch SmolLM2-135M-Instruct, a real chat model, once; prints its folder
 	$(BIN)/python -c "from weightwatch import smollm2; print(smollm2.folder())"
 
-smollm2-directions: smollm2  ## rebuild its packaged directions; about an hour on two CPU cores
+smollm2-directions: smollm2  ## rebuild its packaged directions
 	for name in hostile sycophancy; do \
 	  $(BIN)/weightwatch build twins/$$name --model smollm2 $(TWINS) --output build/smollm2/$$name && \
 	  mkdir -p vectors/packaged/smollm2/$$name && \

