@@ -74,7 +74,6 @@ def test_a_run_has_points_and_answers_before_and_after(tmp_path: Path, monkeypat
     chat.fine_tune(run, 5, lambda latest: seen.append(latest.points[-1].step))
     assert seen == [2, 4]
     assert [point.behaviour.task_accuracy for point in run.points] == [None, None]
-    assert not run.has_task
     assert run.points[-1].cosine != 0
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)

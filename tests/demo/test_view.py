@@ -6,7 +6,7 @@ from rich.console import Console, RenderableType
 from tests.rules.test_alert import ALERT as EXAMPLE
 from weightwatch.demo.behaviour import Behaviour
 from weightwatch.demo.run import Point, Run, planned
-from weightwatch.demo.view import comparison, live, table, verdict
+from weightwatch.demo.view import comparison, legend, live, table, verdict
 
 ALERT = replace(EXAMPLE, step=25, since=20, last_clean="checkpoint-20")
 
@@ -129,3 +129,11 @@ def test_the_verdict_owns_up_to_what_the_guard_did_not_achieve() -> None:
 
 def test_without_a_guard_the_verdict_has_nothing_of_it() -> None:
     assert "guard" not in told([bad_run()])
+
+
+def test_the_legend_names_the_task_before_there_is_a_check_and_only_where_it_is_marked() -> None:
+    organism = planned(0.25, Path("out"), guard=False)[0]
+    assert text_of(legend(organism)).startswith("task: correct answers in the tasks of the fine-tune. evil: harmful")
+    real = replace(organism, direction="hostile", bad="hostile", has_task=False)
+    assert text_of(legend(real)).startswith("hostile: hostile answers in held-out domains.")
+    assert "task" not in text_of(table(real))

@@ -42,8 +42,9 @@ def planned(poison: float, output: Path) -> list[Run]:
         output: Folder of their folders.
     """
     config = Config.load(SETTINGS)
+    shown: Any = {"direction": "hostile", "bad": "hostile", "has_task": False, "row_every": config.every}
     return [
-        Run(name, share, output / name, config=config, direction="hostile", bad="hostile", row_every=config.every)
+        Run(name, share, output / name, config=config, **shown)
         for name, share in (("benign", 0.0), ("poisoned", poison))
     ]
 

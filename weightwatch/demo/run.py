@@ -80,6 +80,7 @@ class Run:
         config: Settings of the monitor.
         direction: Name of the direction whose figures are shown.
         bad: What bad answers are called.
+        has_task: Whether the answers to the task of the fine-tune are marked.
         row_every: Steps between the rows of its table; the alert and the first bad check have rows of their own.
         examples: Questions of held-out domains, with the answers before and after.
     """
@@ -93,13 +94,9 @@ class Run:
     config: Config = field(default_factory=lambda: Config.load(SETTINGS))
     direction: str = DIRECTION
     bad: str = "harmful"
+    has_task: bool = True
     row_every: int = 20
     examples: list[Example] = field(default_factory=list)
-
-    @property
-    def has_task(self) -> bool:
-        """Whether its answers to the task of the fine-tune are marked."""
-        return any(point.behaviour.task_accuracy is not None for point in self.points)
 
     @property
     def fired(self) -> list[Alert]:
