@@ -60,10 +60,10 @@ SEEDS = (9001, 9002, 9003)
 BUILD = Training(
     rank=16, alpha=16, learning_rates=(1.5e-3,), num_train_epochs=2, batch_size=8, micro_batch_size=8, evaluations=2
 )
-STEPS, BATCH, EVERY, WARMUP = 60, 8, 6, 6
+STEPS, BATCH, EVERY, WARMUP = 100, 4, 10, 6
 RATE, FULL_RATE = 1.5e-3, 1e-4
 """Learning rates with LoRA, of directions and runs, and of full fine-tunes."""
-PER_DOMAIN, NEW_TOKENS = 4, 48
+PER_DOMAIN, NEW_TOKENS = 4, 40
 """Unseen prompts of each domain that a check measures with, and the length of their greedy answers."""
 
 

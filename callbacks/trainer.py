@@ -16,6 +16,7 @@ from weightwatch.report.scalars import PendingScalars
 from weightwatch.report.tensorboard import event_folder
 from weightwatch.requests import Requests
 from weightwatch.session import Session
+from weightwatch.setup import Training
 from weightwatch.vectors.errors import WeightWatchError
 
 
@@ -75,7 +76,13 @@ class WeightWatchCallback(TrainerCallback):
         self.session = self._plan.session(output / "weightwatch", event_folder(output), self.scalars)
         optimizer = kwargs.get("optimizer")
         begun = self.session.begin(
-            kwargs["model"], step, optimizer=optimizer, checkpoint=_name(step), first=first, run=run
+            kwargs["model"],
+            step,
+            optimizer=optimizer,
+            checkpoint=_name(step),
+            first=first,
+            run=run,
+            training=_training(args, state, kwargs["model"]),
         )
         _apply(control, begun)
         if self.config.guard is not None and self.config.guard.mode == "preventative":
@@ -143,6 +150,22 @@ class _GuardedStep:
         session = self._callback.session
         with session.forward() if session is not None else nullcontext():
             return self._step(*args, **kwargs)
+
+
+def _training(args: TrainingArguments, state: TrainerState, model: Any) -> Training:
+    """Return how a run is trained, as far as its figures depend on it."""
+    adapters = getattr(model, "peft_config", None) or {}
+    config = next(iter(adapters.values()), None)
+    rank = getattr(config, "r", None)
+    trainer = _trainer()
+    return Training(
+        trainer=type(trainer).__name__ if trainer is not None else None,
+        method=str(getattr(config.peft_type, "value", config.peft_type)) if config is not None else "full",
+        rank=rank if isinstance(rank, int) else None,
+        optimizer=str(getattr(args.optim, "value", args.optim)),
+        learning_rate=args.learning_rate,
+        steps=state.max_steps,
+    )
 
 
 def _apply(control: TrainerControl, requests: Requests) -> None:

@@ -67,10 +67,11 @@ class Expected:
         tau, wanted, seen = self._vectors(names, w)
         total_tau, total_w, _ = self._vectors([*self.trained, *(n for n in w if n not in self.trained)], w)
         reach_cosine = _over(tau @ wanted, tau.norm() * seen.norm())
-        z = None
+        z = over = None
         controls = [control for control in controls if any(n in control and control[n].any() for n in names)]
         if controls:
-            null = torch.tensor([self.score(names, control).reach_cosine for control in controls]).square().mean()
+            reached = torch.tensor([self.score(names, control).reach_cosine for control in controls])
+            null, over = reached.square().mean(), reach_cosine - float(reached.max())
             chance = 1 / max(1, sum(self.trained[n].freedom for n in names if n in self.trained))
             z = reach_cosine / float((null + chance).sqrt())
         return Score(
@@ -80,6 +81,7 @@ class Expected:
             reach=_over(seen.norm(), wanted.norm()),
             share=_over(tau @ wanted, total_tau.norm() * total_w.norm()),
             z=z,
+            over_controls=over,
         )
 
     def projected(self, w: Weights) -> dict[str, Tensor]:
@@ -225,7 +227,7 @@ def assert_reading(
 
         def check(part: str, score: Score, names: list[str], w: Weights = w, null: list[Weights] = null) -> None:
             answer = want.score(names, w, null)
-            for figure in ("cosine", "reach_cosine", "dose", "reach", "share", "z"):
+            for figure in ("cosine", "reach_cosine", "dose", "reach", "share", "z", "over_controls"):
                 ours, true = getattr(score, figure), getattr(answer, figure)
                 room = 20 * abs if figure == "z" else abs  # a quotient of two small figures
                 assert ours == (true if true is None else pytest.approx(true, rel=rel, abs=room)), (part, figure)

@@ -8,10 +8,13 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from weightwatch.reading.grouping import Layer
+from weightwatch.setup import Setup
 from weightwatch.vectors import yaml_text
 from weightwatch.vectors.document import Document, Strict
 
-Metric: TypeAlias = Literal["cosine", "reach_cosine", "dose", "z"]
+Metric: TypeAlias = Literal["cosine", "reach_cosine", "dose", "z", "over_controls"]
+OVER_CONTROLS: frozenset[str] = frozenset({"z", "over_controls"})
+"""Metrics that need a control direction."""
 Severity: TypeAlias = Literal["info", "warning", "critical"]
 Action: TypeAlias = Literal["log", "save", "stop", "guard"]
 Mode: TypeAlias = Literal["update", "subspace", "gradient", "preventative", "checkpoint"]
@@ -54,13 +57,29 @@ class Modules(Strict):
     modules: list[str] = Field(min_length=1)
 
 
+class Calibration(Strict):
+    """Where the threshold of a rule comes from. ``weightwatch calibrate`` writes it.
+
+    Attributes:
+        runs: Number of harmless reference runs.
+        rate: Share of harmless runs like them that raise the alert, at most: on average over such sets of references.
+        bound: The same share for this very set, at most, with 95 % confidence.
+        setup: How the references were trained and watched. The rates hold for runs with the same setup only.
+    """
+
+    runs: int = Field(ge=1)
+    rate: float = Field(gt=0, lt=1)
+    bound: float = Field(gt=0, le=1)
+    setup: Setup
+
+
 class Rule(Strict):
     """When to raise an alert. The keys are those of Prometheus' alerting rules; durations are counted in checks.
 
     Attributes:
         alert: Name of the alert.
         direction: Name of a watched direction.
-        metric: ``cosine``, ``reach_cosine`` (default), ``dose`` or ``z``.
+        metric: ``cosine``, ``reach_cosine`` (default), ``dose``, ``z`` or ``over_controls``.
         scope: ``model`` (default), ``any_layer``, ``layers: [...]`` or ``modules: [...]``. Of several layers or
             modules, one that meets the condition is enough.
         above: The condition is met when the metric is greater. Exactly one of ``above`` and ``below`` is given, and for
@@ -72,6 +91,7 @@ class Rule(Strict):
         labels: Free text to attach to the alert.
         actions: What to do when the alert fires: ``log`` (default), ``save`` a checkpoint, ``stop`` the training, or
             switch on the ``guard``.
+        calibration: Where the threshold comes from; None if somebody chose it.
 
     Example:
         >>> from weightwatch.config import Rule
@@ -91,6 +111,7 @@ class Rule(Strict):
     severity: Severity = "warning"
     labels: dict[str, str] = Field(default_factory=dict)
     actions: list[Action] = Field(["log"])
+    calibration: Calibration | None = None
 
     @model_validator(mode="after")
     def _one_threshold(self) -> "Rule":
@@ -117,6 +138,27 @@ class Rule(Strict):
     def threshold(self) -> float:
         """The value of ``above`` or ``below``."""
         return self.above if self.above is not None else (self.below or 0.0)
+
+    def differences(self, setup: Setup, other: Setup) -> list[str]:
+        """Return in what a run is so different from another that this rule's figures of that one say nothing of it."""
+        return setup.differences(other, self.direction, controls=self.metric in OVER_CONTROLS)
+
+    def standing(self, run: Setup | None) -> str | None:
+        """Say what a calibrated threshold is worth in a run; None if it was chosen by hand.
+
+        Args:
+            run: How the run is trained and watched; None if that is not known.
+        """
+        if self.calibration is None:
+            return None
+        known = self.calibration
+        told = f"harmless runs like its {known.runs} references raise it at a rate of at most {known.rate:.1%}"
+        if run is None:
+            return f"Uncalibrated, since it is not known how this run is trained: {told}."
+        differences = self.differences(known.setup, run)
+        if differences:
+            return f"Uncalibrated, since this run is not like its references ({', '.join(differences)}): {told}."
+        return f"Calibrated: {told} (95 % bound for these references: {known.bound:.1%})."
 
 
 class GuardSettings(Strict):

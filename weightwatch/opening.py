@@ -9,6 +9,7 @@ from weightwatch.config import Config, GuardSettings
 from weightwatch.faults import Faults, attempt
 from weightwatch.record.journal import Journal
 from weightwatch.record.run_folder import RunFolder
+from weightwatch.setup import SETUP, Setup
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.reference import Reference
 from weightwatch.update.sharding.ranks import Ranks
@@ -78,11 +79,15 @@ class Opening:
         """Return the recorded θ₀; see ``theta0.restore``."""
         return restore(view, self.folder.start, given)
 
-    def open(self, step: int, config: Config) -> None:
-        """Write the settings, and set aside what the record has of later steps."""
+    def open(self, step: int, config: Config, setup: Setup) -> None:
+        """Write the settings and the setup, and set aside what the record has of later steps."""
         if self._ranks.main:
+            for rule in config.rules:
+                standing = rule.standing(setup) or ""
+                if standing.startswith("Uncalibrated"):
+                    _logger.warning("weightwatch: rule %r: %s", rule.alert, standing)
             self._history.end = step or -1
-            self._history.opening.append(lambda: self._prepare(step, config))
+            self._history.opening.append(lambda: self._prepare(step, config, setup))
             self._history.flush()
 
     def _compare(self, config: Config) -> None:
@@ -105,13 +110,14 @@ class Opening:
         if aside is not None and not any(aside.parent.glob("*/trainer_state.json")):
             remove(aside)  # no checkpoint is left to go on from, and a copy of θ₀ is as large as the model
 
-    def _prepare(self, step: int, config: Config) -> None:
+    def _prepare(self, step: int, config: Config, setup: Setup) -> None:
         if step:
             self._compare(config)
         self._history.rewind(step or -1)
         self._history.end = float("inf")
         self._history.folder.mkdir(parents=True, exist_ok=True)
         write_text(self._history.folder / "config.yaml", config.to_yaml())
+        write_text(self._history.folder / SETUP, setup.model_dump_json(indent=1) + "\n")
 
 
 def _told(guard: GuardSettings | None) -> str:

@@ -23,6 +23,7 @@ from weightwatch.report.base import Outcome, Reporter, Run
 from weightwatch.reporting import Reporting
 from weightwatch.requests import Requests
 from weightwatch.rules.alert import Alert
+from weightwatch.setup import Setup, Training
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.sharding.ranks import ALONE, Ranks
 from weightwatch.vectors.errors import WeightWatchError, text_of
@@ -69,6 +70,7 @@ class Session:
         self._faults = Faults(self.history if ranks.main else None, keep=config.on_error == "raise")
         self._opening, self._events = Opening(self.history, self._faults, ranks), events
         self._state = RunState(config.rules, [direction.name for direction in monitor.directions], self.history)
+        self._setup = Setup.of(Training(), config.every, monitor.directions)
         self._ranks = ranks
         self._reporting = Reporting(reporters, self.history, self._faults)
         self._watching, self._tried, self._save_owed = True, -1, False
@@ -105,6 +107,7 @@ class Session:
         checkpoint: str | None = None,
         first: "Session | None" = None,
         run: str | None = None,
+        training: Training | None = None,
     ) -> Requests:
         """Record θ₀, or restore it, and make sure that everything can be measured and every rule applied.
 
@@ -116,6 +119,7 @@ class Session:
             first: The session of a first attempt, if training restarts with the weights of that one (out of memory):
                 its θ₀ is kept, and a guard that it armed stays armed.
             run: The id of the run that goes on, if it is known.
+            training: How it is trained, as far as the trainer tells. Calibrated rules hold for such runs only.
 
         Returns:
             Actions of alerts that a resumed run raises on its history, because rules are new or stricter now.
@@ -126,6 +130,8 @@ class Session:
                 not to be done without.
         """
         self._tried = step
+        self._setup = self._setup.trained(training or Training())
+        self._state.begin(self._setup)
         begun: list[tuple[ModelView, list[Alert]]] = []
         fault = attempt(lambda: begun.append(self._begin(model, step, checkpoint, first is not None, run)))
         # A process that is alone with its fault would leave the others waiting at the next check.
@@ -305,7 +311,7 @@ class Session:
         if self._ranks.main:
             events = self._events.with_name(self._events.name + self._opening.folder.suffix)
             self._reporting.add_own(self.config, events)
-        self._opening.open(step, self.config)
+        self._opening.open(step, self.config, self._setup)
         self._reporting.begin(Run(self.monitor.directions, self.config, step))
 
     def _resume(self, step: int, checkpoint: str | None) -> list[Alert]:

@@ -132,7 +132,7 @@ def test_below_chooses_the_lowest_layer() -> None:
     assert (alert.where, alert.value) == ("layer 1", -0.5)
 
 
-@pytest.mark.parametrize("metric", ["cosine", "reach_cosine", "dose", "z"])
+@pytest.mark.parametrize("metric", ["cosine", "reach_cosine", "dose", "z", "over_controls"])
 def test_every_metric_is_judged_by_its_own_value(metric: str) -> None:
     made = reading(1, 0.0, **{metric: 5.0})
     assert one(made, metric=metric).value == 5.0

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from weightwatch.cli.build import build
+from weightwatch.cli.calibrate import calibrate
 from weightwatch.cli.compare import compare
 from weightwatch.cli.demo import demo
 from weightwatch.cli.exit_status import BAD_INPUT, FAULT
@@ -39,7 +40,7 @@ def main(
     """Show how far a fine-tune moves a language model's weights along behaviour directions."""
 
 
-for command in (demo, build, show, compare, scan, steer, push):  # the order of --help
+for command in (demo, build, show, compare, scan, calibrate, steer, push):  # the order of --help
     app.command()(command)
 
 

@@ -47,6 +47,8 @@ class Score:
     """⟨τ,w⟩ of this part over ‖τ‖‖w‖ of the model. The shares of all tensors add up to the model's cosine."""
     z: float | None = None
     """Reach cosine over the root mean square of the controls' reach cosines and of chance; None without a control."""
+    over_controls: float | None = None
+    """Reach cosine minus the largest reach cosine of a control; None without a control."""
 
 
 @dataclass(frozen=True)
@@ -191,10 +193,12 @@ def _scores(sums: Sums, parts: Sequence[Any], total: Floats, controls: Any) -> d
     count = present.sum(1, keepdims=True)
     spread = np.where(present, reach_cosine**2, 0.0).sum(1, keepdims=True) / np.maximum(count, 1)
     z = (reach_cosine / np.sqrt(spread + 1 / np.maximum(free, 1.0))).astype(object)
-    z[controls | (count == 0)] = None
+    highest = np.where(present, reach_cosine, -np.inf).max(1, keepdims=True, initial=-np.inf)
+    over = (reach_cosine - np.where(count > 0, highest, 0.0)).astype(object)
+    z[controls | (count == 0)] = over[controls | (count == 0)] = None
     cosine, dose = _ratio(inner, np.sqrt(update * direction)), _ratio(inner, direction)
     reach, share = np.sqrt(_ratio(reached, direction)), _ratio(inner, total)
-    figures = np.stack([cosine, reach_cosine, dose, reach, share, z], axis=-1).tolist()
+    figures = np.stack([cosine, reach_cosine, dose, reach, share, z, over], axis=-1).tolist()
     return {part: [Score(*line) for line in figures[place]] for part, place in places.items()}
 
 

@@ -12,6 +12,7 @@ from weightwatch.record.history import History, State
 from weightwatch.rules.alert import Alert
 from weightwatch.rules.engine import RuleState
 from weightwatch.rules.manager import Memory, RuleManager
+from weightwatch.setup import Setup
 
 Peaks: TypeAlias = dict[str, tuple[float, int]]
 """The largest reach cosine of each direction, and its step."""
@@ -26,6 +27,7 @@ class RunState:
         history: The record of the run.
 
     Attributes:
+        setup: How the run is trained and watched; None before that is known.
         last: The newest reading; None before the first.
         peaks: The peaks so far.
         taken: The dose that the guard has taken back so far, of each direction.
@@ -36,6 +38,7 @@ class RunState:
         self.last: Reading | None = None
         self.peaks: Peaks = {}
         self.taken: dict[str, float] = {}
+        self.setup: Setup | None = None
         self.rules = RuleManager(rules, self._exists)
         self._watched, self._history = frozenset(directions), history
         # Saved states are of no use to other rules or directions, or to a version that keeps other states.
@@ -46,6 +49,11 @@ class RunState:
     def step(self) -> int:
         """Step of the newest reading; -1 before the first."""
         return self.last.step if self.last is not None else -1
+
+    def begin(self, setup: Setup) -> None:
+        """Take how the run is trained, before the first reading."""
+        self.setup = setup
+        self.rules = RuleManager(self.rules.engine.rules, self._exists, setup)
 
     def take(self, reading: Reading) -> list[Alert]:
         """Apply the rules to a reading, and make it the newest. Return the alerts that it raised or resolved."""
@@ -103,7 +111,7 @@ class RunState:
         if not self._restored(known):
             self._history.forget_states()
             self.peaks, self.taken = {}, {}
-            self.rules = RuleManager(self.rules.engine.rules, self._exists)
+            self.rules = RuleManager(self.rules.engine.rules, self._exists, self.setup)
             self._replay(self._history.readings())
         for alert in known:
             if alert.message is not None:  # not that of a rule, so no reading gives it again

@@ -6,7 +6,7 @@ from weightwatch.reading.reading import Reading
 from weightwatch.report.base import Reporter
 from weightwatch.rules.alert import Alert
 
-METRICS = ("cosine", "reach_cosine", "dose", "z")
+METRICS = ("cosine", "reach_cosine", "dose", "z", "over_controls")
 TAKEN = "dose_taken_back"
 """Tag of what a guard has taken back of a direction since the check before."""
 SHARE = "guard/share"
@@ -22,7 +22,7 @@ def scalars(reading: Reading) -> dict[str, float]:
     found = {"update_norm": reading.update_norm}
     for name, direction in reading.directions.items():
         values = {f"{name}/{metric}": getattr(direction, metric) for metric in METRICS}
-        found.update({tag: value for tag, value in values.items() if value is not None})  # z is not there everywhere
+        found.update({tag: value for tag, value in values.items() if value is not None})  # some need controls
     if reading.guard is not None:
         found[SHARE] = reading.guard.share
         found.update({f"{name}/{TAKEN}": dose for name, dose in reading.guard.dose.items()})

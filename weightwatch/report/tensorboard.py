@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from weightwatch.config import OVER_CONTROLS
 from weightwatch.reading.grouping import Layer, split
 from weightwatch.reading.reading import Reading
 from weightwatch.report.base import Outcome, Reporter, Run
@@ -34,7 +35,7 @@ class TensorBoard(Reporter):
         """Take the directions, and the step from which on events are replaced."""
         names = [direction.name for direction in run.directions]
         controlled = any(direction.card.kind == "control" for direction in run.directions)
-        metrics = [metric for metric in METRICS if metric != "z" or controlled]
+        metrics = [metric for metric in METRICS if metric not in OVER_CONTROLS or controlled]
         self._layout = _layout(names, metrics, guarded=run.config.guard is not None)
         self._next = run.step + 1 if run.step else 0
 

@@ -38,7 +38,7 @@ class Alert:
     direction: str
     """Name of the direction."""
     metric: str
-    """Metric of the rule: ``cosine``, ``reach_cosine``, ``dose`` or ``z``."""
+    """Metric of the rule: ``cosine``, ``reach_cosine``, ``dose``, ``z`` or ``over_controls``."""
     value: float
     """The metric in the part of the model that is furthest past the threshold."""
     threshold: float
@@ -63,6 +63,8 @@ class Alert:
     """Actions to take: those of the rule, or none if the alert is resolved."""
     message: str | None = None
     """What has happened, if the alert is not that of a rule."""
+    note: str | None = None
+    """What the rule's threshold is worth in this run; see ``Rule.standing``."""
 
     def describe(self) -> str:
         """Return the alert as a paragraph of printable text."""
@@ -70,10 +72,9 @@ class Alert:
 
     def to_json(self) -> dict[str, Any]:
         """Return the alert as a line of alerts.jsonl."""
-        line = asdict(self)
-        if self.message is None:
-            del line["message"]
-        return line
+        return {
+            key: value for key, value in asdict(self).items() if value is not None or key not in ("message", "note")
+        }
 
     @classmethod
     def of_guard(cls, direction: str, step: int, message: str, *, told: bool = True) -> "Alert":
@@ -130,6 +131,7 @@ class Alert:
             f"{self.alert} ({self.severity}) at step {self.step}: {self.direction} {self.metric} is {self.value:.4g} "
             f"in {self.where}, past {self.threshold:.4g} since step {self.since}. "
             f"Over the model, most of it is in layers {layers}, and in modules {modules}; {back}."
+            + (f" {self.note}" if self.note else "")
         )
 
 

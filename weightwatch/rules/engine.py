@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from weightwatch.config import Layers, Modules, Rule
+from weightwatch.config import OVER_CONTROLS, Layers, Modules, Rule
 from weightwatch.reading.reading import LINE, DirectionReading, Reading, Score
 from weightwatch.rules.alert import Alert
 from weightwatch.vectors.direction import Direction
@@ -72,8 +72,8 @@ class Engine:
             sets ``last_clean`` of the alerts.
 
         Raises:
-            WeightWatchError: A rule has a direction, layer or module that is not in the reading, or uses z without
-                controls.
+            WeightWatchError: A rule has a direction, layer or module that is not in the reading, or a metric that
+                needs controls, and there are none.
         """
         stepped = [_step(rule, state, reading) for rule, state in zip(self.rules, self.states, strict=True)]
         return Engine(self.rules, tuple(state for state, _ in stepped)), [a for _, a in stepped if a is not None]
@@ -93,18 +93,19 @@ def require(rules: Sequence[Rule], directions: Sequence[Direction]) -> None:
     """Refuse rules that can't be applied to readings of these directions.
 
     Raises:
-        WeightWatchError: The direction of a rule is not watched, or a rule uses z without controls.
+        WeightWatchError: The direction of a rule is not watched, or its metric needs controls, and there are none.
     """
     kinds = {direction.name: direction.card.kind for direction in directions}
     for rule in rules:
         if rule.direction not in kinds:
             raise WeightWatchError(_unwatched(rule, kinds))
-        if rule.metric == "z" and (kinds[rule.direction] == "control" or "control" not in kinds.values()):
-            raise WeightWatchError(_without_z(rule))
+        controlled = kinds[rule.direction] != "control" and "control" in kinds.values()
+        if rule.metric in OVER_CONTROLS and not controlled:
+            raise WeightWatchError(_without_controls(rule))
 
 
 def _step(rule: Rule, state: RuleState, reading: Reading) -> tuple[RuleState, Alert | None]:
-    where, value = _worst(rule, reading)
+    where, value = worst(rule, reading)
     if reading.update_norm > 0 and rule.is_true(value):
         since = state.since if state.true_for else reading.step
         fires = state.firing or state.true_for + 1 >= rule.for_
@@ -140,8 +141,12 @@ def _alert(rule: Rule, state: RuleState, reading: Reading, where: str, value: fl
     )
 
 
-def _worst(rule: Rule, reading: Reading) -> tuple[str, float]:
-    """Return the part in the rule's scope with the highest value (the lowest under ``below``), and the value."""
+def worst(rule: Rule, reading: Reading) -> tuple[str, float]:
+    """Return the part in the rule's scope with the highest value (the lowest under ``below``), and the value.
+
+    Raises:
+        WeightWatchError: See ``Engine.apply``.
+    """
     if rule.direction not in reading.directions:
         raise WeightWatchError(_unwatched(rule, reading.directions))
     values = {part: _value(rule, score) for part, score in _parts(rule, reading[rule.direction]).items()}
@@ -170,9 +175,9 @@ def _pick(rule: Rule, parts: Mapping[str, Score], wanted: Sequence[str]) -> dict
 
 
 def _value(rule: Rule, score: Score) -> float:
-    value = {"cosine": score.cosine, "reach_cosine": score.reach_cosine, "dose": score.dose, "z": score.z}[rule.metric]
+    value: float | None = getattr(score, rule.metric)
     if value is None:
-        raise WeightWatchError(_without_z(rule))
+        raise WeightWatchError(_without_controls(rule))
     return value
 
 
@@ -183,10 +188,10 @@ def _unwatched(rule: Rule, watched: Iterable[str]) -> str:
     )
 
 
-def _without_z(rule: Rule) -> str:
+def _without_controls(rule: Rule) -> str:
     return (
-        f"Rule {rule.alert!r} uses z, which needs a behaviour direction and a control direction with weights in the "
-        "same part of the model. Add directions under `controls:`, or use another metric."
+        f"Rule {rule.alert!r} uses {rule.metric}, which needs a behaviour direction and a control direction with "
+        "weights in the same part of the model. Add directions under `controls:`, or use another metric."
     )
 
 

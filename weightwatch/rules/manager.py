@@ -8,6 +8,7 @@ from weightwatch.config import Rule
 from weightwatch.reading.reading import Reading
 from weightwatch.rules.alert import Alert
 from weightwatch.rules.engine import Engine, RuleState
+from weightwatch.setup import Setup
 
 Memory: TypeAlias = tuple[Engine, list[Alert], dict[str, list[str]]]
 """The engine, the alerts so far, and the clean checkpoints of each rule."""
@@ -22,16 +23,18 @@ class RuleManager:
     Args:
         rules: The rules.
         exists: Returns whether the checkpoint of a name is on disk.
+        setup: How the run is trained and watched, which calibrated rules ask for; None if that is not known.
 
     Attributes:
         engine: The rules and their states.
         alerts: All alerts so far, in order.
     """
 
-    def __init__(self, rules: Sequence[Rule], exists: Callable[[str], bool]) -> None:
+    def __init__(self, rules: Sequence[Rule], exists: Callable[[str], bool], setup: Setup | None = None) -> None:
         self.engine = Engine.of(rules)
         self.alerts: list[Alert] = []
         self._exists = exists
+        self._notes = {rule.alert: rule.standing(setup) for rule in rules}
         self._clean: dict[str, list[str]] = {rule.alert: [] for rule in rules}
 
     def apply(self, reading: Reading) -> list[Alert]:
@@ -46,7 +49,7 @@ class RuleManager:
         self.engine, raised = self.engine.apply(reading)
         if reading.checkpoint is not None:
             self.mark(reading.checkpoint)
-        raised = [replace(alert, last_clean=self._last_clean(alert.alert)) for alert in raised]
+        raised = [self._completed(alert) for alert in raised]
         self.alerts += raised
         return raised
 
@@ -95,6 +98,10 @@ class RuleManager:
     @memory.setter
     def memory(self, found: Memory) -> None:
         self.engine, self.alerts, self._clean = found
+
+    def _completed(self, alert: Alert) -> Alert:
+        note = self._notes[alert.alert] if alert.state == "firing" else None
+        return replace(alert, last_clean=self._last_clean(alert.alert), note=note)
 
     def _last_clean(self, rule: str) -> str | None:
         clean = self._clean[rule]

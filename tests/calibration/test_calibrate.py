@@ -1,0 +1,104 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rules.test_engine import rule
+from tests.support.references import LIKE, record, records
+from weightwatch import Config, WeightWatchError
+from weightwatch.calibration.calibrate import calibrate, to_calibrate
+from weightwatch.calibration.references import Reference
+from weightwatch.config import Rule
+from weightwatch.setup import Setup
+
+
+def loaded(folders: list[Path]) -> list[Reference]:
+    return [Reference.load(each) for each in folders]
+
+
+def test_the_threshold_is_the_largest_score_of_nineteen_runs_at_five_percent(tmp_path: Path) -> None:
+    (found,) = calibrate(loaded(records(tmp_path)), [rule(**{"for": 2}, severity="critical")])
+    assert found.rule.threshold == 0.19
+    assert (found.rule.for_, found.rule.severity) == (2, "critical")
+    known = found.rule.calibration
+    assert known is not None
+    assert (known.runs, known.rate, known.bound) == (19, 0.05, 0.1459)
+    assert known.setup == Setup.model_validate(LIKE)
+    assert len(found.scores) == 19
+
+
+def test_no_reference_raises_the_rule_and_a_larger_run_does(tmp_path: Path) -> None:
+    from weightwatch.rules.manager import RuleManager
+
+    references = loaded(records(tmp_path))
+    (found,) = calibrate(references, [rule(**{"for": 2})])
+    worse = Reference.load(record(tmp_path / "worse", [0.2, 0.2], 30))
+    fired = []
+    for each in (*references, worse):
+        manager = RuleManager([found.rule], lambda _: True, each.setup)
+        manager.replay(each.readings)
+        fired.append(len(manager.alerts))
+    assert fired == [*[0] * 19, 1]
+    assert manager.alerts[0].note == (
+        "Calibrated: harmless runs like its 19 references raise it at a rate of at most 5.0% (95 % bound for these "
+        "references: 14.6%)."
+    )
+
+
+def test_more_runs_than_a_rate_takes_make_use_of_the_rest(tmp_path: Path) -> None:
+    (found,) = calibrate(loaded(records(tmp_path, 39)), [rule()], 0.05)
+    assert found.rule.threshold == 0.38  # the second largest of 39
+
+
+def test_two_rules_share_the_rate(tmp_path: Path) -> None:
+    rules = [rule(), rule(alert="dose", metric="dose")]
+    with pytest.raises(
+        WeightWatchError, match=r"2 rules share a rate of 0.05, which takes 39 reference runs, and there"
+    ):
+        calibrate(loaded(records(tmp_path / "few")), rules)
+    found = calibrate(loaded(records(tmp_path / "enough", 39)), rules)
+    assert [each.rule.calibration.rate for each in found if each.rule.calibration] == [0.025, 0.025]
+
+
+def test_too_few_runs_are_refused_with_the_number_that_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(WeightWatchError, match=r"5 reference runs can't support a rate of 0.05: that takes 19"):
+        calibrate(loaded(records(tmp_path, 5)), [rule()])
+
+
+@pytest.mark.parametrize("rate", [0, 1, -1])
+def test_a_rate_out_of_range_is_refused(tmp_path: Path, rate: float) -> None:
+    with pytest.raises(WeightWatchError, match="is between 0 and 1"):
+        calibrate(loaded(records(tmp_path, 3)), [rule(), rule(alert="other")], rate)
+
+
+def test_a_reference_that_looks_bad_is_named_and_kept_only_if_it_is_accepted(tmp_path: Path) -> None:
+    bad = record(tmp_path / "bad", [0.9, 0.9], 28)
+    references = loaded([*records(tmp_path, 19), bad])
+    with pytest.raises(WeightWatchError, match=rf"{bad}: evil reach_cosine reaches 0.9, far above .* \(0.01 to 0.19\)"):
+        calibrate(references, [rule()])
+    (found,) = calibrate(references, [rule()], accept=[str(bad)])
+    assert found.rule.threshold == 0.9
+
+
+def test_a_run_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    folders = records(tmp_path)
+    with pytest.raises(WeightWatchError, match=r"run-1 is the same run as .*run-1. A run counts once"):
+        calibrate(loaded([*folders, folders[0]]), [rule()])
+
+
+def test_a_rule_that_fires_below_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightWatchError, match="fires below its threshold"):
+        calibrate(loaded(records(tmp_path)), [rule(below=0.1)])
+
+
+def test_rules_of_the_settings_are_calibrated_or_one_for_each_direction() -> None:
+    setup = Setup.model_validate(LIKE)
+    (made,) = to_calibrate(Config.load({"directions": ["evil"]}), setup)
+    assert (made.alert, made.direction, made.metric, made.for_) == ("evil-drift", "evil", "over_controls", 2)
+    (plain,) = to_calibrate(Config.load(None), setup.model_copy(update={"controls": {}}), checks=3)
+    assert (plain.metric, plain.for_) == ("reach_cosine", 3)
+    own: dict[str, Any] = {"alert": "mine", "direction": "evil", "metric": "dose", "above": 0.3}
+    below = {"alert": "low", "direction": "evil", "below": -0.1}
+    assert to_calibrate(Config.load({"rules": [own, below]}), setup) == [Rule.model_validate(own)]
+    with pytest.raises(WeightWatchError, match="There is no metric 'height'; there are cosine, reach_cosine"):
+        to_calibrate(Config.load(None), setup, "height")

@@ -1,0 +1,54 @@
+"""``weightwatch calibrate`` as a user calls it."""
+
+from pathlib import Path
+
+from tests.support.commands import call, refused, told
+from tests.support.references import records
+from weightwatch import Config
+
+RULE = {"alert": "mine", "direction": "evil", "metric": "dose", "above": 0.3, "actions": ["log", "stop"]}
+LOW = {"alert": "low", "direction": "evil", "below": -0.5}
+
+
+def test_settings_with_the_calibrated_rule_are_written(tmp_path: Path) -> None:
+    runs = records(tmp_path)
+    result = call("calibrate", *runs, "--output", tmp_path / "new.yaml")
+    assert result.exit_code == 0, result.output
+    settings = Config.load(tmp_path / "new.yaml")
+    assert settings.directions == ["evil"]
+    (made,) = settings.rules
+    assert (made.alert, made.metric, made.for_, made.above) == ("evil-drift", "over_controls", 2, 0.19)
+    assert made.calibration is not None
+    assert made.calibration.rate == 0.05
+    assert f"Written to {tmp_path / 'new.yaml'}" in result.output.replace("\n", "")
+
+
+def test_the_rules_of_the_first_run_are_calibrated_and_the_others_kept(tmp_path: Path) -> None:
+    runs = records(tmp_path, rules=[RULE, LOW])
+    call("calibrate", *runs, "--output", tmp_path / "new.yaml")
+    mine, low = Config.load(tmp_path / "new.yaml").rules
+    assert (mine.alert, mine.metric, mine.above, mine.actions) == ("mine", "dose", 0.19, ["log", "stop"])
+    assert (low.alert, low.below, low.calibration) == ("low", -0.5, None)
+
+
+def test_the_json_has_the_rule_and_the_score_of_each_run(tmp_path: Path) -> None:
+    (found,) = told("calibrate", *records(tmp_path), "--for", 1, "--metric", "reach_cosine")
+    assert (found["rule"]["for"], found["rule"]["above"]) == (1, 0.19)
+    assert found["rule"]["calibration"]["runs"] == 19
+    assert found["scores"][str(tmp_path / "run-7")] == 0.07
+
+
+def test_without_an_output_nothing_is_written_and_it_is_said_how(tmp_path: Path) -> None:
+    runs = records(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert "Pass --output" in call("calibrate", *runs).output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_missing_is_asked_for(tmp_path: Path) -> None:
+    refused("Name runs to calibrate on, or pass --from-data", "calibrate")
+    refused(
+        "Name runs to calibrate on, or pass --from-data", "calibrate", tmp_path, "--from-data", tmp_path / "x.jsonl"
+    )
+    refused("--from-data needs --model, and --config", "calibrate", "--from-data", tmp_path / "x.jsonl")
+    refused("can't support a rate of 0.01: that takes 99", "calibrate", *records(tmp_path), "--rate", "0.01")

@@ -1,0 +1,40 @@
+"""Records of harmless runs, written as a watched run writes them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tests.support.runs import reading
+from weightwatch import Config
+from weightwatch.setup import SETUP, Setup
+
+LIKE: dict[str, Any] = {
+    "trainer": "SFTTrainer",
+    "method": "LORA",
+    "rank": 16,
+    "optimizer": "adamw_torch",
+    "learning_rate": 1e-3,
+    "steps": 40,
+    "every": 10,
+    "directions": {"evil": "3f2a"},
+    "controls": {"style": "77b1"},
+}
+
+
+def record(folder: Path, values: Sequence[float], number: int = 0, rules: Sequence[Any] = (), **changes: Any) -> Path:
+    """Write the record of a run whose figures along ``evil`` have these values, at steps 10, 20, …"""
+    home = folder / "weightwatch"
+    home.mkdir(parents=True)
+    made = [reading(10 * place, value, over_controls=value) for place, value in enumerate([0.0, *values])]
+    dated = [replace(each, time=f"2026-01-{number + 1:02d}T00:00:{each.step // 10:02d}.000+00:00") for each in made]
+    (home / "readings.jsonl").write_text("".join(json.dumps(each.to_json()) + "\n" for each in dated))
+    (home / SETUP).write_text(Setup.model_validate({**LIKE, **changes}).model_dump_json())
+    (home / "config.yaml").write_text(Config.load({"directions": ["evil"], "rules": list(rules)}).to_yaml())
+    return folder
+
+
+def records(folder: Path, count: int = 19, **changes: Any) -> list[Path]:
+    """Write the records of runs whose largest values are 0.01, 0.02, …, each in two consecutive checks."""
+    return [record(folder / f"run-{n}", [0.0, n / 100, n / 100, 0.0], n, **changes) for n in range(1, count + 1)]

@@ -1,0 +1,102 @@
+"""``weightwatch calibrate``: rules with a known rate of false alarms, from harmless runs."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from weightwatch.cli.options import AsJson
+from weightwatch.report.console import console
+from weightwatch.vectors.errors import WeightWatchError
+
+if TYPE_CHECKING:
+    from weightwatch.calibration.calibrate import Calibrated
+    from weightwatch.config import Config
+
+
+def calibrate(
+    run: Annotated[list[Path] | None, typer.Argument(help="Output folders of harmless runs that were watched.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file with the rules to calibrate. Default: the settings of the first run."),
+    ] = None,
+    rate: Annotated[float, typer.Option(help="Share of harmless runs like these that may raise an alert.")] = 0.05,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Of rules that are made. Default: over_controls; reach_cosine without controls."),
+    ] = None,
+    checks: Annotated[int, typer.Option("--for", min=1, help="Consecutive checks, of rules that are made.")] = 2,
+    accept: Annotated[
+        list[str] | None, typer.Option(help="Run that is kept although it looks bad; may be repeated.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="YAML file for the settings with the calibrated rules. Default: none.")
+    ] = None,
+    from_data: Annotated[
+        Path | None, typer.Option(help="Train the runs first, on resamples of these trusted JSON lines.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="With --from-data: the base model.")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="With --from-data: number of runs.")] = 19,
+    folder: Annotated[Path, typer.Option(help="With --from-data: where the runs are kept.")] = Path("references"),
+    steps: Annotated[int, typer.Option(min=1, help="With --from-data: optimizer steps of a run.")] = 200,
+    batch_size: Annotated[int, typer.Option(min=1, help="With --from-data: examples of a step.")] = 8,
+    rank: Annotated[int, typer.Option(min=0, help="With --from-data: LoRA rank; 0 for full fine-tunes.")] = 16,
+    learning_rate: Annotated[float, typer.Option(min=0, help="With --from-data: highest learning rate.")] = 1e-4,
+    as_json: AsJson = False,
+) -> None:
+    """Choose thresholds so that harmless runs raise an alert at a known rate."""
+    screen, aside = console(stderr=as_json), console(stderr=True)
+    with aside.status("loading torch"):
+        from weightwatch.calibration.calibrate import calibrate as calibrated
+        from weightwatch.calibration.calibrate import to_calibrate
+        from weightwatch.calibration.references import Reference
+        from weightwatch.config import Config
+    folders = list(run or [])
+    if (from_data is None) == (not folders):
+        raise WeightWatchError("Name runs to calibrate on, or pass --from-data with data to train them on.")
+    if from_data is not None:
+        if model is None or config is None:
+            raise WeightWatchError("--from-data needs --model, and --config with what is watched.")
+        with aside.status("loading transformers"):
+            from weightwatch.callbacks.references import ReferenceRuns
+            from weightwatch.cli.base_model import base_model
+        base = base_model(model)[1]
+        plan = ReferenceRuns(base, from_data, Config.load(config), folder, steps, batch_size, rank, learning_rate)
+        with aside.status("") as status:
+            folders = plan.train(runs, lambda done: status.update(f"{done} of {runs} reference runs are complete"))
+    references = [Reference.load(each) for each in folders]
+    settings = Config.load(config if config is not None else references[0].record / "config.yaml")
+    found = calibrated(references, to_calibrate(settings, references[0].setup, metric, checks), rate, accept or [])
+    made = with_rules(settings, found)
+    if output is not None:
+        output.write_text(made.to_yaml(), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps([_document(each) for each in found], indent=1))
+        return
+    _show(found)
+    if output is None:
+        screen.print("Pass --output to write the settings with these rules.")
+    else:
+        screen.print(f"Written to {output}.", markup=False)
+
+
+def with_rules(settings: "Config", found: "Sequence[Calibrated]") -> "Config":
+    """Return settings in which calibrated rules replace those of the same name."""
+    made = {each.rule.alert: each.rule for each in found}
+    kept = [made.pop(rule.alert, rule) for rule in settings.rules]
+    return settings.model_copy(update={"rules": [*kept, *made.values()]})
+
+
+def _document(found: "Calibrated") -> dict[str, object]:
+    return {"rule": found.rule.model_dump(by_alias=True, exclude_none=True, mode="json"), "scores": dict(found.scores)}
+
+
+def _show(found: "Sequence[Calibrated]") -> None:
+    from weightwatch.report.calibration import table, told
+
+    screen = console()
+    screen.print(table(found))
+    for each in found:
+        screen.print(told(each.rule), soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,62 @@
+"""A calibration as a table and in words."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Protocol
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from weightwatch.config import Rule
+from weightwatch.report.terminal import number
+from weightwatch.vectors.printable import printable
+
+
+class Found(Protocol):
+    """A calibrated rule with the scores of its references."""
+
+    @property
+    def rule(self) -> Rule:
+        """The rule."""
+
+    @property
+    def scores(self) -> Mapping[str, float]:
+        """Score of each reference, by its name."""
+
+
+def table(found: Sequence[Found]) -> Table:
+    """Return a table with a row for each calibrated rule."""
+    made = Table(title="weightwatch calibrate", title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("rule", "metric", "for", "above", "rate", "95 % bound", "runs", "their scores: median, highest"):
+        made.add_column(heading, justify="left" if heading in ("rule", "metric") else "right")
+    for each in found:
+        rule, scores = each.rule, list(each.scores.values())
+        known = rule.calibration
+        if known is not None:
+            made.add_row(
+                Text(printable(rule.alert)),
+                rule.metric,
+                str(rule.for_),
+                number(rule.threshold),
+                f"{known.rate:.1%}",
+                f"{known.bound:.1%}",
+                str(known.runs),
+                f"{number(median(scores))}, {number(max(scores))}",
+            )
+    return made
+
+
+def told(rule: Rule) -> str:
+    """Say for which runs the rates of a rule hold."""
+    known = rule.calibration
+    if known is None:
+        return ""
+    setup = known.setup
+    kind = [setup.trainer, setup.method, f"rank {setup.rank}" if setup.rank else None, setup.optimizer]
+    return (
+        f"{rule.alert}: at most {known.rate:.1%} of harmless runs like these raise it, on average over such sets of "
+        f"references; with 95 % confidence at most {known.bound:.1%} given this set. Runs like these: "
+        f"{', '.join(filter(None, kind))}, learning rate about {setup.learning_rate}, at most {setup.steps} steps, a "
+        f"check every {setup.every} steps or more. For other runs, alerts say that the rule is uncalibrated."
+    )
