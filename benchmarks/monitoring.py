@@ -58,7 +58,7 @@ ANSWERS = Path("vectors/recipes/twins/twins.jsonl")
 SEEDS = (9001, 9002, 9003)
 """Seeds of the direction; controls and halves of the domains have the first one."""
 BUILD = Training(
-    rank=16, alpha=16, learning_rates=(1.5e-3,), num_train_epochs=2, batch_size=8, micro_batch_size=8, evaluations=2
+    rank=16, alpha=16, learning_rates=(1.5e-3,), num_train_epochs=2.0, batch_size=8, micro_batch_size=8, evaluations=2
 )
 STEPS, BATCH, EVERY, WARMUP = 100, 4, 10, 6
 RATE, FULL_RATE = 1.5e-3, 1e-4

@@ -143,7 +143,9 @@ def test_a_file_of_pairs_becomes_a_direction_without_a_recipe(tmp_path: Path, mo
     margins = [point["margin"] for point in found["points"]]
     assert margins == sorted(margins)
     assert "which is a weaker test" in Path("directions/prefs/README.md").read_text()
-    again = told("show", "directions/prefs", "--evaluate", "--coefficient=1", "--coefficient=-1")["validation"]
+    again = told("show", "directions/prefs", "--evaluate", "--coefficient=1", "--coefficient=-1", "--full-check")[
+        "validation"
+    ]
     assert again["tasks"] == 40
     assert again["recipe"] == found["recipe"] | {"name": again["recipe"]["name"]}
 

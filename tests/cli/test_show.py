@@ -35,6 +35,16 @@ def test_an_evaluation_is_saved_beside_the_weights_and_leaves_them(tmp_path: Pat
     assert "failed: no θ₀ + k·w shows" in " ".join(shown.output.split())
 
 
+def test_without_a_gpu_the_check_is_quick_unless_all_is_asked_for(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGED / "style", tmp_path / "style")
+    few, all_ = (
+        told("show", tmp_path / "style", "--evaluate", "--coefficient=-1", "--coefficient=1", *flags)["validation"]
+        for flags in ([], ["--full-check"])
+    )
+    assert (few["items"], few["tasks"]) == (32, 32)
+    assert (all_["items"], all_["tasks"]) == (72, 40)
+
+
 def test_a_packaged_direction_is_evaluated_but_stays_as_it_is() -> None:
     before = {path: path.stat().st_mtime_ns for path in (PACKAGED / "style").iterdir()}
     result = call("show", "style", "--evaluate", "--coefficient=-1", "--coefficient=1")

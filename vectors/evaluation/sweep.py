@@ -134,8 +134,8 @@ def keeps(point: Point, start: Point) -> bool:
 
 
 def rises(point: Point, start: Point) -> bool:
-    """Whether a point shows the behaviour clearly more often than the base at k = 0."""
-    return point.shows >= start.shows + GAIN
+    """Whether a point shows the behaviour clearly more often than the base at k = 0, or nearly always."""
+    return point.shows >= min(1 - FLOOR, start.shows + GAIN)
 
 
 def falls(point: Point, start: Point) -> bool:
@@ -146,8 +146,8 @@ def falls(point: Point, start: Point) -> bool:
 def conclusion(points: Sequence[Point], recipe: "Recipe", *, quick: bool = False) -> Validation:
     """Decide from a sweep whether a direction passes.
 
-    A direction passes if some k > 0 raises the share of items that show the behaviour by ``GAIN``, and some k < 0
-    lowers it by ``GAIN`` or to ``FLOOR`` without lowering the share of its opposite by more than ``GAIN``. Both have to
+    A direction passes if some k > 0 raises the share of items that show the behaviour by ``GAIN`` or to 1 − ``FLOOR``,
+    and some k < 0 lowers it by ``GAIN`` or to ``FLOOR`` without lowering the share of its opposite by more than ``GAIN``. Both have to
     keep the neutral tasks (``KEPT``). A direction with shuffled labels passes if no such k > 0 raises the share.
 
     Args:
@@ -166,6 +166,7 @@ def conclusion(points: Sequence[Point], recipe: "Recipe", *, quick: bool = False
     elif recipe.shuffled is not None:
         if not any(point.k > 0 for point in kept):
             reasons.append("every θ₀ + k·w that was tried breaks the neutral tasks")
+        up = [point for point in up if point.shows >= start.shows + GAIN]
         if up:
             reasons.append(
                 f"its labels are shuffled, but θ₀ + {up[0].k:g}·w shows the behaviour in {up[0].shows:.0%} "

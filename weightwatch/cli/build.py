@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from weightwatch.cli import build_options as options
-from weightwatch.cli.options import Coefficients, Controls, JudgeModel, JudgeName, TrustRemoteCode
+from weightwatch.cli.options import Coefficients, Controls, FullCheck, JudgeModel, JudgeName, TrustRemoteCode
 from weightwatch.report.console import console
 
 
@@ -40,7 +40,7 @@ def build(
     guard: options.Guard = None,
     compress: options.Compress = None,
     no_check: options.NoCheck = False,
-    full_check: options.FullCheck = False,
+    full_check: FullCheck = False,
     coefficient: Coefficients = None,
     control: Controls = None,
     trust_remote_code: TrustRemoteCode = False,

@@ -99,14 +99,6 @@ Compress = Annotated[
 
 _CHECK = "Check"
 NoCheck = Annotated[bool, _option(_CHECK, "Do not evaluate the direction.", "--no-check")]
-FullCheck = Annotated[
-    bool,
-    _option(
-        _CHECK,
-        "Ask everything. Default with a GPU; otherwise the check is quick.",
-        "--full-check",
-    ),
-]
 
 
 def exclusive(given: bool, names: str, others: Mapping[str, object]) -> None:

@@ -41,4 +41,8 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run the Python code that comes with the base model. Read it first."),
 ]
+FullCheck = Annotated[
+    bool,
+    typer.Option("--full-check", help="Ask everything. Default with a GPU; otherwise the check is quick."),
+]
 Controls = Annotated[list[str] | None, typer.Option("--control", help="Direction to compare with; may be repeated.")]

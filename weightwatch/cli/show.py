@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightwatch.cli.options import Coefficients, Controls, JudgeModel, JudgeName, TrustRemoteCode
+from weightwatch.cli.options import Coefficients, Controls, FullCheck, JudgeModel, JudgeName, TrustRemoteCode
 from weightwatch.report.console import console
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def show(
     judge: JudgeName = "rule",
     judge_model: JudgeModel = None,
     coefficient: Coefficients = None,
+    full_check: FullCheck = False,
     control: Controls = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON, and nothing else.")] = False,
@@ -44,6 +45,8 @@ def show(
         tell(found, screen, as_json)
         return
     with screen.status("loading transformers"):
+        import torch
+
         from weightwatch.cli.base_model import base_model
         from weightwatch.cli.progress import stages
         from weightwatch.report.pictures import draw
@@ -59,6 +62,7 @@ def show(
             wanted,
             base_model(base)[1],
             coefficients=coefficient,
+            quick=not (full_check or torch.cuda.is_available()),
             judge=chosen_if_any(wanted, judge, judge_model),
             others=others,
             progress=progress,

@@ -73,6 +73,12 @@ def test_what_passes_shows_the_behaviour_up_and_its_opposite_down() -> None:
     assert found.recipe == {"name": "organism/evil", "digest": EVIL.digest}
 
 
+def test_where_the_base_shows_the_behaviour_already_it_is_enough_to_stay_and_to_fall() -> None:
+    assert conclusion(points((-1, 0.5, 0.5, 1), (0, 0.88, 0.1, 1), (1, 0.91, 0.05, 1)), EVIL).passed
+    assert not conclusion(points((-1, 0.8, 0.2, 1), (0, 0.88, 0.1, 1), (1, 0.91, 0.05, 1)), EVIL).passed
+    assert not conclusion(points((-1, 0.5, 0.5, 1), (0, 0.88, 0.1, 1), (1, 0.89, 0.05, 1)), EVIL).passed
+
+
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
@@ -94,6 +100,7 @@ def test_what_does_not_pass_says_why(lines, reason) -> None:
 
 def test_shuffled_labels_pass_where_nothing_shows() -> None:
     assert conclusion(points((-1, 0, 1, 1), (0, 0, 1, 1), (1, 0.1, 0.9, 1)), SHUFFLED).passed
+    assert conclusion(points((0, 0.95, 0, 1), (1, 0.97, 0, 1)), SHUFFLED).passed
     assert "its labels are shuffled" in conclusion(points((0, 0, 1, 1), (1, 0.4, 0.6, 1)), SHUFFLED).reasons[0]
 
 
