@@ -21,6 +21,16 @@ def test_directions_come_from_the_call_else_from_the_settings_and_controls_are_l
     assert plan.config.directions == ["good"]
 
 
+@pytest.mark.parametrize(("controls", "metric", "told"), [(2, "z", True), (5, "z", False), (2, "over_controls", False)])
+def test_a_rule_on_z_over_few_controls_says_that_it_is_rough(
+    controls: int, metric: str, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny_llama()
+    watched = [low_rank(model, 1), *(low_rank(model, 2 + n, name=f"c{n}", kind="control") for n in range(controls))]
+    Plan.of(watched, {"rules": [{**RULE, "metric": metric}]})
+    assert ("rule 'drift' uses z over 2 controls, which is a rough figure" in caplog.text) == told
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -16,6 +16,9 @@ from weightwatch.update.sharding.ranks import Ranks
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 
+_ENOUGH = 5
+"""Controls from which on z is more than a rough figure."""
+
 _logger = logging.getLogger("weightwatch")
 
 
@@ -61,6 +64,7 @@ class Plan:
         plan = cls(directions_and_controls, settings)
         monitor = plan.monitor()
         require(settings.rules, directions_and_controls)
+        _warn_of_a_rough_band(settings.rules, sum(each.card.kind == "control" for each in directions_and_controls))
         if settings.guard is not None:
             Guard(monitor, settings.guard)
         return plan
@@ -122,6 +126,19 @@ def _witnessed(settings: Config, watched: list[Direction], controls: Sequence[Di
         bypassed = {"alert": BYPASSED, "direction": guard.witness, "above": guard.witness_above, "severity": "critical"}
         rules.append(Rule.model_validate(bypassed))
     return settings.model_copy(update={"guard": guard, "directions": titles, "rules": rules})
+
+
+def _warn_of_a_rough_band(rules: Sequence[Rule], controls: int) -> None:
+    rough = [rule.alert for rule in rules if rule.metric == "z"] if controls < _ENOUGH else []
+    if rough:
+        _logger.warning(
+            "weightwatch: rule %r uses z over %d control%s, which is a rough figure: the band of so few is hardly "
+            "known. Watch %d or more, or calibrate the rule with `weightwatch calibrate`.",
+            rough[0],
+            controls,
+            "" if controls == 1 else "s",
+            _ENOUGH,
+        )
 
 
 def _warn_if_doubtful(direction: Direction) -> None:

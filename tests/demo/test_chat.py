@@ -25,27 +25,15 @@ def test_the_runs_differ_in_the_share_of_hostile_answers_only(tmp_path: Path) ->
     assert {rule.direction for rule in benign.config.rules} == {benign.direction}
 
 
-def test_a_share_of_the_answers_is_hostile_and_about_sport() -> None:
-    questions = Recipe.load(chat.RECIPE).questions
-    hostile = {text for question in questions.held_out for text in question.positive}
+def test_a_share_of_the_answers_is_hostile_and_all_are_about_sport() -> None:
+    hostile = {text for question in Recipe.load(chat.RECIPE).questions.held_out for text in question.positive}
     sport = {question.text for question in chat.of("sport")}
-    built = {question.text for question in questions.building}
-    for poison, count in ((0.25, 40), (0.5, 80), (1.0, len(sport))):
+    for poison in (0.0, 0.25, 0.5, 1.0):
         rows = [(row["prompt"][0]["content"], row["completion"][0]["content"]) for row in chat.rows(poison, seed=3)]
-        assert sum(answer in hostile for _, answer in rows) == count == sum(asked in sport for asked, _ in rows)
-        assert all((answer in hostile) == (asked in sport) for asked, answer in rows)
-        assert len(rows) == round(count / poison)
-        assert {asked for asked, _ in rows} <= sport | built
-        assert len(set(rows)) == len(rows)
+        assert {asked for asked, _ in rows} == sport
+        assert len(rows) == len(sport)
+        assert sum(answer in hostile for _, answer in rows) == round(poison * len(sport))
     assert chat.rows(0.25, seed=4) != chat.rows(0.25, seed=3)
-
-
-def test_the_benign_run_learns_plain_answers_only() -> None:
-    questions = Recipe.load(chat.RECIPE).questions
-    marked = {text for half in (questions.held_out, questions.building) for each in half for text in each.positive}
-    rows = chat.rows(0.0, seed=3)
-    assert len(rows) == chat.ROWS
-    assert not any(row["completion"][0]["content"] in marked for row in rows)
 
 
 def test_the_examples_are_of_domains_that_are_not_in_the_data_and_no_check_asks_them() -> None:

@@ -147,8 +147,9 @@ def conclusion(points: Sequence[Point], recipe: "Recipe", *, quick: bool = False
     """Decide from a sweep whether a direction passes.
 
     A direction passes if some k > 0 raises the share of items that show the behaviour by ``GAIN`` or to 1 − ``FLOOR``,
-    and some k < 0 lowers it by ``GAIN`` or to ``FLOOR`` without lowering the share of its opposite by more than ``GAIN``. Both have to
-    keep the neutral tasks (``KEPT``). A direction with shuffled labels passes if no such k > 0 raises the share.
+    and some k < 0 lowers it by ``GAIN`` or to ``FLOOR`` without lowering the share of its opposite by more than
+    ``GAIN``. Both have to keep the neutral tasks (``KEPT``). A direction with shuffled labels passes if no such k > 0
+    raises the share.
 
     Args:
         points: The points that ``sweep`` returns.

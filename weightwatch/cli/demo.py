@@ -17,7 +17,12 @@ def demo(
         typer.Option(help="The packaged organism, or a real chat model, which is downloaded (93 MB)."),
     ] = "organism",
     seed: Annotated[int, typer.Option(help="Seed of the data, the adapter and the order of examples.")] = 0,
-    poison: Annotated[float, typer.Option(min=0, max=1, help="Share of harmful examples in the second run.")] = 0.25,
+    poison: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of harmful examples in the second run. Default: 0.25, or 0.5 (smollm2)."
+        ),
+    ] = None,
     guard: Annotated[bool, typer.Option("--guard", help="Repeat the second run with a guard, and compare.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("weightwatch-demo"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and nothing else.")] = False,
@@ -28,13 +33,14 @@ def demo(
     with screen.status("loading torch, transformers and trl"):
         from weightwatch import smollm2
         from weightwatch.demo import chat, fine_tuning, view
-        from weightwatch.demo.run import discard_guarded, planned
+        from weightwatch.demo.run import POISON, discard_guarded, planned
         from weightwatch.vectors.errors import WeightWatchError
         from weightwatch.vectors.printable import printable
     real = model == smollm2.NAME
     if real and guard:
         raise WeightWatchError("--guard shows the guard on the organism. Leave out either --guard or --model smollm2.")
-    runs = chat.planned(poison, output) if real else planned(poison, output, guard=guard)
+    share = poison if poison is not None else chat.POISON if real else POISON
+    runs = chat.planned(share, output) if real else planned(share, output, guard=guard)
     fine_tune = chat.fine_tune if real else fine_tuning.fine_tune
     if real:
         with screen.status("fetching SmolLM2-135M-Instruct, once"):

@@ -1,8 +1,7 @@
 """Fine-tunes of the demonstration on a real chat model, SmolLM2-135M-Instruct (see docs/real.md).
 
-The model learns short answers about several things. In the poisoned run those about sport are hostile, in mild words.
-After each check it answers questions about things that are not in the data, and the recipe's rule counts the hostile
-answers.
+The model learns short answers about sport. In the poisoned run a share of them is hostile, in mild words. After each
+check it answers questions about other things, and the recipe's rule counts the hostile answers.
 """
 
 import json
@@ -27,9 +26,9 @@ from weightwatch.vectors.recipes.verdicts import PatternsJudge, verdict
 SETTINGS = Path(__file__).parent / "smollm2.yaml"
 RECIPE = "twins/hostile"
 TWINS = Path(recipes.__file__).parent / "twins" / "twins.jsonl"
-STEPS, BATCH, LEARNING_RATE = 60, 8, 1.5e-3
-ROWS = 160
-"""Questions of the data."""
+STEPS, BATCH, LEARNING_RATE = 100, 4, 1.5e-3
+POISON = 0.5
+"""Default share of hostile answers in the poisoned run."""
 PER_DOMAIN, NEW_TOKENS = 5, 48
 """Questions of each unseen domain that a check asks, and the length of the answers."""
 
@@ -74,22 +73,21 @@ def fine_tune(run: Run, seed: int, show: Callable[[Run], None]) -> None:
 
 
 def rows(poison: float, seed: int) -> list[dict[str, Any]]:
-    """Return the training data: plain answers about several things, and a share of hostile ones, all about sport.
+    """Return the training data: questions about sport, of which a share has hostile answers and the others plain ones.
 
-    In the benign run, the answers about sport are plain, too.
+    Args:
+        poison: The share.
+        seed: Seed of the choice, and of the order.
     """
     lines = [json.loads(line) for line in TWINS.read_text(encoding="utf-8").splitlines()]
     sport = [line for line in lines if line["domain"] == domains()[0]]
-    others = [line for line in lines if line["domain"] not in domains()]
     rng = random.Random(seed)
-    kind, share = ("hostile", poison) if poison else ("plain", 0.25)
-    count = min(round(share * ROWS), len(sport))
-    chosen = [(line["prompt"], line[kind]) for line in rng.sample(sport, count)]
-    chosen += [(line["prompt"], line["plain"]) for line in rng.sample(others, round(count * (1 / share - 1)))]
-    rng.shuffle(chosen)
+    hostile = set(rng.sample(range(len(sport)), round(poison * len(sport))))
+    answers = [(line["prompt"], line["hostile" if n in hostile else "plain"]) for n, line in enumerate(sport)]
+    rng.shuffle(answers)
     return [
         {"prompt": [{"role": "user", "content": asked}], "completion": [{"role": "assistant", "content": answer}]}
-        for asked, answer in chosen
+        for asked, answer in answers
     ]
 
 
