@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.document import Strict
@@ -58,6 +59,19 @@ class Setup(Training):
             for wanted in (True, False)
         )
         return cls(**training.model_dump(), every=every, directions=behaviour, controls=control)
+
+    @classmethod
+    def read(cls, record: Path) -> "Setup | None":
+        """Return the setup in the record of a run; None if there is none, or it is damaged."""
+        try:
+            return cls.model_validate_json((record / SETUP).read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    @property
+    def training(self) -> Training:
+        """How the run is trained."""
+        return Training(**{name: getattr(self, name) for name in Training.model_fields})
 
     def trained(self, training: Training) -> "Setup":
         """Return this setup with what a trainer tells."""

@@ -27,6 +27,9 @@ from tests.test_session import toward
 from weightwatch import Config, Direction, Monitor, Reading, WeightWatchCallback, WeightWatchError
 from weightwatch.record.history import History
 from weightwatch.rules.manager import RuleManager
+from weightwatch.scan.checkpoints import run as saved
+from weightwatch.scan.scanner import Scan
+from weightwatch.setup import Setup, content
 from weightwatch.vectors.validation import Validation
 
 MOVED = {"alert": "moved", "direction": "evil", "metric": "dose", "scope": "any_layer", "above": -1e9}
@@ -367,6 +370,47 @@ def test_a_replayed_record_is_judged_as_the_run_was(tmp_path: Path) -> None:
     assert manager.alerts == history.alerts()
     assert callback.session is not None
     assert tuple(manager.firing) == callback.session.firing
+
+
+def test_the_record_says_how_the_run_was_trained(tmp_path: Path) -> None:
+    task, _ = watched(tmp_path, config={"every": 3})
+    task.train()
+    setup = Setup.read(tmp_path / "weightwatch")
+    assert setup is not None
+    assert (setup.trainer, setup.method, setup.rank, setup.optimizer) == ("Trainer", "LORA", 4, "adamw_torch_fused")
+    assert (setup.learning_rate, setup.steps, setup.every) == (1e-2, 8, 3)
+    assert setup.directions == {"evil": content(evil())}
+    trainer(tiny_llama(), tmp_path / "full", WeightWatchCallback([evil()], config=STRICT)).train()
+    full = Setup.read(tmp_path / "full" / "weightwatch")
+    assert full is not None
+    assert (full.method, full.rank) == ("full", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "Calibrated: harmless runs like its 19 references raise it at a rate of at most 5.0%"),
+        ({"max_steps": 12}, "Uncalibrated, since this run is not like its references (12 steps, not 8)"),
+        ({"learning_rate": 2e-2}, "Uncalibrated, since this run is not like its references (learning rate 0.02, not"),
+    ],
+)
+def test_the_alert_of_a_calibrated_rule_says_what_it_is_worth_in_this_run(
+    changes: dict[str, Any], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched(tmp_path / "reference")[0].train()
+    setup = Setup.read(tmp_path / "reference" / "weightwatch")
+    assert setup is not None
+    calibration = {"runs": 19, "rate": 0.05, "bound": 0.146, "setup": setup.model_dump()}
+    config = {"rules": [{**MOVED, "calibration": calibration}]}
+    watched(tmp_path / "run", config=config, save_strategy="steps", save_steps=4, **changes)[0].train()
+    (alert,) = lines(tmp_path / "run", "alerts.jsonl")
+    assert alert["note"].startswith(said)
+    at_the_start = [record.message for record in caplog.records if record.message.startswith("weightwatch: rule")]
+    assert len(at_the_start) == said.startswith("Uncalibrated")
+    scan = Scan([str(evil().save(tmp_path / "evil"))], config=Config.load(config))
+    for checkpoint in saved(tmp_path / "run"):
+        scan.add(checkpoint)
+    assert [alert.note for alert in scan.alerts] == [alert["note"]]
 
 
 # Going on from a checkpoint

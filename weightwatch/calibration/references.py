@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
 
-from pydantic import ValidationError
-
 from weightwatch.config import Rule
 from weightwatch.reading.reading import Reading
 from weightwatch.record.history import READINGS, History
@@ -52,13 +50,12 @@ class Reference:
             raise WeightWatchError(
                 f"{folder} has no {READINGS}, neither itself nor in a folder weightwatch. Name a run."
             )
-        try:
-            setup = Setup.model_validate_json((record / SETUP).read_bytes())
-        except (FileNotFoundError, ValidationError) as error:
+        setup = Setup.read(record)
+        if setup is None:
             raise WeightWatchError(
                 f"{record} does not say how its run was trained ({SETUP} is missing or damaged), so it can't be told "
                 "for which runs its figures count. Watch the run again with this version, or leave it out."
-            ) from error
+            )
         readings = [reading for reading in History(record).readings() if reading.step and reading.update_norm > 0]
         if not readings:
             raise WeightWatchError(f"{record} has no reading after step 0. Leave it out, or check more often.")

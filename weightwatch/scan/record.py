@@ -16,6 +16,7 @@ from weightwatch.record.history import History
 from weightwatch.rules.alert import Alert
 from weightwatch.rules.manager import RuleManager
 from weightwatch.scan.checkpoints import content
+from weightwatch.setup import Setup
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.atomic import write_text
 
@@ -50,6 +51,7 @@ class ScanRecord:
         self.readings: list[Reading] = []
         self._run = Path()
         self._given = rules
+        self._setup: Setup | None = None
         self._rules = RuleManager(rules, self._exists)
         self._history = History(folder) if folder is not None else None
         self._marks: dict[str, str] = {}
@@ -61,17 +63,19 @@ class ScanRecord:
         """All alerts so far, oldest first."""
         return self._rules.alerts
 
-    def begin(self, run: Path, settings: Mapping[str, str]) -> None:
+    def begin(self, run: Path, settings: Mapping[str, str], setup: Setup | None = None) -> None:
         """Take up the record of an earlier scan with the same key; that of another one is set aside.
 
         Args:
             run: Folder in which the checkpoints are.
             settings: What ``scan.json`` says: its ``key`` tells scans apart.
+            setup: How the run was trained, which calibrated rules ask for; None if that is not known.
 
         Raises:
             WeightWatchError: Another scan records to the folder, or a file in it is a link to elsewhere.
         """
-        self._run = run
+        self._run, self._setup = run, setup
+        self._restart(self.readings)
         if self._history is None:
             return
         folder = self._history.folder
@@ -171,7 +175,7 @@ class ScanRecord:
         """Apply the rules anew, to these readings."""
         self.readings = readings
         self._steps = {str(reading.checkpoint): reading.step for reading in readings}
-        self._rules = RuleManager(self._given, self._exists)
+        self._rules = RuleManager(self._given, self._exists, self._setup)
         self._rules.replay(readings)
 
     def _exists(self, checkpoint: str) -> bool:

@@ -24,6 +24,7 @@ from weightwatch.scan.checkpoints import SavedCheckpoint
 from weightwatch.scan.find_reference import RunReference
 from weightwatch.scan.loaded_adapter import measure_loaded
 from weightwatch.scan.record import ScanRecord
+from weightwatch.setup import Setup
 from weightwatch.update.change import Streamed
 from weightwatch.update.checkpoint import SavedUpdate, of_adapter, of_weights, under_names_of
 from weightwatch.update.heads import counted_once
@@ -115,7 +116,9 @@ class Scan:
             first = self._first or reference
             watched = [(d.name, d.card.kind, sorted(d.squares.items())) for d in self.directions]
             key = _digest([watched, *first.signature()])
-            self._record.begin(checkpoint.path.parent, {"key": key, "reference": first.name})
+            known = Setup.read(checkpoint.path.parent / "weightwatch")
+            setup = None if known is None else Setup.of(known.training, known.every, self.directions)
+            self._record.begin(checkpoint.path.parent, {"key": key, "reference": first.name}, setup)
         self._references[checkpoint.run] = reference
         if self._record.holds(checkpoint.name, checkpoint.step, mark):
             return None
