@@ -77,15 +77,31 @@ def test_a_run_without_an_alert_says_so() -> None:
     assert "No alert." in text_of(verdict([run]))
 
 
+def test_without_a_terminal_there_is_a_line_for_each_row_and_the_table_at_the_end() -> None:
+    console = Console(width=80, force_terminal=False)
+    run = Run("benign", 0.0, Path("out"))
+    with console.capture() as capture, live(console, run) as show:
+        for step in (20, 25, 40):
+            run.points.append(point(step, 0.0))
+            show(run)
+    lines = capture.get().splitlines()
+    assert lines[:2] == [
+        "benign: step 20, reach cosine +0.020, harmful answers 0.0%",
+        "benign: step 40, reach cosine +0.020, harmful answers 0.0%",
+    ]
+    assert lines[2].startswith("benign fine-tune")
+
+
 def test_the_live_table_ends_as_the_whole_table() -> None:
-    console = Console(width=80)
+    console = Console(width=80, force_terminal=True, color_system=None)
     run = Run("benign", 0.0, Path("out"))
     with console.capture() as capture, live(console, run) as show:
         for step in (20, 40):
             run.points.append(point(step, 0.0))
             show(run)
-    assert capture.get().count("benign fine-tune") == 1
-    assert " 40 " in capture.get()
+    last = capture.get().rpartition("benign fine-tune")[2]  # a terminal draws the table anew each time
+    assert " 20 " in last
+    assert " 40 " in last
 
 
 def test_the_witness_of_a_compared_run_has_a_column_and_the_table_fits_80_columns() -> None:

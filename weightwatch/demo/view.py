@@ -33,7 +33,21 @@ def legend(run: Run) -> Text:
 
 @contextmanager
 def live(console: Console, run: Run) -> Iterator[Callable[[Run], None]]:
-    """Show the table of a run while it trains; yields a function to call after each check."""
+    """Show the table of a run while it trains; yields a function to call after each check.
+
+    Where there is no terminal, each row of the table is a line before the table comes.
+    """
+    if not console.is_terminal:
+
+        def tell(latest: Run) -> None:
+            point = latest.points[-1]
+            if point.step % run.row_every == 0:
+                reached = f"{run.name}: step {point.step}, reach cosine {number(point.reach_cosine)}"
+                console.print(f"{reached}, {run.bad} answers {point.behaviour.bad_rate:.1%}", highlight=False)
+
+        yield tell
+        console.print(table(run))
+        return
     with Live(table(run), console=console, auto_refresh=False) as display:
         yield lambda latest: display.update(table(latest), refresh=True)
     console.print()
