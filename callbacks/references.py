@@ -1,5 +1,7 @@
 """Harmless reference runs, trained on resamples of data that the user trusts."""
 
+import hashlib
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -14,6 +16,10 @@ from weightwatch.config import Config
 from weightwatch.record.history import History
 from weightwatch.report.quiet import quiet
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.weights.atomic import write_text
+
+SETTINGS = "references.json"
+"""File in the folder of reference runs with their settings."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,10 @@ class ReferenceRuns:
             progress: Called with the number of complete runs.
 
         Raises:
-            WeightWatchError: The data can't be read, or a direction can't be measured on the model.
+            WeightWatchError: The data can't be read, the folder has runs of other settings, or a direction can't be
+                measured on the model.
         """
+        self._take_folder()
         homes = [self.folder / f"run-{number:03}" for number in range(1, runs + 1)]
         for number, home in enumerate(homes, 1):
             progress(number - 1)
@@ -64,6 +72,35 @@ class ReferenceRuns:
                     self._train(home, number)
         progress(runs)
         return homes
+
+    def _take_folder(self) -> None:
+        """Note the settings in the folder, or compare them with those of the runs in it."""
+        try:
+            data = hashlib.sha256(self.data.read_bytes()).hexdigest()
+        except OSError as error:
+            raise WeightWatchError(
+                f"{self.data} can't be read: {error.strerror}. Name a file of JSON lines."
+            ) from error
+        wanted = {
+            "model": self.model,
+            "data": data,
+            "watched": [*self.config.directions, *self.config.controls],
+            "every": self.config.every,
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "rank": self.rank,
+            "learning_rate": self.learning_rate,
+        }
+        note = self.folder / SETTINGS
+        known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else wanted
+        other = [name for name, value in wanted.items() if known.get(name) != value]
+        if other:
+            raise WeightWatchError(
+                f"{self.folder} has reference runs with another {', '.join(other)}. Pass another --folder, or remove "
+                "it."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(note, json.dumps(wanted, indent=1) + "\n")
 
     def _train(self, home: Path, seed: int) -> None:
         from datasets import Dataset
@@ -87,7 +124,7 @@ class ReferenceRuns:
         }
         trainer = SFTTrainer(
             AutoModelForCausalLM.from_pretrained(
-                self.model, dtype=torch.bfloat16 if on_gpu else torch.float32, trust_remote_code=False
+                self.model, dtype=torch.bfloat16 if on_gpu and self.rank else torch.float32, trust_remote_code=False
             ),
             args=SFTConfig(
                 str(home),

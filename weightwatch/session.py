@@ -70,7 +70,8 @@ class Session:
         self._faults = Faults(self.history if ranks.main else None, keep=config.on_error == "raise")
         self._opening, self._events = Opening(self.history, self._faults, ranks), events
         self._state = RunState(config.rules, [direction.name for direction in monitor.directions], self.history)
-        self._setup = Setup.of(Training(), config.every, monitor.directions)
+        guard = config.guard.mode if config.guard is not None else None
+        self._setup = Setup.of(Training(), config.every, monitor.directions, guard)
         self._ranks = ranks
         self._reporting = Reporting(reporters, self.history, self._faults)
         self._watching, self._tried, self._save_owed = True, -1, False

@@ -45,20 +45,22 @@ class Setup(Training):
         directions: What tells the content of each watched direction, by its name. A direction fits one base model, so
             it tells that, too.
         controls: The same of the controls.
+        guard: Mode of the guard; None without one.
     """
 
     every: Annotated[int, Field(ge=1)]
     directions: dict[str, str]
     controls: dict[str, str] = Field(default_factory=dict)
+    guard: str | None = None
 
     @classmethod
-    def of(cls, training: Training, every: int, directions: Sequence[Direction]) -> "Setup":
+    def of(cls, training: Training, every: int, directions: Sequence[Direction], guard: str | None = None) -> "Setup":
         """Return the setup of a run."""
         control, behaviour = (
             {each.name: content(each) for each in directions if (each.card.kind == "control") == wanted}
             for wanted in (True, False)
         )
-        return cls(**training.model_dump(), every=every, directions=behaviour, controls=control)
+        return cls(**training.model_dump(), every=every, directions=behaviour, controls=control, guard=guard)
 
     @classmethod
     def read(cls, record: Path) -> "Setup | None":
@@ -94,7 +96,13 @@ class Setup(Training):
         """
         found = [
             f"{told}{getattr(other, key)}, not {getattr(self, key)}"
-            for key, told in (("trainer", ""), ("method", ""), ("rank", "rank "), ("optimizer", ""))
+            for key, told in (
+                ("trainer", ""),
+                ("method", ""),
+                ("rank", "rank "),
+                ("optimizer", ""),
+                ("guard", "guard "),
+            )
             if getattr(other, key) != getattr(self, key)
         ]
         ours, theirs = self.learning_rate, other.learning_rate

@@ -1,6 +1,7 @@
 """Reference runs are trained for real, on the organism."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,21 @@ def test_runs_are_trained_on_resamples_once_and_are_alike(tmp_path: Path) -> Non
     assert [each["evil"].cosine for each in again[1].readings] == [each["evil"].cosine for each in second.readings]
 
 
+def test_runs_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> None:
+    first = plan(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert first.train(0) == []
+    with pytest.raises(WeightWatchError, match=r"runs has reference runs with another rank, learning_rate\. Pass"):
+        replace(first, rank=8, learning_rate=1e-4).train(0)
+    first.data.write_text(first.data.read_text() * 2)
+    with pytest.raises(WeightWatchError, match="with another data"):
+        first.train(0)
+
+
 def test_data_that_is_no_json_is_refused(tmp_path: Path) -> None:
     wanted = plan(tmp_path)
+    with pytest.raises(WeightWatchError, match=r"nowhere\.jsonl can't be read: No such file"):
+        replace(wanted, data=tmp_path / "nowhere.jsonl").train(1)
     wanted.data.write_text("no json")
     with pytest.raises(WeightWatchError, match=r"trusted\.jsonl can't be read as JSON lines"):
         wanted.train(1)

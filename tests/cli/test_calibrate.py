@@ -31,6 +31,15 @@ def test_the_rules_of_the_first_run_are_calibrated_and_the_others_kept(tmp_path:
     assert (low.alert, low.below, low.calibration) == ("low", -0.5, None)
 
 
+def test_a_file_that_exists_is_replaced_only_if_it_is_the_settings(tmp_path: Path) -> None:
+    runs, file = records(tmp_path), tmp_path / "mine.yaml"
+    file.write_text(Config.load({"directions": ["evil"], "every": 7, "rules": [RULE]}).to_yaml())
+    refused("mine.yaml exists. Pass it as --config, too", "calibrate", *runs, "--output", file)
+    assert call("calibrate", *runs, "--config", file, "--output", file).exit_code == 0
+    settings = Config.load(file)
+    assert (settings.every, settings.rules[0].alert, settings.rules[0].above) == (7, "mine", 0.19)
+
+
 def test_the_json_has_the_rule_and_the_score_of_each_run(tmp_path: Path) -> None:
     (found,) = told("calibrate", *records(tmp_path), "--for", 1, "--metric", "reach_cosine")
     assert (found["rule"]["for"], found["rule"]["above"]) == (1, 0.19)

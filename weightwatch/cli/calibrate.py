@@ -53,6 +53,10 @@ def calibrate(
         from weightwatch.calibration.calibrate import to_calibrate
         from weightwatch.calibration.references import Reference
         from weightwatch.config import Config
+    if output is not None and output.exists() and output != config:
+        raise WeightWatchError(
+            f"{output} exists. Pass it as --config, too, to replace the thresholds in it, or name another file."
+        )
     folders = list(run or [])
     if (from_data is None) == (not folders):
         raise WeightWatchError("Name runs to calibrate on, or pass --from-data with data to train them on.")

@@ -117,7 +117,7 @@ class Scan:
             watched = [(d.name, d.card.kind, sorted(d.squares.items())) for d in self.directions]
             key = _digest([watched, *first.signature()])
             known = Setup.read(checkpoint.path.parent / "weightwatch")
-            setup = None if known is None else Setup.of(known.training, known.every, self.directions)
+            setup = None if known is None else Setup.of(known.training, known.every, self.directions, known.guard)
             self._record.begin(checkpoint.path.parent, {"key": key, "reference": first.name}, setup)
         self._references[checkpoint.run] = reference
         if self._record.holds(checkpoint.name, checkpoint.step, mark):
