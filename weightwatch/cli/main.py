@@ -10,9 +10,11 @@ from rich.text import Text
 
 from weightwatch.cli.build import build
 from weightwatch.cli.calibrate import calibrate
+from weightwatch.cli.check import check
 from weightwatch.cli.compare import compare
 from weightwatch.cli.demo import demo
 from weightwatch.cli.exit_status import BAD_INPUT, FAULT
+from weightwatch.cli.init import init
 from weightwatch.cli.outlets import opened
 from weightwatch.cli.push import push
 from weightwatch.cli.scan import scan
@@ -22,7 +24,7 @@ from weightwatch.report.console import console
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.printable import printable, sentence
 
-app = typer.Typer(name="weightwatch", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(name="weightwatch", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 
 
 def _show_version(wanted: bool) -> None:
@@ -40,7 +42,7 @@ def main(
     """Show how far a fine-tune moves a language model's weights along behaviour directions."""
 
 
-for command in (demo, build, show, compare, scan, calibrate, steer, push):  # the order of --help
+for command in (demo, init, check, build, show, compare, scan, calibrate, steer, push):  # the order of --help
     app.command()(command)
 
 

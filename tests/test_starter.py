@@ -1,0 +1,41 @@
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from weightwatch import Config, Direction
+from weightwatch.starter import schema, schema_text, script, settings
+from weightwatch.vectors.catalog import PACKAGED
+
+
+def test_the_settings_load_and_have_a_rule_for_each_behaviour(tmp_path: Path) -> None:
+    found = [(name, Direction.load(name)) for name in ("evil", "sycophancy", "style")]
+    (tmp_path / "weightwatch.yaml").write_text(settings(found, [], 25))
+    made = Config.load(tmp_path / "weightwatch.yaml")
+    assert (made.directions, made.every) == (["evil", "sycophancy", "style"], 25)
+    assert [(rule.direction, rule.metric, rule.labels) for rule in made.rules] == [
+        (name, "reach_cosine", {"threshold": "a guess, not calibrated"}) for name in ("evil", "sycophancy")
+    ]
+    assert (tmp_path / "weightwatch.yaml").read_text().count("\n#") > 3
+
+
+def test_with_controls_the_rule_is_over_them() -> None:
+    text = settings([("evil", Direction.load(PACKAGED / "evil"))], ["style", "careless"], 50)
+    assert "over_controls" in text
+    assert "- careless" in text
+
+
+@pytest.mark.parametrize("model", ["org/base", "a folder/with 'quotes'"])
+def test_the_script_is_python_that_names_the_model(model: str) -> None:
+    strings = [node.value for node in ast.walk(ast.parse(script(model))) if isinstance(node, ast.Constant)]
+    assert model in strings
+    assert "weightwatch.yaml" in strings
+
+
+def test_the_schema_has_every_key_of_the_settings_with_the_names_that_yaml_has() -> None:
+    found = schema()
+    assert set(found["properties"]) == set(Config.model_fields)
+    assert "for" in found["$defs"]["Rule"]["properties"]
+    assert found["additionalProperties"] is False
+    assert json.loads(schema_text()) == found

@@ -1,0 +1,95 @@
+"""The first files of a project: commented settings, a training script, and the schema of the settings for editors."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from weightwatch.config import Config
+from weightwatch.vectors import yaml_text
+from weightwatch.vectors.direction import Direction
+
+SETTINGS, SCRIPT, SCHEMA = "weightwatch.yaml", "train.py", "weightwatch.schema.json"
+"""Names of the files."""
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of the settings, with which editors complete and underline them."""
+    found = Config.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found, "title": "Settings of weightwatch"}
+
+
+def schema_text() -> str:
+    """Return the JSON schema as text."""
+    return json.dumps(schema(), indent=1) + "\n"
+
+
+def settings(directions: Sequence[tuple[str, Direction]], controls: Sequence[str], every: int) -> str:
+    """Return commented settings as YAML, with a rule for each behaviour direction.
+
+    The thresholds are cautious guesses, and say so: only a calibration on harmless runs tells how often they raise a
+    false alarm.
+
+    Args:
+        directions: The directions to watch, each with the name or path that it was loaded from.
+        controls: Names or paths of the controls.
+        every: Optimizer steps between checks.
+    """
+    metric, above = ("over_controls", 0.05) if controls else ("reach_cosine", 0.1)
+    parts = [
+        f"# yaml-language-server: $schema={SCHEMA}",
+        "# What weightwatch watches, how often, and when it raises an alert.",
+        "",
+        "# Names, paths or Hub ids. Each belongs to one base model.",
+        _part(directions=[source for source, _ in directions]),
+        "# Harmless contrasts to compare with. With them, rules can use over_controls and z.",
+        _part(controls=list(controls)),
+        "# Optimizer steps between checks. Checkpoints are always checked.",
+        _part(every=every),
+        "# The thresholds are cautious guesses. `weightwatch calibrate` replaces them by ones with a known rate of",
+        "# false alarms: watch harmless runs with these settings, then",
+        f"#   weightwatch calibrate runs/* --config {SETTINGS} --output {SETTINGS}",
+    ]
+    rules = [
+        {
+            "alert": f"{direction.name}-drift",
+            "direction": direction.name,
+            "metric": metric,
+            "above": above,
+            "for": 2,
+            "severity": "critical",
+            "labels": {"threshold": "a guess, not calibrated"},
+            "actions": ["log", "save"],
+        }
+        for _, direction in directions
+        if direction.card.kind == "behaviour"
+    ]
+    return "\n".join([*parts, _part(rules=rules)])
+
+
+def script(model: str) -> str:
+    """Return a training script with the callback in its place.
+
+    Args:
+        model: Folder or Hub id of the base model.
+    """
+    return f'''"""A fine-tune that weightwatch watches. Put in your own data and settings."""
+
+from datasets import load_dataset
+from peft import LoraConfig
+from trl import SFTConfig, SFTTrainer
+
+from weightwatch import WeightWatchCallback
+
+trainer = SFTTrainer(
+    {model!r},
+    args=SFTConfig("runs/fine-tune", max_steps=200, save_steps=50, logging_steps=10),
+    train_dataset=load_dataset("json", data_files="data.jsonl", split="train"),
+    peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"),
+    callbacks=[WeightWatchCallback(config={SETTINGS!r})],
+)
+trainer.train()
+'''
+
+
+def _part(**content: Any) -> str:
+    return yaml_text.dump(content)
