@@ -45,6 +45,14 @@ def test_no_reference_raises_the_rule_and_a_larger_run_does(tmp_path: Path) -> N
     )
 
 
+def test_the_threshold_is_rounded_upwards(tmp_path: Path) -> None:
+    values = [0.1234567 + n / 1e9 for n in range(19)]
+    references = loaded([record(tmp_path / f"run-{n}", [value], n) for n, value in enumerate(values)])
+    (found,) = calibrate(references, [rule()])
+    assert found.rule.threshold == 0.123457
+    assert found.rule.threshold > max(found.scores.values())
+
+
 def test_more_runs_than_a_rate_takes_make_use_of_the_rest(tmp_path: Path) -> None:
     (found,) = calibrate(loaded(records(tmp_path, 39)), [rule()], 0.05)
     assert found.rule.threshold == 0.38  # the second largest of 39

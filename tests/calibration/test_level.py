@@ -30,6 +30,10 @@ def test_the_rate_of_one_set_of_references_is_below_the_bound_in_95_of_100(runs:
     assert (realised <= level.bound).mean() == pytest.approx(0.95, abs=0.01)
 
 
+def test_the_bound_of_many_runs_is_finite_and_near_the_rate() -> None:
+    assert Level.of(20_000, 0.05).bound == pytest.approx(0.0526, abs=1e-3)
+
+
 def test_ties_never_raise_the_rate() -> None:
     level = Level.of(19, 0.05)
     assert level.threshold([0.5] * 19) == 0.5  # which only a larger value passes

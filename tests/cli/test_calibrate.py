@@ -23,6 +23,10 @@ def test_settings_with_the_calibrated_rule_are_written(tmp_path: Path) -> None:
     assert f"Written to {tmp_path / 'new.yaml'}" in result.output.replace("\n", "")
 
 
+def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    refused("can't be written", "calibrate", *records(tmp_path), "--output", tmp_path / "none" / "new.yaml")
+
+
 def test_the_rules_of_the_first_run_are_calibrated_and_the_others_kept(tmp_path: Path) -> None:
     runs = records(tmp_path, rules=[RULE, LOW])
     call("calibrate", *runs, "--output", tmp_path / "new.yaml")

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from tests.support.commands import call, refused
 from weightwatch import Config
 from weightwatch.cli.main import app
+from weightwatch.organism import BASE
 
 FILES = ["train.py", "weightwatch.schema.json", "weightwatch.yaml"]
 
@@ -16,7 +17,7 @@ def test_the_files_are_written_and_pass_the_check(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == FILES
     assert Config.load(tmp_path / "new" / "weightwatch.yaml").every == 25
-    assert "'organism'" in (tmp_path / "new" / "train.py").read_text()
+    assert str(BASE) in (tmp_path / "new" / "train.py").read_text()
     assert call("check", tmp_path / "new" / "weightwatch.yaml", "--model", "organism").exit_code == 0
     assert "Next: weightwatch check" in result.output
 
@@ -34,6 +35,11 @@ def test_files_that_are_there_stay_unless_they_may_be_replaced(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["train.py"]
     assert call(*arguments, "--force").exit_code == 0
     assert (tmp_path / "train.py").read_text() != "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused("can't be written", "init", tmp_path / "file" / "new", "--model", "organism", "-d", "evil")
 
 
 def test_a_direction_that_is_not_there_is_named(tmp_path: Path) -> None:

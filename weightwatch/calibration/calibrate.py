@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context
 from typing import get_args
 
 from weightwatch.calibration.level import Level, needed, require_rate
@@ -105,8 +106,13 @@ def _calibrated(references: Sequence[Reference], rule: Rule, level: Level, accep
         )
     calibration = Calibration(runs=level.runs, rate=level.rate, bound=round(level.bound, 4), setup=setup)
     threshold = level.threshold(list(scores.values()))
-    made = rule.model_dump(by_alias=True, exclude_none=True) | {"above": float(f"{threshold:.6g}")}
+    made = rule.model_dump(by_alias=True, exclude_none=True) | {"above": _up(threshold)}
     return Calibrated(Rule.model_validate({**made, "calibration": calibration.model_dump()}), scores)
+
+
+def _up(threshold: float) -> float:
+    """Round to six digits, upwards, so that no reference passes the threshold."""
+    return float(Context(prec=6, rounding=ROUND_CEILING).create_decimal(repr(threshold)))
 
 
 def _once(references: Sequence[Reference]) -> None:

@@ -10,7 +10,7 @@ references, Vovk, *Conditional validity of inductive conformal predictors*, ACML
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, comb, floor
+from math import ceil, exp, floor, lgamma, log, log1p
 
 from weightwatch.vectors.errors import WeightWatchError
 
@@ -63,15 +63,20 @@ class Level:
         The share that these references give is distributed as Beta(k, n + 1 − k), and this is its 95th percentile.
         """
         low, high = 0.0, 1.0
-        for _ in range(60):
+        for _ in range(50):
             middle = (low + high) / 2
-            below = sum(comb(self.runs, j) * middle**j * (1 - middle) ** (self.runs - j) for j in range(self.place))
+            below = sum(_binomial(self.runs, j, middle) for j in range(self.place))
             low, high = (middle, high) if below > 0.05 else (low, middle)
         return high
 
     def threshold(self, scores: Sequence[float]) -> float:
         """Return the threshold among the references' scores, which only a larger value passes."""
         return sorted(scores, reverse=True)[self.place - 1]
+
+
+def _binomial(n: int, j: int, p: float) -> float:
+    """Return the chance of j successes in n trials. In logarithms, since the coefficients overflow for large n."""
+    return exp(lgamma(n + 1) - lgamma(j + 1) - lgamma(n - j + 1) + j * log(p) + (n - j) * log1p(-p))
 
 
 def require_rate(rate: float) -> float:

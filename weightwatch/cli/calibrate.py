@@ -75,7 +75,10 @@ def calibrate(
     found = calibrated(references, to_calibrate(settings, references[0].setup, metric, checks), rate, accept or [])
     made = with_rules(settings, found)
     if output is not None:
-        output.write_text(made.to_yaml(), encoding="utf-8")
+        try:
+            output.write_text(made.to_yaml(), encoding="utf-8")
+        except OSError as error:
+            raise WeightWatchError(f"{output} can't be written ({error.strerror}). Pass another --output.") from error
     if as_json:
         typer.echo(json.dumps([_document(each) for each in found], indent=1))
         return

@@ -25,6 +25,7 @@ def init(
     base = model or typer.prompt("Base model (a folder, or a Hub id)")
     named = direction or typer.prompt("Directions to watch (names or paths, with spaces between)").split()
     with screen.status("loading torch"):
+        from weightwatch.cli.base_model import base_model
         from weightwatch.starter import SCHEMA, SCRIPT, SETTINGS, schema_text, script, settings
         from weightwatch.vectors.direction import Direction
     found = [(source, Direction.load(source)) for source in named]
@@ -32,14 +33,17 @@ def init(
         Direction.load(source)
     files = {
         SETTINGS: settings(found, control or [], every),
-        SCRIPT: script(base),
+        SCRIPT: script(base_model(base)[1]),
         SCHEMA: schema_text(),
     }
     there = [name for name in files if (folder / name).exists()]
     if there and not force:
         raise WeightWatchError(f"{folder / there[0]} exists. Pass --force to replace it, or name another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise WeightWatchError(f"{folder} can't be written ({error.strerror}). Name another folder.") from error
     screen.print(f"Written: {', '.join(printable(folder / name) for name in files)}", soft_wrap=True, markup=False)
     screen.print(f"Next: weightwatch check {printable(folder / SETTINGS)} --model {printable(base)}", soft_wrap=True)
