@@ -8,6 +8,7 @@ import torch
 
 from tests.support.commands import call, refused, told
 from tests.support.models import tiny_llama
+from tests.support.references import record
 from weightwatch.organism import BASE
 from weightwatch.vectors import Direction, packaged
 from weightwatch.vectors.catalog import PACKAGED
@@ -59,3 +60,13 @@ def test_what_cannot_be_evaluated_says_why(tmp_path: Path) -> None:
     refused("Pass --model", "show", folder, "--evaluate")
     refused("Pass --recipe", "show", folder, "--evaluate", "--model", BASE)
     refused("model.layers.0.mlp.up_proj", "show", folder, "--evaluate", "--model", BASE, "--recipe", "organism/evil")
+
+
+def test_a_run_shows_where_it_stands(tmp_path: Path) -> None:
+    home = record(tmp_path / "run", [0.1, 0.3])
+    shown = " ".join(call("show", home).output.split())
+    assert "step 20" in shown
+    assert "+0.300 at 20" in shown
+    assert "3 checks; the run is not being recorded now; firing: no rule" in shown
+    found = told("show", home)
+    assert (found["checks"], found["live"], found["last"]["step"]) == (3, False, 20)

@@ -8,6 +8,7 @@ from statistics import quantiles
 from weightwatch.config import Rule
 from weightwatch.reading.reading import Reading
 from weightwatch.record.history import READINGS, History
+from weightwatch.record.recorded_run import record_of
 from weightwatch.rules.engine import worst
 from weightwatch.setup import SETUP, Setup
 from weightwatch.vectors.errors import WeightWatchError
@@ -43,10 +44,8 @@ class Reference:
             WeightWatchError: There is no record, a line of it is damaged, it does not say how the run was trained, or
                 the run has no check after its first step.
         """
-        place = Path(folder)
-        inner = place / "weightwatch"
-        record = inner if (inner / READINGS).is_file() else place
-        if not (record / READINGS).is_file():
+        record = record_of(Path(folder))
+        if record is None:
             raise WeightWatchError(
                 f"{folder} has no {READINGS}, neither itself nor in a folder weightwatch. Name a run."
             )

@@ -1,4 +1,4 @@
-"""``weightwatch show``: what is known about a direction."""
+"""``weightwatch show``: what is known about a direction, or about a run."""
 
 import json
 from pathlib import Path
@@ -12,12 +12,16 @@ from weightwatch.report.console import console
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from weightwatch.record.recorded_run import RecordedRun
     from weightwatch.vectors.direction import Direction
     from weightwatch.vectors.recipes.recipe import Recipe
 
 
 def show(
-    direction: Annotated[str, typer.Argument(help="A folder, a Hub id, or the name of a packaged direction.")],
+    direction: Annotated[
+        str,
+        typer.Argument(metavar="DIRECTION|RUN", help="A direction (folder, Hub id, packaged name), or a run's folder."),
+    ],
     evaluate: Annotated[
         bool,
         typer.Option("--evaluate", help="Evaluate the direction on its base model, and save the result in its card."),
@@ -36,10 +40,14 @@ def show(
     trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON, and nothing else.")] = False,
 ) -> None:
-    """Show what a direction is, its norm in each layer, and what it does to its base model."""
+    """Show what a direction is, its norm in each layer, and what it does to its base model; or where a run stands."""
     screen = console(stderr=as_json)
     with screen.status("loading torch"):
+        from weightwatch.record.recorded_run import RecordedRun, record_of
         from weightwatch.vectors.direction import Direction
+    if not evaluate and record_of(Path(direction)) is not None:
+        _tell_run(RecordedRun.of(Path(direction)), screen, as_json)
+        return
     found = Direction.load(direction)
     if not evaluate:
         tell(found, screen, as_json)
@@ -75,6 +83,22 @@ def show(
         found.save_card(folder)
     else:
         screen.print(f"{printable(direction)} is not a local folder, so the result is not saved.")
+
+
+def _tell_run(run: "RecordedRun", screen: "Console", as_json: bool) -> None:
+    """Print where a run stands: its newest figures, its peaks and alerts."""
+    from weightwatch.report.base import Outcome
+    from weightwatch.report.terminal import ClosingTable
+
+    if as_json:
+        typer.echo(json.dumps(run.to_json(), indent=1))
+        return
+    screen.print(ClosingTable(Outcome(run.last, run.peaks, run.alerts, run.taken)))
+    fires = ", ".join(run.firing) or "no rule"
+    state = "goes on" if run.live else "is not being recorded now"
+    screen.print(f"{run.checks} checks; the run {state}; firing: {fires}", markup=False, soft_wrap=True)
+    for alert in run.alerts:
+        screen.print(alert.describe(), markup=False, highlight=False, soft_wrap=True)
 
 
 def tell(direction: "Direction", screen: "Console", as_json: bool, recipe: "Recipe | None" = None) -> None:
