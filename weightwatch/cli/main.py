@@ -17,6 +17,7 @@ from weightwatch.cli.exit_status import BAD_INPUT, FAULT
 from weightwatch.cli.init import init
 from weightwatch.cli.outlets import opened
 from weightwatch.cli.push import push
+from weightwatch.cli.report import report
 from weightwatch.cli.scan import scan
 from weightwatch.cli.show import show
 from weightwatch.cli.steer import steer
@@ -42,7 +43,7 @@ def main(
     """Show how far a fine-tune moves a language model's weights along behaviour directions."""
 
 
-for command in (demo, init, check, build, show, compare, scan, calibrate, steer, push):  # the order of --help
+for command in (demo, init, check, build, show, report, compare, scan, calibrate, steer, push):  # the order of --help
     app.command()(command)
 
 

@@ -75,6 +75,17 @@ class RecordedRun:
         )
 
     @property
+    def title(self) -> str:
+        """The name of the run: that of its output folder."""
+        named = self.record.parent if self.record.name.startswith("weightwatch") else self.record
+        return named.resolve().name
+
+    def readings(self) -> list[Reading]:
+        """Return all readings after step 0, oldest first."""
+        found = islice(History(self.record).readings(), self.checks)
+        return [reading for reading in found if reading.step]
+
+    @property
     def firing(self) -> list[str]:
         """Names of the rules that fire now."""
         newest = {alert.alert: alert.state for alert in self.alerts}

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+
+from tests.rules.test_engine import rule
+from tests.support.references import record
+from weightwatch.record.history import History
+from weightwatch.record.recorded_run import RecordedRun
+from weightwatch.report.html import LIMITS, figures, guarded, markdown, page, verdict
+from weightwatch.rules.manager import RuleManager
+
+
+def watched(folder: Path, values: list[float], number: int = 0) -> RecordedRun:
+    """A run with a rule, whose alerts are recorded."""
+    mine = {"alert": "drift", "direction": "evil", "above": 0.25}
+    history = History(record(folder, values, number, rules=[mine]) / "weightwatch")
+    manager = RuleManager([rule(above=0.25)], lambda _: True)
+    for reading in history.readings():
+        for alert in manager.apply(reading):
+            history.add_alert(alert)
+    return RecordedRun.of(folder)
+
+
+def test_the_verdict_comes_first(tmp_path: Path) -> None:
+    bad, good = watched(tmp_path / "bad", [0.1, 0.3]), watched(tmp_path / "good", [0.1, 0.2], 1)
+    assert verdict(bad) == (
+        "drift fired at step 20 (firing now: drift); last clean checkpoint: no clean checkpoint. It was recorded up to "
+        "step 20, in 3 checks."
+    )
+    assert verdict(good).startswith("No alert. It was recorded")
+    assert verdict(RecordedRun.of(record(tmp_path / "free", [0.1], 2))).startswith("There were no rules")
+    text = page([bad, good])
+    assert text.index("drift fired at step 20") < text.index("figures at step")
+    assert text.count("No alert.") == 1
+
+
+def test_the_page_needs_no_network_and_has_the_charts_alerts_settings_and_limits(tmp_path: Path) -> None:
+    text = page([watched(tmp_path / "run", [0.1, 0.3])])
+    body = text[text.index("</script></head>") :]
+    assert "src=" not in body
+    assert "http" not in body.replace("http://www.w3.org", "")
+    assert body.count("Plotly.newPlot") == 3
+    assert "evil reach_cosine is 0.3 in model" in body
+    assert "alert: drift" in body
+    assert all(limit.replace("'", "&#x27;") in body for limit in LIMITS)
+
+
+def test_what_is_not_ours_is_shown_and_not_run(tmp_path: Path) -> None:
+    text = page([watched(tmp_path / "<script>", [0.1])])
+    body = text[text.index("</script></head>") :]
+    assert "&lt;script&gt;" in body
+    assert "<h1>weightwatch: <script>" not in body
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    runs = [watched(tmp_path / place / "run", [0.1, number / 10], number) for number, place in enumerate("ab")]
+    text = page(runs).replace("\\u002f", "/")
+    assert all(str(run.record) in text for run in runs)
+
+
+def test_the_markdown_has_the_figures_and_the_alerts(tmp_path: Path) -> None:
+    text = markdown([watched(tmp_path / "run", [0.1, 0.3])])
+    assert text.startswith("# weightwatch: run\n\ndrift fired at step 20")
+    assert "| evil | +0.300 | +0.300 | +0.300 | 20 | +0.300 | +0.300 |" in text
+    assert "\n1. drift (warning) at step 20" in text
+
+
+def test_a_run_without_a_guard_has_no_price(tmp_path: Path) -> None:
+    run = watched(tmp_path / "run", [0.1])
+    assert guarded(run) is None
+    assert figures(run)[0][0] == "direction"
+
+
+@pytest.mark.slow
+def test_the_guard_of_a_run_has_its_price_on_the_page(tmp_path: Path) -> None:
+    run = watched(tmp_path / "run", [0.1])
+    (run.record / "config.yaml").write_text(
+        "directions: [evil]\nguard: {witness: none, mode: update, directions: [evil]}\n"
+    )
+    told = guarded(RecordedRun.of(tmp_path / "run"))
+    assert told is not None
+    assert told.startswith("the guard (mode: update) took back")
