@@ -29,7 +29,8 @@ def test_the_verdict_comes_first(tmp_path: Path) -> None:
     )
     assert verdict(good).startswith("No alert. It was recorded")
     assert verdict(RecordedRun.of(record(tmp_path / "free", [0.1], 2))).startswith("There were no rules")
-    text = page([bad, good])
+    text = page([bad, good, RecordedRun.of(tmp_path / "free")])
+    assert [text.count(f'<p class="{colour}">') for colour in ("bad", "good", "open")] == [1, 1, 1]
     assert text.index("drift fired at step 20") < text.index("figures at step")
     assert text.count("No alert.") == 1
 

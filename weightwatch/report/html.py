@@ -27,6 +27,7 @@ table { border-collapse: collapse; }
 td, th { padding: .25rem .7rem; border-bottom: 1px solid #d5d8dc; text-align: left; }
 .bad { border-left: .4rem solid #c0392b; padding-left: .8rem; }
 .good { border-left: .4rem solid #1e8449; padding-left: .8rem; }
+.open { border-left: .4rem solid #7f8c8d; padding-left: .8rem; }
 pre { background: #8881; padding: .8rem; overflow-x: auto; font-size: 13px; }
 @media (prefers-color-scheme: dark) {
   body { background: #17202a; color: #eaecee; }
@@ -45,7 +46,8 @@ def page(runs: Sequence[RecordedRun]) -> str:
 
     parts = [f"<h1>weightwatch: {', '.join(plain(run.title) for run in runs)}</h1>"]
     for run in runs:
-        colour = "bad" if any(alert.state == "firing" for alert in run.alerts) else "good"
+        ruled = run.config is None or bool(run.config.rules)
+        colour = "bad" if any(alert.state == "firing" for alert in run.alerts) else "good" if ruled else "open"
         parts.append(f'<p class="{colour}"><b>{plain(run.title)}</b>: {escape(verdict(run))}</p>')
     parts += _charts(runs)
     for run in runs:
@@ -122,11 +124,14 @@ def _charts(runs: Sequence[RecordedRun]) -> list[str]:
     for name in watched:
         metrics = {"reach_cosine", *(rule.metric for rule in rules if rule.direction == name)}
         figures += [over_steps(readings, name, metric, controls, rules, alerts) for metric in sorted(metrics)]
-        for title, found in readings.items():
-            for kinds in (False, True):
-                figure = layers_over_steps(found, name, kinds=kinds)
+        for kinds in (False, True):
+            maps = {title: layers_over_steps(found, name, kinds=kinds) for title, found in readings.items()}
+            most = max(figure.data[0].zmax for figure in maps.values())  # one scale, to compare the runs by eye
+            for title, figure in maps.items():
+                figure.update_traces(zmin=-most, zmax=most)
                 figures.append(figure.update_layout(title=f"{plain(title)}, {figure.layout.title.text}"))
-    parts = [figure.to_html(full_html=False, include_plotlyjs=False) for figure in figures]
+    bar = {"displaylogo": False, "displayModeBar": False, "responsive": True}
+    parts = [figure.to_html(full_html=False, include_plotlyjs=False, config=bar) for figure in figures]
     if any(len(found) > MOST for found in readings.values()):
         parts.append(f"<p>Of more than {MOST} checks, the charts show the largest of each stretch.</p>")
     return parts
