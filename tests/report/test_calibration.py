@@ -11,12 +11,12 @@ from weightwatch.report.calibration import table, told
 
 def test_the_table_and_the_words_have_the_rates_the_runs_and_their_scores(tmp_path: Path) -> None:
     found = calibrate([Reference.load(each) for each in records(tmp_path)], [rule(alert="evil-[drift]")])
-    screen = Console(width=140, record=True)
+    screen = Console(width=80, record=True)
     screen.print(table(found))
     row = next(line for line in screen.export_text().splitlines() if "drift" in line)
-    assert row.split() == ["evil-[drift]", "reach_cosine", "1", "+0.190", "5.0%", "14.6%", "19", "+0.100,", "+0.190"]
+    assert row.split() == ["evil-[drift]", "reach_cosine", "+0.190", "5.0%", "14.6%", "+0.100", "+0.190"]
     text = told(found[0].rule)
-    assert "at most 5.0% of harmless runs like these raise it" in text
+    assert "at most 5.0% of harmless runs like these 19 raise it" in text
     assert (
         "SFTTrainer, LORA, rank 16, adamw_torch, learning rate about 0.001, at most 40 steps, a check every 10" in text
     )

@@ -26,10 +26,11 @@ class Found(Protocol):
 
 
 def table(found: Sequence[Found]) -> Table:
-    """Return a table with a row for each calibrated rule."""
+    """Return a table with a row for each calibrated rule; median and highest are of the scores of the references."""
     made = Table(title="weightwatch calibrate", title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("rule", "metric", "for", "above", "rate", "95 % bound", "runs", "their scores: median, highest"):
-        made.add_column(heading, justify="left" if heading in ("rule", "metric") else "right")
+    for heading in ("rule", "metric", "above", "rate", "bound", "median", "highest"):
+        named = heading in ("rule", "metric")
+        made.add_column(heading, justify="left" if named else "right", overflow="fold", no_wrap=not named)
     for each in found:
         rule, scores = each.rule, list(each.scores.values())
         known = rule.calibration
@@ -37,12 +38,11 @@ def table(found: Sequence[Found]) -> Table:
             made.add_row(
                 Text(printable(rule.alert)),
                 rule.metric,
-                str(rule.for_),
                 number(rule.threshold),
                 f"{known.rate:.1%}",
                 f"{known.bound:.1%}",
-                str(known.runs),
-                f"{number(median(scores))}, {number(max(scores))}",
+                number(median(scores)),
+                number(max(scores)),
             )
     return made
 
@@ -55,7 +55,7 @@ def told(rule: Rule) -> str:
     setup = known.setup
     kind = [setup.trainer, setup.method, f"rank {setup.rank}" if setup.rank else None, setup.optimizer]
     return (
-        f"{rule.alert}: at most {known.rate:.1%} of harmless runs like these raise it, on average over such sets of "
+        f"{rule.alert}: at most {known.rate:.1%} of harmless runs like these {known.runs} raise it, on average over such sets of "
         f"references; with 95 % confidence at most {known.bound:.1%} given this set. Runs like these: "
         f"{', '.join(filter(None, kind))}, learning rate about {setup.learning_rate}, at most {setup.steps} steps, a "
         f"check every {setup.every} steps or more. For other runs, alerts say that the rule is uncalibrated."
