@@ -55,8 +55,8 @@ def told(rule: Rule) -> str:
     setup = known.setup
     kind = [setup.trainer, setup.method, f"rank {setup.rank}" if setup.rank else None, setup.optimizer]
     return (
-        f"{rule.alert}: at most {known.rate:.1%} of harmless runs like these {known.runs} raise it, on average over such sets of "
-        f"references; with 95 % confidence at most {known.bound:.1%} given this set. Runs like these: "
+        f"{rule.alert}: at most {known.rate:.1%} of harmless runs like these {known.runs} raise it, on average over "
+        f"such sets of references; with 95 % confidence at most {known.bound:.1%} given this set. Runs like these: "
         f"{', '.join(filter(None, kind))}, learning rate about {setup.learning_rate}, at most {setup.steps} steps, a "
         f"check every {setup.every} steps or more. For other runs, alerts say that the rule is uncalibrated."
     )
