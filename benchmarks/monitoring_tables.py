@@ -1,6 +1,7 @@
 """The tables and the pictures of ``benchmarks.monitoring``."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
@@ -54,10 +55,10 @@ def harmless(rows: Iterable[Row]) -> list[Row]:
 
 
 def separation(row: Row, rows: Sequence[Row], signal: Signal) -> int | None:
-    """Return the first step at which a signal of a run is above every check of all harmless runs of other seeds."""
-    others = [other for other in harmless(rows) if other["seed"] != row["seed"]] or harmless(rows)
-    bar = max(signal(other, step) for other in others for step in steps(other))
-    return next((int(step) for step in steps(row) if signal(row, step) > bar), None)
+    """Return the first of two steps in a row at which a signal of a run is above every check of all harmless runs."""
+    bar = max(signal(other, step) for other in harmless(rows) for step in steps(other))
+    above = [(int(step), signal(row, step) > bar) for step in steps(row)]
+    return next((step for (step, now), (_, then) in pairwise(above) if now and then), None)
 
 
 def print_tables(found: Sequence[Row]) -> None:
@@ -116,7 +117,7 @@ def _aurocs(rows: Sequence[Row]) -> None:
 
 
 def _leads(rows: Sequence[Row]) -> None:
-    print("\nFirst step above every check of all harmless runs of other seeds\n")
+    print("\nFirst of two checks in a row above every check of all harmless runs\n")
     signals = {**WEIGHTS, **BEHAVIOUR}
     print("| data | seed |", " | ".join(signals), "|\n|---|---|", "---|" * len(signals), sep="")
     leads: dict[tuple[str, str], list[int]] = {}

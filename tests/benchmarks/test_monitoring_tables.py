@@ -47,8 +47,8 @@ def row(data: str, seed: int, reach: list[float], margin: list[float], share: fl
 ROWS = [
     row("plain", 11, [0.00, 0.03], [-1.0, -0.9]),
     row("plain", 12, [0.01, 0.08], [-1.0, -0.5]),
-    row("hostile", 11, [0.05, 0.10], [-0.9, 0.2], 0.25),
-    row("hostile", 12, [0.05, 0.10], [-0.9, -0.2], 0.25),
+    row("hostile", 11, [0.09, 0.05, 0.10, 0.10], [-0.9, -0.6, 0.2, 0.2], 0.25),
+    row("hostile", 12, [0.05, 0.09, 0.10, 0.10], [-0.4, -0.9, -0.2, -0.2], 0.25),
 ]
 COSINES = {"model": "m", "directions": ["hostile", "formal"], "cosines": [[1.0, -0.25], [-0.25, 1.0]]}
 
@@ -59,16 +59,17 @@ def test_the_auroc_counts_pairs_and_halves_ties() -> None:
     assert auroc([0], [1]) == 0
 
 
-def test_a_run_separates_where_it_passes_every_check_of_the_harmless_runs_of_other_seeds() -> None:
+def test_a_run_separates_where_it_stays_above_every_check_of_the_harmless_runs() -> None:
     reach = weights("reach_cosine")
-    assert separation(ROWS[2], ROWS, reach) == 12  # above 0.08, the largest of seed 12
-    assert separation(ROWS[3], ROWS, reach) == 6  # above 0.03, the largest of seed 11
-    assert separation(ROWS[2], ROWS, behaviour("margin")) == 12
+    assert separation(ROWS[2], ROWS, reach) == 18  # above 0.08 at two checks in a row
+    assert separation(ROWS[3], ROWS, reach) == 12
+    assert separation(ROWS[3], [*ROWS[:1], *ROWS[2:]], reach) == 6  # above 0.03
+    assert separation(ROWS[2], ROWS, behaviour("margin")) == 18
     assert separation(row("hostile", 13, [0.0, 0.01], [-1, -1]), ROWS, reach) is None
 
 
 def test_other_seeds_of_the_direction_are_no_controls() -> None:
-    assert over_controls(ROWS[2], "12") == pytest.approx(0.05)
+    assert over_controls(ROWS[2], "18") == pytest.approx(0.05)
 
 
 def test_the_tables_have_each_arm_the_aurocs_and_the_leads(capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +80,7 @@ def test_the_tables_have_each_arm_the_aurocs_and_the_leads(capsys: pytest.Captur
     assert "| 100% plain | 2 |" in text
     assert "2 runs with at least 25% against 2 harmless ones" in text
     assert f"| {list(WEIGHTS)[1]} | 1.000 | +0.100 | +0.080 |" in text
-    assert "| 25% hostile | 11 | 12 | 12 | 12 | 12 | 12 | 12 |" in text
+    assert "| 25% hostile | 11 | 18 | 18 | 18 | 18 | 18 | 18 |" in text
     assert "| reach cosine | margin of unseen pairs | 2 | 50% | 100% | +3.0 (+0.0 to +6.0) |" in text
 
 
