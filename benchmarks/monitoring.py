@@ -346,7 +346,7 @@ def main(
     if again:
         for number, row in enumerate(known):
             case = Case.of(row)
-            if case is not None and saved(study.home(case)):
+            if case is not None and study.home(case).is_dir() and saved(study.home(case)):
                 known[number] = {**row, "readings": read_again(case, study)}
         keep([*(row for row in known if "cosines" not in row), cosines(study)], rows)
         return
