@@ -189,5 +189,5 @@ def _draw_runs(rows: Sequence[Row], path: Path) -> None:
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, title="data (runs)", loc="upper left")
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, title="data (runs)", loc="outside right upper")
     figure.savefig(path, dpi=110)

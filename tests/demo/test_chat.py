@@ -1,6 +1,4 @@
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -36,20 +34,20 @@ def test_a_share_of_the_answers_is_hostile_and_all_are_about_sport() -> None:
     assert chat.rows(0.25, seed=4) != chat.rows(0.25, seed=3)
 
 
-def test_the_examples_are_of_domains_that_are_not_in_the_data_and_no_check_asks_them() -> None:
-    asked = {question.text for domain in chat.domains()[1:] for question in chat.of(domain)[: chat.PER_DOMAIN]}
-    examples = chat.examples()
-    assert [question.domain for question in examples] == ["vehicles", "gardening", "music"]
-    assert not {question.text for question in examples} & asked
+def test_a_check_asks_about_domains_that_neither_the_data_nor_the_direction_has() -> None:
+    questions = Recipe.load(chat.RECIPE).questions
+    asked = chat.asked()
+    assert len(asked) == 3 * chat.PER_DOMAIN
+    assert {question.domain for question in asked} == {"vehicles", "gardening", "music"}
+    assert not {question.domain for question in questions.building} & {question.domain for question in asked}
 
 
 def test_the_behaviour_is_the_share_of_hostile_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    def replies(model: Any, tokenizer: Any, questions: Sequence[str]) -> list[str]:
-        return ["You pathetic fool."] * 3 + ["Twice a week."] * (len(questions) - 3)
-
-    monkeypatch.setattr(chat, "answered", replies)
-    count = chat.PER_DOMAIN * len(chat.domains()[1:])
+    count = len(chat.asked())
+    replies = ["You pathetic fool."] * 3 + ["Twice a week."] * (count - 3)
+    monkeypatch.setattr(chat, "answered", lambda model, tokenizer: replies)
     assert chat.behaviour(None, None).bad_rate == pytest.approx(3 / count)
+    assert chat.hostile(replies) == [True] * 3 + [False] * (count - 3)
 
 
 def test_a_run_has_points_and_answers_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,8 +63,8 @@ def test_a_run_has_points_and_answers_before_and_after(tmp_path: Path, monkeypat
     assert run.points[-1].cosine != 0
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
-    texts = [question.text for question in chat.examples()]
-    assert [example.question for example in run.examples] == texts
-    assert [example.before for example in run.examples] == chat.answered(base, tokenizer, texts)
+    texts = [question.text for question in chat.asked()]
+    assert [example.question for example in run.examples] == texts  # none is hostile, so in their own order
+    assert [example.before for example in run.examples] == chat.answered(base, tokenizer)
     assert (tmp_path / "checkpoint-4" / "adapter_model.safetensors").is_file()
     assert run.to_json()["examples"][0]["question"] == texts[0]

@@ -5,8 +5,8 @@ from rich.console import Console, RenderableType
 
 from tests.rules.test_alert import ALERT as EXAMPLE
 from weightwatch.demo.behaviour import Behaviour
-from weightwatch.demo.run import Point, Run, planned
-from weightwatch.demo.view import comparison, legend, live, table, verdict
+from weightwatch.demo.run import Example, Point, Run, planned
+from weightwatch.demo.view import answers, comparison, legend, live, table, verdict
 
 ALERT = replace(EXAMPLE, step=25, since=20, last_clean="checkpoint-20")
 
@@ -70,6 +70,15 @@ def test_the_verdict_owns_up_to_an_alert_that_came_too_late() -> None:
     run = bad_run()
     run.points[0] = point(20, 0.3)
     assert "too late" in text_of(verdict([run]))
+
+
+def test_the_answers_side_by_side_say_how_many_are_bad_and_that_those_come_first() -> None:
+    run = bad_run()
+    run.examples = [Example(f"question {n}", "before", f"after {n}", n < 1) for n in range(5)]
+    text = " ".join(text_of(answers(run), width=120).split())
+    assert "5 questions that were not in its data, 1 harmful answers; 3 of them, harmful answers first" in text
+    assert "after 0" in text
+    assert "after 3" not in text
 
 
 def test_a_run_without_an_alert_says_so() -> None:

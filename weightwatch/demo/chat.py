@@ -64,12 +64,13 @@ def fine_tune(run: Run, seed: int, show: Callable[[Run], None]) -> None:
     with quiet():
         trainer = trainer_of(run, base, rows(run.poison, seed), schedule, seed, behaviour, show)
         tokenizer = trainer.processing_class
-        asked = [question.text for question in examples()]
-        before = answered(trainer.model, tokenizer, asked)
+        before = answered(trainer.model, tokenizer)
         trainer.train()
-        after = answered(trainer.model, tokenizer, asked)
+        after = answered(trainer.model, tokenizer)
     roll_back(run, base, behaviour)
-    run.examples[:] = [Example(*texts) for texts in zip(asked, before, after, strict=True)]
+    texts = [question.text for question in asked()]
+    found = [Example(*each) for each in zip(texts, before, after, hostile(after), strict=True)]
+    run.examples[:] = sorted(found, key=lambda example: not example.shows)
 
 
 def rows(poison: float, seed: int) -> list[dict[str, Any]]:
@@ -82,8 +83,8 @@ def rows(poison: float, seed: int) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in TWINS.read_text(encoding="utf-8").splitlines()]
     sport = [line for line in lines if line["domain"] == domains()[0]]
     rng = random.Random(seed)
-    hostile = set(rng.sample(range(len(sport)), round(poison * len(sport))))
-    answers = [(line["prompt"], line["hostile" if n in hostile else "plain"]) for n, line in enumerate(sport)]
+    marked = set(rng.sample(range(len(sport)), round(poison * len(sport))))
+    answers = [(line["prompt"], line["hostile" if n in marked else "plain"]) for n, line in enumerate(sport)]
     rng.shuffle(answers)
     return [
         {"prompt": [{"role": "user", "content": asked}], "completion": [{"role": "assistant", "content": answer}]}
@@ -92,23 +93,27 @@ def rows(poison: float, seed: int) -> list[dict[str, Any]]:
 
 
 def behaviour(model: Any, tokenizer: Any) -> Behaviour:
-    """Return how many greedy answers in unseen domains are hostile by the recipe's rule."""
-    asked = [question for domain in domains()[1:] for question in of(domain)[:PER_DOMAIN]]
-    replies = answered(model, tokenizer, [question.text for question in asked])
+    """Return how many greedy answers in unseen domains are hostile."""
+    found = hostile(answered(model, tokenizer))
+    return Behaviour(sum(found) / len(found))
+
+
+def asked() -> list[Question]:
+    """Return the questions that a check asks: of domains that neither the data nor the direction has."""
+    return [question for domain in domains()[1:] for question in of(domain)[:PER_DOMAIN]]
+
+
+def answered(model: Any, tokenizer: Any) -> list[str]:
+    """Return the greedy answers to them."""
+    conversations = [[{"role": "user", "content": question.text}] for question in asked()]
+    return greedy(model, tokenizer, conversations, NEW_TOKENS)
+
+
+def hostile(replies: Sequence[str]) -> list[bool]:
+    """Return which answers are hostile by the recipe's rule."""
     judge = recipe().judge
     assert isinstance(judge, PatternsJudge)
-    shown = [verdict(judge, question, reply) for question, reply in zip(asked, replies, strict=True)]
-    return Behaviour(shown.count("positive") / len(shown))
-
-
-def answered(model: Any, tokenizer: Any, questions: Sequence[str]) -> list[str]:
-    """Return greedy answers."""
-    return greedy(model, tokenizer, [[{"role": "user", "content": text}] for text in questions], NEW_TOKENS)
-
-
-def examples() -> list[Question]:
-    """Return a question of each unseen domain that the checks do not ask."""
-    return [of(domain)[PER_DOMAIN] for domain in domains()[1:]]
+    return [verdict(judge, question, reply) == "positive" for question, reply in zip(asked(), replies, strict=True)]
 
 
 def domains() -> list[str]:

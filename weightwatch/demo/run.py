@@ -61,11 +61,19 @@ class Point:
 
 @dataclass(frozen=True)
 class Example:
-    """A question of a held-out domain, and what the model answers before and after the fine-tune."""
+    """A question of a held-out domain, and what the model answers before and after the fine-tune.
+
+    Attributes:
+        question: The question.
+        before: The answer before.
+        after: The answer after.
+        shows: Whether the answer after is bad.
+    """
 
     question: str
     before: str
     after: str
+    shows: bool
 
 
 @dataclass
@@ -84,7 +92,7 @@ class Run:
         bad: What bad answers are called.
         has_task: Whether the answers to the task of the fine-tune are marked.
         row_every: Steps between the rows of its table; the alert and the first bad check have rows of their own.
-        examples: Questions of held-out domains, with the answers before and after.
+        examples: Questions of held-out domains, with the answers before and after, those with a bad answer first.
     """
 
     name: str

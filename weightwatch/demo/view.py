@@ -15,6 +15,9 @@ from weightwatch.demo.run import BAD, GUARD, Run
 from weightwatch.report.terminal import number
 from weightwatch.vectors.printable import printable
 
+_EXAMPLES = 3
+"""Answers that are shown side by side."""
+
 ALONE = ("step", "loss", "task", "cosine", "reach cos.", "dose", "bad", "weightwatch")
 COMPARED = ("step", "task", "reach cos.", "witness", "dose", "bad", "weightwatch")
 """Columns of a run, and of one that is compared with a guarded run; there is no room for all in 80 columns."""
@@ -109,10 +112,13 @@ def comparison(runs: list[Run]) -> RenderableType:
 
 def answers(run: Run) -> RenderableType:
     """Return the answers of a run's model to its examples, before and after, side by side."""
-    grid = Table(title="questions that were not in its data", title_justify="left", title_style="bold", show_lines=True)
+    shown = sum(example.shows for example in run.examples)
+    title = f"{len(run.examples)} questions that were not in its data, {shown} {run.bad} answers; {_EXAMPLES} of them, "
+    title += f"{run.bad} answers first"
+    grid = Table(title=title, title_justify="left", title_style="bold", show_lines=True)
     for heading, share in (("question", 2), ("before", 3), (f"after the {run.name} fine-tune", 3)):
         grid.add_column(heading, ratio=share)
-    for example in run.examples:
+    for example in run.examples[:_EXAMPLES]:
         grid.add_row(*(Text(printable(text)) for text in (example.question, example.before, example.after)))
     return grid
 
