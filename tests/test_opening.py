@@ -8,6 +8,7 @@ from weightwatch.config import Config
 from weightwatch.faults import Faults
 from weightwatch.opening import Opening
 from weightwatch.record.journal import Journal
+from weightwatch.setup import Setup
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.reference import Reference
 from weightwatch.update.sharding.ranks import ALONE
@@ -23,6 +24,7 @@ def files(folder: Path) -> set[str]:
     return {path.name for path in (folder / "weightwatch").iterdir()}
 
 
+SETUP = Setup(method="LORA", rank=4, every=10, directions={"evil": "3f2a"})
 SNAPSHOT = "reference-00000-of-00001.safetensors"
 
 
@@ -30,8 +32,9 @@ def test_a_run_begins_with_an_id_a_reference_and_its_settings(tmp_path: Path) ->
     first, _, _ = opening(tmp_path)
     first.claim(0, None, fresh=True)
     first.establish(ModelView(tiny_llama()), Reference())
-    first.open(0, Config())
-    assert files(tmp_path) == {"run.json", "reference.json", SNAPSHOT, "config.yaml"}
+    first.open(0, Config(), SETUP)
+    assert files(tmp_path) == {"run.json", "reference.json", SNAPSHOT, "config.yaml", "setup.json"}
+    assert Setup.read(tmp_path / "weightwatch") == SETUP
 
 
 @pytest.mark.parametrize(
@@ -58,10 +61,10 @@ def test_a_guard_that_has_changed_is_told_of_at_a_resume(
     first, _, _ = opening(tmp_path)
     first.claim(0, None, fresh=True)
     first.establish(ModelView(tiny_llama()), Reference())
-    first.open(0, Config.load({"guard": before}))
+    first.open(0, Config.load({"guard": before}), SETUP)
     again, _, _ = opening(tmp_path)
     again.claim(10, first.folder.run, fresh=False)
-    again.open(10, Config.load({"guard": now}))
+    again.open(10, Config.load({"guard": now}), SETUP)
     assert ("the guard has changed at the resume: " in caplog.text) == bool(told)
     assert told in caplog.text
 
@@ -72,7 +75,7 @@ def test_where_nothing_can_be_written_it_begins_in_memory_and_is_written_later(t
     model = tiny_llama()
     first.claim(0, None, fresh=True)
     reference = first.establish(ModelView(model), Reference())
-    first.open(0, Config())
+    first.open(0, Config(), SETUP)
     name, weight = next(iter(model.named_parameters()))
     box = tuple(slice(0, size) for size in weight.shape)
     assert reference.weights is not None
