@@ -83,9 +83,8 @@ class Opening:
         """Write the settings and the setup, and set aside what the record has of later steps."""
         if self._ranks.main:
             for rule in config.rules:
-                standing = rule.standing(setup) or ""
-                if standing.startswith("Uncalibrated"):
-                    _logger.warning("weightwatch: rule %r: %s", rule.alert, standing)
+                if rule.calibration is not None and rule.differences(rule.calibration.setup, setup):
+                    _logger.warning("weightwatch: rule %r: %s", rule.alert, rule.standing(setup))
             self._history.end = step or -1
             self._history.opening.append(lambda: self._prepare(step, config, setup))
             self._history.flush()

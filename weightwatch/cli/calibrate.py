@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from weightwatch.cli.files import write
 from weightwatch.cli.options import AsJson
 from weightwatch.report.console import console
 from weightwatch.vectors.errors import WeightWatchError
@@ -75,10 +76,7 @@ def calibrate(
     found = calibrated(references, to_calibrate(settings, references[0].setup, metric, checks), rate, accept or [])
     made = with_rules(settings, found)
     if output is not None:
-        try:
-            output.write_text(made.to_yaml(), encoding="utf-8")
-        except OSError as error:
-            raise WeightWatchError(f"{output} can't be written ({error.strerror}). Pass another --output.") from error
+        write({output: made.to_yaml()})
     if as_json:
         typer.echo(json.dumps([_document(each) for each in found], indent=1))
         return

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from weightwatch.cli.files import write
 from weightwatch.report.console import console
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.printable import printable
@@ -41,9 +42,8 @@ def init(
         raise WeightWatchError(f"{folder / there[0]} exists. Pass --force to replace it, or name another folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise WeightWatchError(f"{folder} can't be written ({error.strerror}). Name another folder.") from error
+    write({folder / name: text for name, text in files.items()})
     screen.print(f"Written: {', '.join(printable(folder / name) for name in files)}", soft_wrap=True, markup=False)
     screen.print(f"Next: weightwatch check {printable(folder / SETTINGS)} --model {printable(base)}", soft_wrap=True)

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from weightwatch.cli.files import write
 from weightwatch.report.console import console
-from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.printable import printable
 
 
@@ -23,11 +23,8 @@ def report(
 
         runs = [RecordedRun.of(each) for each in run]
         files = {output: html.page(runs), **({markdown: html.markdown(runs)} if markdown is not None else {})}
-    for file, text in files.items():
-        try:
-            file.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise WeightWatchError(f"{file} can't be written ({error.strerror}). Name another file.") from error
+    write(files)
+    for file in files:
         screen.print(f"Written to {printable(file)}.", markup=False, soft_wrap=True)
     for each in runs:
         screen.print(printable(f"{each.title}: {html.verdict(each)}"), markup=False, soft_wrap=True, highlight=False)

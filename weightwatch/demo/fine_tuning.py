@@ -93,7 +93,7 @@ def trainer_of(
             disable_tqdm=True,
             use_cpu=True,
             bf16=False,
-            gradient_checkpointing=False,  # TRL's default costs a third of the time, for memory that nothing here lacks
+            gradient_checkpointing=False,  # TRL's default computes each forward pass twice, to save memory
             seed=seed,
         ),
         train_dataset=Dataset.from_list(list(data)),
