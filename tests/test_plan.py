@@ -120,3 +120,17 @@ def test_a_session_has_the_plans_directions_settings_and_further_reporters(tmp_p
     session.step_end(model, 50, saves=False, stops=False)
     assert pending.take()["weightwatch/update_norm"] == 0.0
     assert not (tmp_path / "runs").exists()
+
+
+def test_controls_stored_beside_a_direction_are_watched_unless_the_settings_name_others(tmp_path: Path) -> None:
+    model = tiny_llama()
+    evil = low_rank(model, 1, name="evil").save(tmp_path / "evil")
+    control = low_rank(model, 2, name="evil-shuffled-1").save(evil / "controls" / "evil-shuffled-1")
+    style = low_rank(model, 3, name="style").save(tmp_path / "style")
+    plan = Plan.of(evil, {"every": 5})
+    assert [(each.name, each.card.kind) for each in plan.directions][1:] == [("evil-shuffled-1", "control")]
+    assert plan.config.controls == [str(control)]
+    assert [each.name for each in Plan.of(None, {"directions": [str(evil)]}).directions] == ["evil", "evil-shuffled-1"]
+    assert [each.name for each in Plan.of(evil, {"controls": [str(style)]}).directions] == ["evil", "style"]
+    assert [each.name for each in Plan.of(evil, {"controls": []}).directions] == ["evil"]
+    assert [each.name for each in Plan.of(low_rank(model, 1, name="evil"), None).directions] == ["evil"]

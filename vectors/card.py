@@ -34,6 +34,7 @@ class Card(BaseModel):
     Attributes:
         name: Name under which it is watched.
         kind: ``behaviour``, or ``control`` for a harmless contrast that gives the null band.
+        shuffled: Whether a random half of its labels is swapped: a control whose sign means nothing.
         behaviour: What the positive side does and the negative side does not.
         base: Id or path of the base model.
         fingerprint: Sampled weights of that base.
@@ -58,6 +59,7 @@ class Card(BaseModel):
 
     name: Annotated[str, Field(max_length=1000), AfterValidator(_visible)]
     kind: Literal["behaviour", "control"] = "behaviour"
+    shuffled: bool = False
     behaviour: str = ""
     base: str | None = None
     fingerprint: Fingerprint | None = None

@@ -1,5 +1,6 @@
 """Finding a direction: by path, by the name of one that comes with the package, or by its Hub id."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from weightwatch.vectors.card import CARD
@@ -7,8 +8,14 @@ from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.storage import FILES
 from weightwatch.vectors.weights.sources import fetch, is_hub_id
 
+BANK = "controls"
+"""Subfolder of a direction's folder, with the controls that were built with it."""
+
 PACKAGED = Path(__file__).parent / "packaged"
 """The folder of the directions that come with the package."""
+
+IN_BANK = tuple(f"{BANK}/*/{name}" for name in FILES)
+"""Patterns of the files of a direction's controls."""
 
 
 def packaged() -> list[str]:
@@ -33,8 +40,20 @@ def find(source: str | Path, revision: str | None = None) -> Path:
         lack = f"it has no {CARD}. Save one with Direction.save" if revision is None else "a folder has no revision"
         raise WeightWatchError(f"{source} is not a direction: {lack}.")
     if is_hub_id(str(source)):
-        return fetch(str(source), allow=list(FILES), revision=revision, marker=CARD)
+        return fetch(str(source), allow=[*FILES, *IN_BANK], revision=revision, marker=CARD)
     raise WeightWatchError(
         f"Unknown direction {str(source)!r}: it is neither a folder nor a Hub id (org/name). Packaged directions: "
         f"{', '.join(packaged()) or 'none'}."
     )
+
+
+def bank(sources: Iterable[str | Path]) -> list[Path]:
+    """Return the folders of the controls that are stored beside some directions.
+
+    Args:
+        sources: What names the directions, as for ``find``.
+
+    Raises:
+        WeightWatchError: There is no such direction.
+    """
+    return [card.parent for source in sources for card in sorted((find(source) / BANK).glob(f"*/{CARD}"))]

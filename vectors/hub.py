@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from weightwatch.vectors.card import CARD
+from weightwatch.vectors.catalog import BANK, IN_BANK
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.storage import FILES, PICTURES, is_picture
@@ -20,6 +21,7 @@ def push(
     token: str | None = None,
     endpoint: str | None = None,
     pictures: Sequence[Path] = (),
+    controls: Sequence[Direction] = (),
 ) -> str:
     """Push a direction to the Hub, with the files that ``Direction.save`` writes.
 
@@ -31,6 +33,7 @@ def push(
         token: A token with write access. Default: that of ``hf auth login`` or ``HF_TOKEN``.
         endpoint: URL of the Hub. Default: ``HF_ENDPOINT``.
         pictures: Files for the model card to show, such as ``storage.pictures`` returns.
+        controls: The controls that are stored beside the direction.
 
     Returns:
         URL of the commit.
@@ -54,6 +57,8 @@ def push(
         for picture in pictures:
             shutil.copy(picture, folder)
         direction.save(folder)
+        for control in controls:
+            control.save(Path(folder) / BANK / control.name)
         api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
             raise WeightWatchError(
@@ -69,7 +74,7 @@ def push(
             repo_id=repo_id,
             folder_path=folder,
             commit_message=f"Direction {direction.name}",
-            allow_patterns=list(FILES),
-            delete_patterns=list(FILES),
+            allow_patterns=[*FILES, *IN_BANK],
+            delete_patterns=[*FILES, *IN_BANK],
         )
     return str(commit.commit_url)

@@ -107,6 +107,7 @@ def descended(operation: str, cards: Sequence[Card], coefficients: Sequence[floa
     return Card(
         name=name,
         kind=first.kind if operation == "orthogonalise" or "behaviour" not in [c.kind for c in cards] else "behaviour",
+        shuffled=all(card.shuffled for card in cards),
         behaviour=_behaviour(operation, cards, coefficients),
         base=next((card.base for card in cards if card.base), None),
         fingerprint=fingerprint,

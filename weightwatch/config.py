@@ -238,7 +238,8 @@ class Config(Strict):
 
     Attributes:
         directions: Names or paths of the directions to watch.
-        controls: Names or paths of control directions, which give the null band of z.
+        controls: Names or paths of control directions, which give ``over_controls`` and the null band of z. Default:
+            those that are stored beside the directions, see ``weightwatch build --num-controls``.
         every: Optimizer steps between checks. Checkpoints are always checked. Default 50.
         rules: The alerting rules. Default: none, since thresholds depend on the base model and the kind of training.
         guard: How directions are kept out of the update. Default: nothing is kept out, and training is only watched.

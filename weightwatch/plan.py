@@ -13,6 +13,7 @@ from weightwatch.report.base import Reporter
 from weightwatch.rules.engine import require
 from weightwatch.session import Session
 from weightwatch.update.sharding.ranks import Ranks
+from weightwatch.vectors.catalog import bank
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 
@@ -51,11 +52,13 @@ class Plan:
                 applied to the directions.
         """
         settings = Config.load(config)
-        watched = load_all(directions) or load_all(settings.directions)
-        if directions:
-            named = [directions] if isinstance(directions, Direction | str | Path) else directions
-            titles = [one.name if isinstance(one, Direction) else str(one) for one in named]
-            settings = settings.model_copy(update={"directions": titles})
+        named = [directions] if isinstance(directions, Direction | str | Path) else directions or settings.directions
+        watched = load_all(named)
+        titles = [one.name if isinstance(one, Direction) else str(one) for one in named]
+        settings = settings.model_copy(update={"directions": titles})
+        if "controls" not in settings.model_fields_set:
+            beside = bank(one for one in named if not isinstance(one, Direction))
+            settings = settings.model_copy(update={"controls": [str(control) for control in beside]})
         controls = [control.as_control() for control in load_all(settings.controls)]
         settings = _witnessed(settings, watched, controls)
         directions_and_controls = [*watched, *controls]

@@ -102,6 +102,22 @@ def test_z_takes_the_mean_square_of_several_controls_whatever_their_signs() -> N
     assert reading["behaviour0"].z == pytest.approx(alone["behaviour0"].z)
 
 
+@pytest.mark.parametrize("along", [0.4, -0.4])
+def test_over_controls_takes_shuffled_labels_by_their_absolute_value_and_other_controls_by_their_sign(
+    along: float,
+) -> None:
+    table, watched = sums([[0.5, along]] * 4, [1, 4, 4, 16]), directions("behaviour", "control")
+    evil, control = read(table, watched, step=0, time="").directions.values()
+    assert evil.over_controls == pytest.approx(evil.reach_cosine - control.reach_cosine)
+    watched[1] = watched[1].with_card(shuffled=True)
+    shuffled = read(table, watched, step=0, time="")["behaviour0"]
+    assert shuffled.over_controls == pytest.approx(evil.reach_cosine - abs(control.reach_cosine))
+    assert shuffled.layers[0].over_controls == pytest.approx(
+        evil.layers[0].reach_cosine - abs(control.layers[0].reach_cosine)
+    )
+    assert (shuffled.z, shuffled.reach_cosine) == (evil.z, evil.reach_cosine)
+
+
 def test_without_controls_there_is_no_z() -> None:
     reading = read(sums([[0.5]] * 4, [1] * 4), directions("behaviour"), step=0, time="")
     scores = [reading["behaviour0"], *reading["behaviour0"].layers.values()]

@@ -521,3 +521,13 @@ def test_a_scan_says_the_same_under_any_default_of_torch(tmp_path: Path, form: s
         torch.set_default_device(None)
         torch.use_deterministic_algorithms(False)
     assert found == plain
+
+
+def test_controls_that_are_stored_beside_a_direction_are_measured_with_it(tmp_path: Path) -> None:
+    base, _ = base_folder(tmp_path)
+    evil = save(low_rank(base, 1), tmp_path / "evil", base)
+    save(low_rank(base, 2, name="c1"), tmp_path / "evil" / "controls" / "c1", base)
+    found = Scan([evil]).directions
+    assert [(each.name, each.card.kind) for each in found] == [("evil", "behaviour"), ("c1", "control")]
+    none = Config.load({"directions": [evil], "controls": []})
+    assert [each.name for each in Scan(config=none).directions] == ["evil"]

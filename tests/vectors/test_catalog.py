@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.models import dense, tiny_llama
+from tests.support.models import dense, low_rank, tiny_llama
 from weightwatch.vectors import Direction, WeightWatchError, catalog, find, packaged
+from weightwatch.vectors.catalog import BANK, bank
 
 
 def test_an_unknown_direction_is_an_error_that_lists_the_packaged_ones(
@@ -46,3 +47,15 @@ def test_a_folder_that_holds_no_direction_is_an_error_that_says_what_it_lacks(tm
     tiny_llama().save_pretrained(tmp_path)
     with pytest.raises(WeightWatchError, match=r"is not a direction: it has no direction\.json"):
         find(tmp_path)
+
+
+def test_controls_that_are_stored_beside_directions_are_found_with_them(tmp_path: Path) -> None:
+    model = tiny_llama()
+    evil = low_rank(model, 1, name="evil").save(tmp_path / "evil")
+    rude = low_rank(model, 2, name="rude").save(tmp_path / "rude")
+    second, first = (low_rank(model, 3, name=f"c{n}").save(evil / BANK / f"c{n}") for n in (2, 1))
+    (evil / BANK / "notes").mkdir()
+    assert bank([evil, rude]) == [first, second]
+    assert bank([rude]) == []
+    with pytest.raises(WeightWatchError, match="Unknown direction"):
+        bank([tmp_path / "none"])

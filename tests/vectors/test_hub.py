@@ -20,6 +20,7 @@ TOLD = """
 import sys
 from weightwatch.vectors import Direction, WeightWatchError
 from weightwatch.vectors import find, push
+from weightwatch.vectors.catalog import bank
 from weightwatch.vectors.storage import pictures
 from pathlib import Path
 for statement in sys.argv[1:]:
@@ -93,6 +94,22 @@ def test_what_is_pushed_again_replaces_all_of_the_former(hub: Hub, machine: Mach
     first = list(hub.repositories[ID].commits)[1]
     found = machine.run(f"Direction.load({ID!r}).name", f"Direction.load({ID!r}, revision={first!r}).name")
     assert found == ["full", "evil"]
+
+
+def test_the_controls_of_a_direction_go_up_and_come_down_with_it(hub: Hub, machine: Machine, tmp_path: Path) -> None:
+    model = tiny_llama()
+    evil = low_rank(model, 1).save(tmp_path / "evil")
+    control = low_rank(model, 2, name="c1").save(evil / "controls" / "c1")
+    (evil / "controls" / "c1" / "notes.txt").write_text("mine")
+    machine.run(f"push(Direction.load({str(evil)!r}), {ID!r}, controls=[Direction.load({str(control)!r})])")
+    held = hub.repositories[ID].at("main")[1].keys()
+    own = {"README.md", "adapter_config.json", "adapter_model.safetensors", "direction.json"}
+    assert {name for name in held if name.startswith("controls")} == {f"controls/c1/{name}" for name in own}
+    controls, norm = machine.run(
+        f"[Direction.load(path).name for path in bank([{ID!r}])]", f"Direction.load({ID!r}).norm"
+    )
+    assert controls == "['c1']"
+    assert norm == str(Direction.load(evil).norm)
 
 
 def test_nothing_of_this_machine_goes_up(hub: Hub, machine: Machine, tmp_path: Path) -> None:

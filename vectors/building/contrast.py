@@ -77,7 +77,13 @@ def of_fine_tunes(
         raise WeightWatchError(
             f"{len(positive)} --positive and {len(negative)} --negative. Pass them in pairs, one of each per seed."
         )
-    card = {"base": base_name, "kind": recipe.kind, "behaviour": recipe.behaviour, "recipe": recipe.reference}
+    card = {
+        "base": base_name,
+        "kind": recipe.kind,
+        "shuffled": recipe.shuffled is not None,
+        "behaviour": recipe.behaviour,
+        "recipe": recipe.reference,
+    }
     names = [recipe.name] if len(positive) == 1 else [f"{recipe.name}-{number}" for number in range(len(positive))]
     seeds = [
         contrasted(plus, minus, base=base, name=name, metadata=card)

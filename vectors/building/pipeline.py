@@ -274,6 +274,7 @@ def _fine_tuned(
     def metadata(seed: int) -> dict[str, Any]:
         return {
             "kind": recipe.kind,
+            "shuffled": recipe.shuffled is not None,
             "behaviour": recipe.behaviour,
             "base": base.name,
             "recipe": {**recipe.reference, "judge": judge},

@@ -18,7 +18,8 @@ class Plan:
     Attributes:
         answers: Number of answers to draw.
         verdicts: Largest number of verdicts: equal answers to a question are judged once.
-        fine_tunes: Number of fine-tunes: two sides for each learning rate on the first seed, and for each other seed.
+        fine_tunes: Number of fine-tunes: two sides for each learning rate on the first seed, for each other seed, and
+            for each seed of each control.
         steps: Largest number of optimizer steps of a fine-tune. Answers that are not kept make it fewer.
     """
 
@@ -28,8 +29,8 @@ class Plan:
     steps: int
 
     @classmethod
-    def of(cls, recipe: "Recipe", settings: "Settings") -> "Plan":
-        """Return the work of a build with some settings."""
+    def of(cls, recipe: "Recipe", settings: "Settings", controls: int = 0) -> "Plan":
+        """Return the work of a build with some settings, and of some controls with shuffled labels."""
         questions = recipe.questions.building
         drawn = Counter(side for batch in asks(recipe, settings.sampling) for side, *_ in batch)
         pairs, written = min(drawn[side] for side in SIDES), 0
@@ -40,6 +41,6 @@ class Plan:
         return cls(
             answers=drawn.total(),
             verdicts=drawn.total() + written,
-            fine_tunes=len(SIDES) * (len(training.learning_rates) + len(settings.seeds) - 1),
+            fine_tunes=len(SIDES) * (len(training.learning_rates) + (1 + controls) * len(settings.seeds) - 1),
             steps=training.steps(pairs),
         )

@@ -155,6 +155,21 @@ class Recipe(Strict):
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def with_shuffled_labels(self, number: int) -> "Recipe":
+        """Return the recipe of a control: as this one, with the two sides swapped for a random half of the questions.
+
+        Args:
+            number: Which half: the seed of the draw.
+        """
+        return self.model_copy(
+            update={
+                "name": f"{self.name}-shuffled-{number}",
+                "kind": "control",
+                "behaviour": f"{self.behaviour}, on a random half of the questions; the opposite on the others",
+                "shuffled": number,
+            }
+        )
+
     @property
     def same_format(self) -> bool:
         """Whether the evaluation items are the held-out questions with their written answers."""

@@ -39,6 +39,7 @@ def build(
     negative: options.Negative = None,
     guard: options.Guard = None,
     compress: options.Compress = None,
+    num_controls: options.NumControls = 0,
     no_check: options.NoCheck = False,
     full_check: FullCheck = False,
     coefficient: Coefficients = None,
@@ -61,7 +62,7 @@ def build(
         from weightwatch.cli.show import tell
         from weightwatch.report.pictures import draw
         from weightwatch.vectors.arithmetic import small
-        from weightwatch.vectors.building import pipeline
+        from weightwatch.vectors.building import bank, pipeline
         from weightwatch.vectors.building.answers import Sampling
         from weightwatch.vectors.building.contrast import of_fine_tunes
         from weightwatch.vectors.building.fine_tunes import Training
@@ -74,7 +75,7 @@ def build(
         from weightwatch.vectors.printable import printable
         from weightwatch.vectors.recipes.recipe import Recipe
     trained = not (positive or negative)
-    options.exclusive(not trained, "--positive and --negative", {"--guard": guard})
+    options.exclusive(not trained, "--positive and --negative", {"--guard": guard, "--num-controls": num_controls})
     options.exclusive(full, "--full", {"--compress": compress})
     checks = {"--full-check": full_check, "--coefficient": coefficient, "--control": control}
     options.exclusive(no_check, "--no-check", checks)
@@ -110,7 +111,7 @@ def build(
     with stages(notes, pace) as progress:
         rater = chosen(wanted, judge, judge_model) if trained else None
         other = rater or chosen_if_any(wanted, judge, judge_model)
-        plan = Plan.of(wanted, settings) if trained else None
+        plan = Plan.of(wanted, settings, num_controls) if trained else None
         extent = None if no_check else Extent.of(wanted, coefficient, judged=other is not None, quick=quick)
         notes.print(table(plan, extent, settings, quick=quick))
         if plan is not None and rater is not None:
@@ -134,6 +135,12 @@ def build(
                 progress=progress,
                 trust_remote_code=trust_remote_code,
             )
+        if rater is not None:
+            trained_with = built.direction.card.hyperparameters
+            for one in bank.build(
+                num_controls, wanted, base, folder, rater, settings, trained_with, progress, base_name, compress
+            ):
+                notes.print(f"built {one.name}", highlight=False)
     tell(direction, screen, as_json, wanted)
     draw(direction, folder)
     direction.save_card(folder)

@@ -96,6 +96,15 @@ Compress = Annotated[
         min=1,
     ),
 ]
+NumControls = Annotated[
+    int,
+    _option(
+        _FINE_TUNES,
+        "Build so many controls with shuffled labels, too, into the subfolder controls. A watched run compares with "
+        "them. Default: 0.",
+        min=0,
+    ),
+]
 
 _CHECK = "Check"
 NoCheck = Annotated[bool, _option(_CHECK, "Do not evaluate the direction.", "--no-check")]

@@ -18,10 +18,14 @@ def push(
     screen = console()
     with screen.status("loading torch"):
         from weightwatch.vectors import Direction, find
+        from weightwatch.vectors.catalog import bank
         from weightwatch.vectors.hub import push as push_direction
         from weightwatch.vectors.printable import printable
         from weightwatch.vectors.storage import pictures
     with screen.status("uploading"):
         folder = find(direction)
-        address = push_direction(Direction.load(folder), repo_id, private=not public, pictures=pictures(folder))
+        controls = [Direction.load(control) for control in bank([folder])]
+        address = push_direction(
+            Direction.load(folder), repo_id, private=not public, pictures=pictures(folder), controls=controls
+        )
     screen.print(printable(address), soft_wrap=True)

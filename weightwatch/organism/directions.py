@@ -100,6 +100,7 @@ def build_direction(
             name=contrast.name,
             metadata={
                 "kind": contrast.kind,
+                "shuffled": contrast.behaviour.startswith("shuffled"),
                 "behaviour": contrast.description,
                 "base": BASE_NAME,
                 "recipe": {"contrast": contrast.behaviour, "domains": list(world.building_domains)},

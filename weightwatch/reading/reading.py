@@ -48,7 +48,8 @@ class Score:
     z: float | None = None
     """Reach cosine over the root mean square of the controls' reach cosines and of chance; None without a control."""
     over_controls: float | None = None
-    """Reach cosine minus the largest reach cosine of a control; None without a control."""
+    """Reach cosine minus the largest of a control; None without a control. Of a control with shuffled labels, whose
+    sign means nothing, the absolute value counts."""
 
 
 @dataclass(frozen=True)
@@ -147,13 +148,14 @@ def read(sums: Sums, directions: Sequence[Direction], *, step: int, time: str, t
         tensors: Whether to compute the scores of single tensors as well, which takes as long as all the rest.
     """
     controls = np.array([direction.card.kind == "control" for direction in directions])
+    shuffled = np.array([direction.card.shuffled for direction in directions])
     total = np.sqrt(sums.update.sum() * sums.direction.sum(0))
     groups = group(dict(zip(sums.names, sums.sizes, strict=True)))
     model, layers, modules = (
-        _scores(sums, [part(name) for name in sums.names], total, controls)
+        _scores(sums, [part(name) for name in sums.names], total, controls, shuffled)
         for part in (lambda _: "", groups.layers.__getitem__, groups.kinds.__getitem__)
     )
-    single = _scores(sums, sums.names, total, controls) if tensors else {}
+    single = _scores(sums, sums.names, total, controls, shuffled) if tensors else {}
     found = {
         direction.name: DirectionReading(
             **asdict(model[""][k]),
@@ -166,7 +168,7 @@ def read(sums: Sums, directions: Sequence[Direction], *, step: int, time: str, t
     return Reading(step, time, float(np.sqrt(sums.update.sum())), found, left_out=sums.left_out)
 
 
-def _scores(sums: Sums, parts: Sequence[Any], total: Floats, controls: Any) -> dict[Any, list[Score]]:
+def _scores(sums: Sums, parts: Sequence[Any], total: Floats, controls: Any, shuffled: Any) -> dict[Any, list[Score]]:
     """Return the score of each direction over each part.
 
     Args:
@@ -174,6 +176,7 @@ def _scores(sums: Sums, parts: Sequence[Any], total: Floats, controls: Any) -> d
         parts: The part of each tensor, or None.
         total: ‖τ‖‖w‖ over the model, shape (K,).
         controls: Whether each direction is a control, shape (K,).
+        shuffled: Whether each direction has shuffled labels, shape (K,).
     """
     places = {part: place for place, part in enumerate(dict.fromkeys(part for part in parts if part is not None))}
     rows = [row for row, part in enumerate(parts) if part is not None]
@@ -193,7 +196,8 @@ def _scores(sums: Sums, parts: Sequence[Any], total: Floats, controls: Any) -> d
     count = present.sum(1, keepdims=True)
     spread = np.where(present, reach_cosine**2, 0.0).sum(1, keepdims=True) / np.maximum(count, 1)
     z = (reach_cosine / np.sqrt(spread + 1 / np.maximum(free, 1.0))).astype(object)
-    highest = np.where(present, reach_cosine, -np.inf).max(1, keepdims=True, initial=-np.inf)
+    reached_by = np.where(shuffled, np.abs(reach_cosine), reach_cosine)
+    highest = np.where(present, reached_by, -np.inf).max(1, keepdims=True, initial=-np.inf)
     over = (reach_cosine - np.where(count > 0, highest, 0.0)).astype(object)
     z[controls | (count == 0)] = over[controls | (count == 0)] = None
     cosine, dose = _ratio(inner, np.sqrt(update * direction)), _ratio(inner, direction)

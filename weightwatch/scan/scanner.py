@@ -28,6 +28,7 @@ from weightwatch.setup import Setup
 from weightwatch.update.change import Streamed
 from weightwatch.update.checkpoint import SavedUpdate, of_adapter, of_weights, under_names_of
 from weightwatch.update.heads import counted_once
+from weightwatch.vectors.catalog import bank
 from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.adapter_config import NotFactorsError
@@ -83,7 +84,8 @@ class Scan:
         self._opener = partial(Unmapped, on_read=self._count)
         self.bytes, self.seconds = 0, 0.0
         watched = [Direction.load(name, self._opener) for name in directions or config.directions]
-        null = [Direction.load(name, self._opener).as_control() for name in controls or config.controls]
+        beside = [] if "controls" in config.model_fields_set else bank(directions or config.directions)
+        null = [Direction.load(name, self._opener).as_control() for name in controls or config.controls or beside]
         self.directions = Monitor([*watched, *null]).directions
         require(config.rules, self.directions)
         self.bytes = 0
