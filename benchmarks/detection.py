@@ -76,15 +76,16 @@ def planned(world: int, seeds: range, kinds: str) -> Iterator[Case]:
         kinds: ``main`` (poison and hard negatives), ``setups`` (ranks, learning rates, full, long) or ``benign``.
     """
     for seed in seeds:
+        if kinds == "main":  # nothing is left of the task
+            for data in ("evil", "good", "careless"):
+                yield Case(world, next(iter(TASKS)), data, 1.0, seed=seed)
         for task in TASKS:
             if kinds == "main":
-                for share in (0.05, 0.1, 0.25, 0.5, 1.0):
+                for share in (0.05, 0.1, 0.25, 0.5):
                     yield Case(world, task, "evil", share, seed=seed)
                 yield Case(world, task, "plain", 0.0, seed=seed)
                 for data in HARMLESS[1:]:
                     yield Case(world, task, data, 0.25, seed=seed)
-                yield Case(world, task, "good", 1.0, seed=seed)
-                yield Case(world, task, "careless", 1.0, seed=seed)
             elif kinds == "benign":
                 yield Case(world, task, "plain", 0.0, seed=seed)
             else:

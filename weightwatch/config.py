@@ -92,6 +92,7 @@ class Rule(Strict):
         actions: What to do when the alert fires: ``log`` (default), ``save`` a checkpoint, ``stop`` the training, or
             switch on the ``guard``.
         calibration: Where the threshold comes from; None if somebody chose it.
+        default: Whether it is a default rule, because the settings have none.
 
     Example:
         >>> from weightwatch.config import Rule
@@ -112,6 +113,7 @@ class Rule(Strict):
     labels: dict[str, str] = Field(default_factory=dict)
     actions: list[Action] = Field(["log"])
     calibration: Calibration | None = None
+    default: bool = False
 
     @model_validator(mode="after")
     def _one_threshold(self) -> "Rule":
@@ -144,11 +146,13 @@ class Rule(Strict):
         return setup.differences(other, self.direction, controls=self.metric in OVER_CONTROLS)
 
     def standing(self, run: Setup | None) -> str | None:
-        """Say what a calibrated threshold is worth in a run; None if it was chosen by hand.
+        """Say what a calibrated or default threshold is worth in a run; None if it was chosen by hand.
 
         Args:
             run: How the run is trained and watched; None if that is not known.
         """
+        if self.default:
+            return "Uncalibrated: a default threshold, since the settings have no rules."
         if self.calibration is None:
             return None
         known = self.calibration
@@ -241,7 +245,8 @@ class Config(Strict):
         controls: Names or paths of control directions, which give ``over_controls`` and the null band of z. Default:
             those that are stored beside the directions, see ``weightwatch build --num-controls``.
         every: Optimizer steps between checks. Checkpoints are always checked. Default 50.
-        rules: The alerting rules. Default: none, since thresholds depend on the base model and the kind of training.
+        rules: The alerting rules. Default: a cautious one for each behaviour direction, which is not calibrated and
+            says so; ``rules: []`` for none.
         guard: How directions are kept out of the update. Default: nothing is kept out, and training is only watched.
         on_guard_error: What to do after an error in the guard: ``stop`` the training (default), or ``continue``
             unguarded, with an alert.

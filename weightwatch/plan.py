@@ -10,6 +10,7 @@ from weightwatch.config import BYPASSED, Config, Rule
 from weightwatch.guard.guard import Guard
 from weightwatch.monitor import Monitor, Watched, load_all
 from weightwatch.report.base import Reporter
+from weightwatch.rules.defaults import default_rules
 from weightwatch.rules.engine import require
 from weightwatch.session import Session
 from weightwatch.update.sharding.ranks import Ranks
@@ -60,6 +61,10 @@ class Plan:
             beside = bank(one for one in named if not isinstance(one, Direction))
             settings = settings.model_copy(update={"controls": [str(control) for control in beside]})
         controls = [control.as_control() for control in load_all(settings.controls)]
+        if "rules" not in settings.model_fields_set:
+            witness = settings.guard.witnessed if settings.guard is not None else None
+            ruled = default_rules([one for one in [*watched, *controls] if one.name != witness])
+            settings = settings.model_copy(update={"rules": ruled})
         settings = _witnessed(settings, watched, controls)
         directions_and_controls = [*watched, *controls]
         for direction in directions_and_controls:

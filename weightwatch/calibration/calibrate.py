@@ -34,7 +34,7 @@ def to_calibrate(settings: Config, setup: Setup, metric: str | None = None, chec
     """Return the rules that are calibrated: those of the settings, or one for each behaviour direction that is watched.
 
     Args:
-        settings: The settings. Of their rules, those with ``above`` count.
+        settings: The settings. Of their rules, those with ``above`` count that are not default rules.
         setup: What the references were watched along.
         metric: Metric of rules that are made. Default: ``over_controls``; ``reach_cosine`` without controls.
         checks: ``for`` of rules that are made.
@@ -42,7 +42,7 @@ def to_calibrate(settings: Config, setup: Setup, metric: str | None = None, chec
     Raises:
         WeightWatchError: There is no such metric.
     """
-    given = [rule for rule in settings.rules if rule.above is not None]
+    given = [rule for rule in settings.rules if rule.above is not None and not rule.default]
     if given:
         return given
     chosen = metric or ("over_controls" if setup.controls else "reach_cosine")
@@ -64,7 +64,9 @@ def calibrate(
 ) -> list[Calibrated]:
     """Give rules thresholds such that a harmless run like the references raises any of them at a known rate.
 
-    Each rule gets an equal part of the rate (Bonferroni), so that together they stay within it.
+    Each rule gets an equal part of the rate (Bonferroni), so that together they stay within it. A threshold of
+    ``over_controls`` is at least zero: an alert says that the update reaches further along the direction than along any
+    control.
 
     Args:
         references: The harmless runs.
@@ -106,6 +108,8 @@ def _calibrated(references: Sequence[Reference], rule: Rule, level: Level, accep
         )
     calibration = Calibration(runs=level.runs, rate=level.rate, bound=round(level.bound, 4), setup=setup)
     threshold = level.threshold(list(scores.values()))
+    if rule.metric == "over_controls":
+        threshold = max(threshold, 0.0)  # harmless data of another kind may reach almost as far as the controls do
     made = rule.model_dump(by_alias=True, exclude_none=True) | {"above": _up(threshold)}
     return Calibrated(Rule.model_validate({**made, "calibration": calibration.model_dump()}), scores)
 

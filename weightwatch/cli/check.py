@@ -88,7 +88,8 @@ def _rules(plan: "Plan") -> Table:
         side = "above" if rule.above is not None else "below"
         condition = f"{rule.direction} {rule.metric} {side} {rule.threshold:g}, for {rule.for_}"
         known = rule.calibration
-        source = "by hand" if known is None else f"calibrated on {known.runs} runs, {known.rate:.1%} false alarms"
+        by_whom = "default, not calibrated" if rule.default else "by hand"
+        source = by_whom if known is None else f"calibrated on {known.runs} runs, {known.rate:.1%} false alarms"
         table.add_row(*(Text(printable(cell)) for cell in (rule.alert, condition, source, ", ".join(rule.actions))))
     if not plan.config.rules:
         table.add_row("none: there will be no alerts", "", "", "")

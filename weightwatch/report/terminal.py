@@ -122,7 +122,7 @@ def opening(run: Run, folder: Path) -> str:
     named = [direction.name for direction in run.directions if direction.card.kind != "control"]
     controls = [direction.name for direction in run.directions if direction.card.kind == "control"]
     watched = ", ".join(named or controls) + (f" (controls: {', '.join(controls)})" if named and controls else "")
-    rules = ", ".join(rule.alert for rule in run.config.rules)
+    rules = ", ".join(f"{rule.alert}{' (default)' if rule.default else ''}" for rule in run.config.rules)
     every = "every step" if run.config.every == 1 else f"every {run.config.every} steps"
     return printable(
         f"weightwatch: watching {watched} {every}; {_guard(run)}"
