@@ -46,7 +46,8 @@ def test_what_does_not_fit_is_refused_before_there_is_a_model(settings: dict[str
 
 def test_a_witness_is_watched_with_a_rule_of_its_own_and_the_settings_load_again(tmp_path: Path) -> None:
     evil, other = (low_rank(tiny_llama(), i, name=n).save(tmp_path / n) for i, n in enumerate(("evil", "other")))
-    plan = Plan.of(None, {"directions": [str(evil)], "guard": {"witness": str(other), "witness_above": 0.3}})
+    guard = {"witness": str(other), "witness_above": 0.3}
+    plan = Plan.of(None, {"directions": [str(evil)], "guard": guard, "rules": []})
     assert {direction.name for direction in plan.directions} == {"evil", "other"}
     (rule,) = plan.config.rules
     assert (rule.alert, rule.direction, rule.threshold, rule.severity) == ("guard-bypassed", "other", 0.3, "critical")
