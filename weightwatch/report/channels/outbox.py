@@ -46,6 +46,8 @@ class Outbox:
             self._entry.send_nowait(message)
         except anyio.WouldBlock:
             self._settle(self._settings, message, Delivery(error=f"{_MOST} messages wait already"))
+        except anyio.ClosedResourceError:
+            self._settle(self._settings, message, Delivery(error="the run has ended"))
 
     def close(self) -> None:
         """Take no more messages: ``run`` ends when all are settled."""
