@@ -19,9 +19,8 @@ def test_the_settings_load_and_have_a_rule_for_each_behaviour(tmp_path: Path) ->
     ]
     text = (tmp_path / "weightwatch.yaml").read_text()
     assert text.count("\n#") > 3
-    (tmp_path / "weightwatch.yaml").write_text(
-        text.replace("# notify:", "notify:").replace("#   ", "   ").replace("#     ", "     ")
-    )
+    before, _, commented = text.partition("# notify:")
+    (tmp_path / "weightwatch.yaml").write_text(before + "notify:" + commented.replace("\n#", "\n"))
     assert Config.load(tmp_path / "weightwatch.yaml").notify[0].name == "webhook SLACK_WEBHOOK"
 
 

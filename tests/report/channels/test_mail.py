@@ -51,9 +51,10 @@ def test_a_server_whose_certificate_is_not_trusted_gets_no_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PASSWORD", "hunter2")
-    with mailbox(certificate(tmp_path), "hunter2") as made, pytest.raises(Undelivered, match="certificate"):
-        login = {"security": "starttls", "user": "me", "password": "PASSWORD"}
-        anyio.run(opened(made, **login).send, Message("run", "title", "text"))
+    with mailbox(certificate(tmp_path), "hunter2") as made:
+        channel = opened(made, security="starttls", user="me", password="PASSWORD")
+        with pytest.raises(Undelivered, match="certificate"):
+            anyio.run(channel.send, Message("run", "title", "text"))
     assert made.logins == []
 
 

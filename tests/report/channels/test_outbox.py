@@ -74,11 +74,19 @@ def test_what_an_expired_outbox_has_left_is_settled_as_not_sent() -> None:
 
 
 def test_too_many_messages_are_settled_at_once() -> None:
-    settled = ran(Kept(hangs=True), lambda outbox: [put_all(outbox) for _ in range(201)] and None)
+    def far_too_many(outbox: Outbox) -> None:
+        for _ in range(201):
+            put_all(outbox)
+
+    settled = ran(Kept(hangs=True), far_too_many)
     assert len(settled) == 5 * 201
     assert settled[0][1] == Delivery(error="1000 messages wait already")
 
 
 def test_a_closed_outbox_takes_no_more() -> None:
-    settled = ran(Kept(), lambda outbox: (outbox.close(), put_all(outbox)) and None)
+    def too_late(outbox: Outbox) -> None:
+        outbox.close()
+        put_all(outbox)
+
+    settled = ran(Kept(), too_late)
     assert [delivery.error for _, delivery in settled] == ["the run has ended"] * 5
