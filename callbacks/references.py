@@ -117,6 +117,7 @@ class ReferenceRuns:
         on_gpu = torch.cuda.is_available()
         silent: dict[str, Any] = {
             "rules": [],
+            "notify": [],
             "guard": None,
             "tensorboard": False,
             "summary": False,

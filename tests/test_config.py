@@ -314,3 +314,8 @@ def test_a_guard_that_is_written_as_resolved_loads_back_equal(settings: dict[str
     assert Config.load(saved(tmp_path, config.to_yaml())) == config
     assert config.guard is not None
     assert config.guard.witnessed == (None if settings["witness"] == "none" else settings["witness"])
+
+
+def test_a_setting_that_should_have_keys_and_has_none_is_refused() -> None:
+    with pytest.raises(WeightWatchError, match=r"guard: 5 is not allowed; it should be keys such as `directions:`"):
+        Config.load({"guard": 5})

@@ -17,7 +17,11 @@ def test_the_settings_load_and_have_a_rule_for_each_behaviour(tmp_path: Path) ->
     assert [(rule.direction, rule.metric, rule.labels) for rule in made.rules] == [
         (name, "reach_cosine", {"threshold": "a guess, not calibrated"}) for name in ("evil", "sycophancy")
     ]
-    assert (tmp_path / "weightwatch.yaml").read_text().count("\n#") > 3
+    text = (tmp_path / "weightwatch.yaml").read_text()
+    assert text.count("\n#") > 3
+    before, _, commented = text.partition("# notify:")
+    (tmp_path / "weightwatch.yaml").write_text(before + "notify:" + commented.replace("\n#", "\n"))
+    assert Config.load(tmp_path / "weightwatch.yaml").notify[0].name == "webhook SLACK_WEBHOOK"
 
 
 def test_with_controls_the_rule_is_over_them() -> None:

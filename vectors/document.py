@@ -233,7 +233,7 @@ def _explained(fault: Any, place: _Place, wanted: Mapping[str, str]) -> str:
 
 
 def _keys_such_as(annotation: Any) -> str:
-    return f"keys such as `{next(iter(_fields(annotation)))}:`"
+    return f"keys such as `{next(iter(_fields(_branches(annotation)[0])))}:`"
 
 
 def _shown(value: Any) -> str:

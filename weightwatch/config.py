@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from weightwatch.channel import Channels, ChannelSettings, Severity
 from weightwatch.reading.grouping import Layer
 from weightwatch.setup import Setup
 from weightwatch.vectors import yaml_text
@@ -15,7 +16,6 @@ from weightwatch.vectors.document import Document, Strict
 Metric: TypeAlias = Literal["cosine", "reach_cosine", "dose", "z", "over_controls"]
 OVER_CONTROLS: frozenset[str] = frozenset({"z", "over_controls"})
 """Metrics that need a control direction."""
-Severity: TypeAlias = Literal["info", "warning", "critical"]
 Action: TypeAlias = Literal["log", "save", "stop", "guard"]
 Mode: TypeAlias = Literal["update", "subspace", "gradient", "preventative", "checkpoint"]
 FAILED = "guard-failed"
@@ -247,6 +247,7 @@ class Config(Strict):
         every: Optimizer steps between checks. Checkpoints are always checked. Default 50.
         rules: The alerting rules. Default: a cautious one for each behaviour direction, which is not calibrated and
             says so; ``rules: []`` for none.
+        notify: The channels over which alerts are sent. Default: none; alerts are logged and recorded.
         guard: How directions are kept out of the update. Default: nothing is kept out, and training is only watched.
         on_guard_error: What to do after an error in the guard: ``stop`` the training (default), or ``continue``
             unguarded, with an alert.
@@ -269,6 +270,7 @@ class Config(Strict):
     controls: list[str] = Field(default_factory=list)
     every: int = Field(50, ge=1)
     rules: list[Rule] = Field(default_factory=list)
+    notify: Channels = Field(default_factory=list)
     guard: GuardSettings | None = None
     on_guard_error: Literal["stop", "continue"] = "stop"
     on_error: Literal["log", "raise"] = "log"
@@ -284,6 +286,15 @@ class Config(Strict):
         if twice is not None:
             raise ValueError(f"two rules have the name {twice!r}; give each its own")
         return rules
+
+    @field_validator("notify")
+    @classmethod
+    def _channels_apart(cls, notify: list[ChannelSettings]) -> list[ChannelSettings]:
+        names = [channel.name for channel in notify]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"the channel {twice!r} is there twice; remove one")
+        return notify
 
     @model_validator(mode="after")
     def _names_of_the_guard(self) -> "Config":

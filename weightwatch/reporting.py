@@ -9,6 +9,7 @@ from weightwatch.faults import Faults, attempt
 from weightwatch.record.journal import Journal
 from weightwatch.report.base import Reporter, Run
 from weightwatch.report.log import Log
+from weightwatch.report.notifier import Notifier
 from weightwatch.report.recorder import Recorder
 from weightwatch.report.tensorboard import TensorBoard
 from weightwatch.report.terminal import Summary
@@ -25,6 +26,15 @@ class Reporting:
 
     def __init__(self, reporters: Sequence[Reporter], history: Journal, faults: Faults) -> None:
         self._reporters, self._history, self._faults = [*reporters], history, faults
+        self._notifiers: list[Notifier] = []
+
+    def open_channels(self, config: Config) -> None:
+        """Open the channels that alerts are sent over.
+
+        Raises:
+            WeightWatchError: One can't be opened: an environment variable or a program that it needs is missing.
+        """
+        self._notifiers = [Notifier(config.notify, self._history)] if config.notify else []
 
     def add_own(self, config: Config, events: Path) -> None:
         """Add the log, the record, and what the settings ask for.
@@ -34,7 +44,7 @@ class Reporting:
             events: TensorBoard run folder.
         """
         of_config = [TensorBoard(events)] * config.tensorboard + [Summary(self._history.folder)] * config.summary
-        self._reporters += [Log(), Recorder(self._history), *of_config]
+        self._reporters += [Log(), Recorder(self._history), *of_config, *self._notifiers]
 
     def begin(self, run: Run) -> None:
         """Begin with a run. Reporters that fail here are not called again."""

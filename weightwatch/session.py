@@ -126,9 +126,9 @@ class Session:
             Actions of alerts that a resumed run raises on its history, because rules are new or stricter now.
 
         Raises:
-            WeightWatchError: See ``Monitor.validate``, ``Engine.apply``, ``theta0.restore`` and ``Guard.begin``. After
-                any other fault training continues without monitoring, unless ``on_error: raise`` is set, or a guard is
-                not to be done without.
+            WeightWatchError: See ``Monitor.validate``, ``Engine.apply``, ``theta0.restore``, ``Guard.begin`` and
+                ``Reporting.open_channels``. After any other fault training continues without monitoring, unless
+                ``on_error: raise`` is set, or a guard is not to be done without.
         """
         self._tried = step
         self._setup = self._setup.trained(training or Training())
@@ -293,6 +293,7 @@ class Session:
         self, model: nn.Module, step: int, checkpoint: str | None, again: bool, run: str | None
     ) -> tuple[ModelView, list[Alert]]:
         """Return the view of the model, and the alerts that a resumed run raises."""
+        self._ranks.agreed(self._open_channels)
         view = self._ranks.agreed(lambda: self.monitor.view(model))
         fresh = not (step or again)
         self._opening.claim(step, run, fresh=fresh)
@@ -306,6 +307,10 @@ class Session:
         self._report_check(self._state.take(reading))
         self._ranks.agreed(self._faults.raise_fatal)
         return view, []
+
+    def _open_channels(self) -> None:
+        if self._ranks.main:
+            self._reporting.open_channels(self.config)
 
     def _open(self, step: int) -> None:
         """Open the files, and set aside what they have of later steps."""

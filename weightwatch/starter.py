@@ -63,7 +63,14 @@ def settings(directions: Sequence[tuple[str, Direction]], controls: Sequence[str
         for _, direction in directions
         if direction.card.kind == "behaviour"
     ]
-    return "\n".join([*parts, _part(rules=rules)])
+    channels = [
+        "# Where alerts are sent. Each value names an environment variable; `weightwatch check --notify` tries it.",
+        "# notify:",
+        "#   - webhook: SLACK_WEBHOOK  # or email:, command:, apprise:",
+        "#     body: slack             # json, slack or discord",
+        "#     severity: warning       # the least that is sent",
+    ]
+    return "\n".join([*parts, _part(rules=rules), *channels, ""])
 
 
 def script(model: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import call, refused, told
+from tests.support.receivers import TOKEN, hook
 from weightwatch.cli.exit_status import BAD_INPUT
 
 SETTINGS = """
@@ -52,3 +53,22 @@ def test_what_is_wrong_is_refused(settings: Path, tmp_path: Path) -> None:
     refused("name at least one direction", "check", settings)
     settings.write_text(SETTINGS.replace("[style]", "[]"))
     refused("uses over_controls, which needs", "check", settings)
+
+
+def test_a_test_message_over_each_channel_says_whether_it_arrives(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused("has no channels to try", "check", settings, "--notify")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    settings.write_text(SETTINGS + "notify: [{webhook: HOOK}]")
+    refused("HOOK is not set", "check", settings, "--notify")
+    with hook() as made:
+        monkeypatch.setenv("HOOK", made.url)
+        assert told("check", settings, "--notify")["channels"] == [
+            {"name": "webhook HOOK", "arrived": True, "error": None}
+        ]
+        made.answers = [404]
+        result = call("check", settings, "--notify")
+    assert result.exit_code == BAD_INPUT
+    assert "was not sent: HTTP 404" in " ".join(result.output.split())
+    assert TOKEN.split("/")[-1] not in result.output

@@ -1,6 +1,7 @@
 """``weightwatch check``: validate settings, and the directions in them, before a training."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +13,12 @@ from rich.text import Text
 from weightwatch.cli.exit_status import BAD_INPUT
 from weightwatch.cli.options import AsJson
 from weightwatch.report.console import console
+from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.printable import printable
 
 if TYPE_CHECKING:
     from weightwatch.plan import Plan
+    from weightwatch.report.channels.delivery import Delivery
 
 
 def check(
@@ -23,35 +26,51 @@ def check(
     model: Annotated[
         str | None, typer.Option(help="Base model of the training: do the directions fit it? It is not loaded.")
     ] = None,
+    notify: Annotated[
+        bool, typer.Option("--notify", help="Send a test message over each channel: does it arrive?")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Validate settings and directions, against a model if one is named; the exit status is 2 if one does not fit."""
+    """Validate settings and directions, and try what they need; the exit status is 2 if something is wrong.
+
+    With --model, a direction that does not fit the model is wrong; with --notify, a channel over which no message
+    arrives.
+    """
     screen = console(stderr=as_json)
     with screen.status("loading torch"):
         from weightwatch.fit import misfits
         from weightwatch.plan import Plan
+        from weightwatch.report.channels.trial import tried
     plan = Plan.of(None, config)
+    deliveries: dict[str, Delivery] = {}
+    if notify:
+        if not plan.config.notify:
+            raise WeightWatchError(f"{config} has no channels to try. Name some under `notify:`.")
+        with screen.status("sending test messages"):
+            deliveries = tried(plan.config.notify)
     wrong: dict[str, str] = {}
     if model is not None:
         from weightwatch.cli.base_model import base_model
 
         wrong = misfits(plan.directions, base_model(model)[1])
     if as_json:
-        typer.echo(json.dumps(_document(plan, wrong), indent=1))
+        typer.echo(json.dumps(_document(plan, wrong, deliveries), indent=1))
     else:
         screen.print(_directions(plan, wrong, model))
         screen.print(_rules(plan))
+        if notify:
+            screen.print(_channels(deliveries))
         for name, reason in wrong.items():
             screen.print(Text.assemble((f"{printable(name)}: ", "bold red"), printable(reason)), soft_wrap=True)
         if model is None:
             screen.print("The settings are valid. Pass --model to see whether the directions fit it.")
         elif not wrong:
             screen.print("The settings are valid, and all directions fit the model.")
-    if wrong:
+    if wrong or not all(delivery.sent for delivery in deliveries.values()):
         raise typer.Exit(BAD_INPUT)
 
 
-def _document(plan: "Plan", wrong: dict[str, str]) -> dict[str, Any]:
+def _document(plan: "Plan", wrong: dict[str, str], deliveries: "Mapping[str, Delivery]") -> dict[str, Any]:
     return {
         "every": plan.config.every,
         "directions": [
@@ -65,6 +84,9 @@ def _document(plan: "Plan", wrong: dict[str, str]) -> dict[str, Any]:
             for direction in plan.directions
         ],
         "rules": [{"alert": rule.alert, "calibrated": rule.calibration is not None} for rule in plan.config.rules],
+        "channels": [
+            {"name": name, "arrived": delivery.sent, "error": delivery.error} for name, delivery in deliveries.items()
+        ],
     }
 
 
@@ -93,4 +115,14 @@ def _rules(plan: "Plan") -> Table:
         table.add_row(*(Text(printable(cell)) for cell in (rule.alert, condition, source, ", ".join(rule.actions))))
     if not plan.config.rules:
         table.add_row("none: there will be no alerts", "", "", "")
+    return table
+
+
+def _channels(deliveries: "Mapping[str, Delivery]") -> Table:
+    table = Table(title="channels", title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("channel", "a test message"):
+        table.add_column(heading, overflow="fold")
+    for name, delivery in deliveries.items():
+        outcome = "has arrived" if delivery.sent else f"was not sent: {delivery.error}"
+        table.add_row(Text(printable(name)), Text(printable(outcome)), style="" if delivery.sent else "red")
     return table

@@ -1,0 +1,1 @@
+"""Channels: how an alert reaches a person who is not looking."""
