@@ -115,6 +115,5 @@ def test_rules_of_the_settings_are_calibrated_or_one_for_each_direction() -> Non
 def test_a_threshold_over_the_controls_is_not_below_zero(tmp_path: Path) -> None:
     """References of one task stay far below the controls; harmless runs of another need not."""
     low = loaded([record(tmp_path / f"run-{n}", [-0.05 - n / 1000] * 3, n) for n in range(19)])
-    found = {metric: calibrate(low, [rule(metric=metric)])[0].rule.above for metric in ("over_controls", "reach_cosine")}
-    assert found["over_controls"] == 0.0
-    assert found["reach_cosine"] == pytest.approx(-0.05, abs=1e-6)
+    metrics = ("over_controls", "reach_cosine")
+    assert [calibrate(low, [rule(metric=metric)])[0].rule.above for metric in metrics] == [0.0, -0.05]
