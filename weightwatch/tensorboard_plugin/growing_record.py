@@ -65,11 +65,12 @@ class GrowingRecord:
         more = len(notes) - _NAMED
         return notes[:_NAMED] + ([f"{more} more lines are left out."] if more > 0 else [])
 
-    def update(self, seconds: float) -> bool:
+    def update(self, seconds: float, pause: Callable[[], object] = lambda: None) -> bool:
         """Read what is new.
 
         Args:
             seconds: How long to read at most, about.
+            pause: Called before each line.
 
         Returns:
             Whether all is read.
@@ -81,11 +82,11 @@ class GrowingRecord:
             file.seek(self._at)
             if status.st_ino != self._inode or not self._same(file.readline()):
                 self._forget(status.st_ino)
-            if not self._line and (sample := _sample(file, status.st_size)) is not None:
+            if not self._line and (sample := _sample(file, status.st_size, pause)) is not None:
                 self.columns, self.sampled = sample, True
                 self.version += 1
             file.seek(self._at)
-            whole = self._read(file, max(status.st_size, 1), monotonic() + seconds)
+            whole = self._read(file, max(status.st_size, 1), monotonic() + seconds, pause)
         if whole and self.sampled:
             self.columns, self.sampled = self._all, False
             self.version += 1
@@ -121,9 +122,10 @@ class GrowingRecord:
         except (ValueError, TypeError, KeyError):
             return False
 
-    def _read(self, file: BinaryIO, size: int, end: float) -> bool:
+    def _read(self, file: BinaryIO, size: int, end: float, pause: Callable[[], object]) -> bool:
         at = self._at
         for number, line in enumerate(file, self._number):
+            pause()
             if not line.endswith(b"\n"):
                 break  # a run that goes on may be writing it
             if line != self._line:
@@ -150,13 +152,14 @@ class GrowingRecord:
         return read(path, status.st_mtime_ns, status.st_size)
 
 
-def _sample(file: BinaryIO, size: int) -> Columns | None:
+def _sample(file: BinaryIO, size: int, pause: Callable[[], object]) -> Columns | None:
     """Return checks at even distances in a file; None if reading all of it takes about as long."""
     file.seek(0)
     if size < LARGE or len(file.readline()) * 4 * MOST > size:
         return None
     columns = Columns()
     for place in range(MOST):
+        pause()
         file.seek(place * size // MOST)
         if place:
             file.readline()  # the rest of a line

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 from threading import Event, Thread
+from time import monotonic, sleep
 
 from weightwatch.tensorboard_plugin.growing_record import GrowingRecord
 from weightwatch.tensorboard_plugin.log_dirs import Found, LogDirs
@@ -10,6 +11,8 @@ from weightwatch.tensorboard_plugin.log_dirs import Found, LogDirs
 SHOWN = 3
 """Runs that the page shows at first, the newest ones. They are read at once, others when they are asked for."""
 _TURN = 1.0  # seconds for which one run is read, before it is another's turn
+_QUIET = 0.3  # seconds without a request after which reading goes on
+_PATIENCE, _WORK = 1.0, 0.5  # seconds that it waits for that at most, and that it then goes on at least
 
 _logger = logging.getLogger("weightwatch")
 
@@ -34,6 +37,7 @@ class Library:
         self.searched = Event()
         self._wanted: set[str] = set()
         self._asked = Event()
+        self._served = self._resumed = 0.0  # when the last request came, and when reading went on after one
 
     def start(self) -> None:
         """Start the thread."""
@@ -43,6 +47,10 @@ class Library:
     def refresh(self) -> None:
         """Ask for what is new. The call does not wait for it."""
         self._asked.set()
+
+    def serve(self) -> None:
+        """Say that a request is answered now: reading, which takes all of Python's time, makes way for it."""
+        self._served = monotonic()
 
     def run(self, name: str) -> GrowingRecord | None:
         """Return the record of a run, and have it read from now on; None if there is no such run."""
@@ -74,10 +82,18 @@ class Library:
 
     def _read(self, name: str) -> bool:
         try:
-            return self.runs[name].update(_TURN)
+            return self.runs[name].update(_TURN, self._make_way)
         except OSError as error:
             _logger.warning("weightwatch: the record in %s can't be read: %s", self.runs[name].folder, error)
             return True
+
+    def _make_way(self) -> None:
+        begin = now = monotonic()
+        while now < self._served + _QUIET and self._resumed + _WORK < begin > now - _PATIENCE:
+            sleep(0.02)
+            now = monotonic()
+        if now > begin:
+            self._resumed = now
 
     def _work(self) -> None:
         while self._asked.wait():

@@ -44,7 +44,7 @@ class WeightWatchPlugin(base_plugin.TBPlugin):
         """Return the routes of the plugin."""
         routes: dict[str, Route] = {f"/{file.name}": _file(file) for file in _STATIC.iterdir()}
         routes |= {"/plotly.min.js": _plotly, "/runs": self._runs, "/figures": self._figures}
-        return {path: Request.application(route) for path, route in routes.items()}
+        return {path: Request.application(self._first(route)) for path, route in routes.items()}
 
     def is_active(self) -> bool:
         """Whether there is anything to show: a run, or a hint where one is."""
@@ -57,6 +57,15 @@ class WeightWatchPlugin(base_plugin.TBPlugin):
         """Return the tab's name, and the module that draws it."""
         # The page updates itself, with what has changed only.
         return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="WeightWatch", disable_reload=True)
+
+    def _first(self, route: Route) -> Route:
+        """Return a route that is answered before reading goes on."""
+
+        def answer(request: Request) -> Response:
+            self._library.serve()
+            return route(request)
+
+        return answer
 
     def _runs(self, request: Request) -> Response:
         self._library.refresh()
@@ -73,7 +82,9 @@ class WeightWatchPlugin(base_plugin.TBPlugin):
 
 
 def _json(request: Request, content: dict[str, Any]) -> Response:
-    return http_util.Respond(request, json.dumps(content, allow_nan=False), "application/json")
+    text = json.dumps(content, allow_nan=False)
+    # Figures in base64 hardly get smaller, and packing them would take longer than all the rest.
+    return http_util.Respond(request, text, "application/json", content_encoding="identity")
 
 
 def _file(path: Path) -> Route:

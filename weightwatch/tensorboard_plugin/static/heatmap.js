@@ -17,7 +17,7 @@ export function drawMap(page, view) {
   shown.forEach((each, place) => {
     const figure = page.maps.children[place];
     figure.firstChild.textContent = caption(each, view, what);
-    drawOne(figure.lastChild, { ...each, most, what, metric, cell: page.cell });
+    drawOne(figure.lastChild, { ...each, most, what, metric, cell: page.cell, tip: page.tip });
   });
   put(page.cell, "Point at a cell, or go to a heat map with Tab and move with the arrow keys, for its value and z.");
 }
@@ -44,7 +44,7 @@ function frame() {
   return plot;
 }
 
-function drawOne(plot, { run, map, rows, most, what, metric, cell }) {
+function drawOne(plot, { run, map, rows, most, what, metric, cell, tip }) {
   plot.hidden = !rows.length;
   if (!rows.length) return;
   const names = rows.map((row) => (what === "layer" ? `layer ${map.parts[row]}` : map.parts[row]));
@@ -53,39 +53,54 @@ function drawOne(plot, { run, map, rows, most, what, metric, cell }) {
     const value = signed(map.values[rows[row]][column]);
     return `${printable(run.name)}, ${names[row]}, step ${map.steps[column]}: ${METRICS[metric]} ${value}${z}`;
   };
-  const withZ = map.z && metric !== "z";
+  const numbers = (list) => list.map((_, place) => place);
+  // Rows and columns of one size are drawn many times faster, and each column stands for as many checks as any other.
   const trace = {
     type: "heatmap",
-    x: map.steps,
-    y: rows.map((_, row) => row),
+    x: numbers(map.steps),
+    y: numbers(rows),
     z: rows.map((row) => map.values[row]),
-    customdata: withZ ? rows.map((row) => map.z[row]) : undefined,
     zmin: -most,
     zmax: most,
     colorscale: colours().scale,
     colorbar: { title: { text: METRICS[metric], side: "right" }, thickness: 12, tickformat: "+.3~g" },
-    hoverongaps: false,
-    hovertemplate: `%{y}<br>step %{x}<br>${METRICS[metric]} %{z:+.4f}${withZ ? "<br>z %{customdata:+.2f}" : ""}<extra></extra>`,
+    hoverinfo: "none", // the tip beside the pointer has z too
   };
-  const every = Math.ceil(rows.length / 40);
-  const ticks = rows.map((_, row) => row).filter((row) => row % every === 0);
+  const axis = { showgrid: false, zeroline: false };
   const drawn = layout({
     height: Math.min(820, Math.max(190, 70 + 16 * rows.length)),
     margin: { l: 40, r: 8, t: 8, b: 36 },
-    xaxis: { title: { text: "step" }, showgrid: false },
-    yaxis: { autorange: "reversed", showgrid: false, zeroline: false, tickmode: "array", tickvals: ticks, ticktext: ticks.map((row) => plain(names[row])) },
+    xaxis: { ...axis, title: { text: "step" }, ...ticks(map.steps, 8) },
+    yaxis: { ...axis, autorange: "reversed", ...ticks(names.map(plain), 40) },
     annotations: largest(map, rows),
   });
-  trace.text = undefined;
-  trace.y = rows.map((_, row) => row);
   window.Plotly.react(plot, [trace], drawn, CONFIG);
   plot.setAttribute("aria-label", `Heat map of ${run.name}: ${rows.length} rows, ${map.steps.length} steps. Arrow keys move from cell to cell.`);
   plot.at = null;
   plot.size = [rows.length, map.steps.length];
-  plot.steps = map.steps;
   plot.tell = (row, column) => put(cell, told(row, column));
   plot.removeAllListeners("plotly_hover");
-  plot.on("plotly_hover", ({ points }) => plot.tell(...points[0].pointNumber));
+  plot.on("plotly_hover", ({ points, event }) => {
+    plot.tell(...points[0].pointNumber);
+    showTip(tip, cell.textContent, plot, event);
+  });
+  plot.removeAllListeners("plotly_unhover");
+  plot.on("plotly_unhover", () => put(tip));
+}
+
+// Labels of some places of an axis, at even distances.
+function ticks(labels, most) {
+  const every = Math.ceil(labels.length / most);
+  const places = labels.map((_, place) => place).filter((place) => place % every === 0);
+  return { tickmode: "array", tickvals: places, ticktext: places.map((place) => String(labels[place])) };
+}
+
+function showTip(tip, text, plot, event) {
+  put(tip, ...text.split(", ").map((part) => make("div", { textContent: part })));
+  const around = plot.getBoundingClientRect();
+  const { clientX: x, clientY: y } = event?.clientX === undefined ? { clientX: around.left, clientY: around.top } : event;
+  tip.style.left = `${Math.min(x + 14, innerWidth - tip.offsetWidth - 8)}px`;
+  tip.style.top = `${Math.min(y + 14, innerHeight - tip.offsetHeight - 8)}px`;
 }
 
 // The largest value is written into the map, so that its sign is readable without colours.
@@ -94,8 +109,9 @@ function largest(map, rows) {
   if (!map.largest[row]) return [];
   const { text, grid } = colours();
   const at = map.largest_at[row];
-  const right = at > (map.steps[0] + map.steps.at(-1)) / 2;
-  return [{ x: at, y: rows.indexOf(row), text: signed(map.largest[row]), ax: right ? -44 : 44, ay: rows.indexOf(row) < 2 ? 24 : -24, arrowcolor: text, font: { color: text }, bgcolor: grid, borderpad: 2 }];
+  const column = map.steps.reduce((near, step, place) => (Math.abs(step - at) < Math.abs(map.steps[near] - at) ? place : near), 0);
+  const right = column > map.steps.length / 2;
+  return [{ x: column, y: rows.indexOf(row), text: signed(map.largest[row]), ax: right ? -44 : 44, ay: rows.indexOf(row) < 2 ? 24 : -24, arrowcolor: text, font: { color: text }, bgcolor: grid, borderpad: 2 }];
 }
 
 const MOVES = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
@@ -107,6 +123,14 @@ function move(plot, event) {
   const [height, width] = plot.size;
   const [row, column] = plot.at ? [plot.at[0] + by[0], plot.at[1] + by[1]] : [0, width - 1];
   plot.at = [Math.min(height - 1, Math.max(0, row)), Math.min(width - 1, Math.max(0, column))];
-  window.Plotly.Fx.hover(plot, { xval: plot.steps[plot.at[1]], yval: plot.at[0] });
+  outline(plot);
   plot.tell(...plot.at);
+}
+
+// Marks the cell that the keyboard is at.
+function outline(plot) {
+  const [row, column] = plot.at;
+  const line = { color: colours().text, width: 2 };
+  const edge = Math.max(0.5, plot.size[1] / 200); // wide enough to be seen
+  window.Plotly.relayout(plot, { shapes: [{ type: "rect", x0: column - edge, x1: column + edge, y0: row - 0.5, y1: row + 0.5, line }] });
 }

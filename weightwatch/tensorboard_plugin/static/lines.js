@@ -19,11 +19,12 @@ export function drawLines(plot, view) {
     traces.filter(Boolean),
     layout({
       title: { text: `${plain(direction)}: ${what}`, x: 0, xanchor: "left", font: { size: 15 } },
-      height: 360,
+      height: 380,
       xaxis: { title: { text: "step" } },
       yaxis: { title: { text: what }, zeroline: true },
       yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
-      legend: { orientation: "h", y: -0.18 },
+      legend: { orientation: "h", y: -0.24 },
+      margin: { l: 56, r: 16, t: 40, b: 40 },
       ...layers,
     }),
     CONFIG,
@@ -55,7 +56,8 @@ function line(run, place) {
 function band(run, place) {
   const { steps, low, high } = run.figures.line;
   if (!low) return [];
-  const edge = { mode: "lines", line: { width: 1, dash: "dot", color: colours().faint }, hoverinfo: "skip", legendgroup: `band ${place}` };
+  const colour = colours().runs[place % colours().runs.length];
+  const edge = { mode: "lines", line: { width: 1, dash: "dot", color: colour }, hoverinfo: "skip", legendgroup: `band ${place}` };
   return [
     { ...edge, x: steps, y: high, showlegend: false },
     { ...edge, x: steps, y: low, fill: "tonexty", fillcolor: colours().band, name: `null band: range of the controls of ${plain(run.name)}` },
@@ -81,7 +83,7 @@ function checkpoints(run, place) {
 function alertMarks(fired, runs) {
   return {
     x: fired.map((alert) => alert.step),
-    y: fired.map(() => 0.985),
+    y: fired.map((_, place) => 0.96 - 0.07 * (place % 8)), // labels of alerts at about one step stand below each other
     yaxis: "y2",
     mode: "markers+text",
     marker: { symbol: fired.map((alert) => (alert.state === "firing" ? "triangle-down" : "circle-open")), size: 12, color: colours().alert },

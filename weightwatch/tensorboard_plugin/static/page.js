@@ -52,6 +52,7 @@ export function buildPage(choose) {
     mapTitle: make("h2"),
     maps: make("div", { id: "maps" }),
     cell: make("p", { id: "cell" }),
+    tip: make("div", { id: "tip", hidden: true }),
     alerts: make("section", { id: "alerts" }),
     largest: make("section", { id: "largest" }),
   };
@@ -74,7 +75,7 @@ export function buildPage(choose) {
   );
   page.main = make("main", {}, page.problem, page.empty, page.figures, page.status);
   page.main.dataset.state = "busy";
-  document.body.append(make("header", {}, controls), page.main);
+  document.body.append(make("header", {}, controls), page.main, page.tip);
   return page;
 }
 

@@ -8,7 +8,7 @@ const ROWS = 10;
 
 export function drawStatus(page, { chosen, overview, runs }) {
   const paragraphs = chosen.filter((run) => run.checks).map((run) => {
-    const told = [`${printable(run.name)}: step ${run.step}, ${count(run.checks)} checks, newest at ${run.time}.`];
+    const told = [`${printable(run.name)}: step ${run.step}, ${count(run.checks)} checks, newest at ${run.time.slice(0, 19).replace("T", " ")} UTC.`];
     if (run.sampled) told.push(`${Math.round(100 * run.share)} % of its record is read. Until all is, a sample of checks at even distances is shown.`);
     else if (run.share < 1) told.push(`${Math.round(100 * run.share)} % of its record is read.`);
     const drawn = runs.find((each) => each.name === run.name)?.figures;
