@@ -95,19 +95,24 @@ class Tab:
         self.wait(lambda: self.all("main[data-state=ready]"))
 
     def all(self, selector: str) -> list[WebElement]:
+        """Return the elements that a selector of CSS finds."""
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def one(self, selector: str) -> WebElement:
+        """Return the first element that a selector finds."""
         return self.driver.find_element(By.CSS_SELECTOR, selector)
 
     def text(self, selector: str) -> str:
+        """Return the text of an element, as it is shown."""
         return self.one(selector).text
 
     def choose(self, control: str, value: str) -> None:
+        """Choose a value in a list, and wait until it is drawn."""
         Select(self.one(f"#{control}")).select_by_value(value)
         self.wait_until_ready()
 
     def options(self, control: str) -> list[str]:
+        """Return what a list has to choose from."""
         return [option.text for option in Select(self.one(f"#{control}")).options]
 
     def run(self, name: str) -> WebElement:
@@ -116,7 +121,10 @@ class Tab:
 
     def rows(self) -> list[list[str]]:
         """Return the table of the largest values."""
-        return self.script("return [...document.querySelectorAll('#largest tbody tr')].map(r => [...r.cells].map(c => c.textContent))")
+        return self.script(
+            "return [...document.querySelectorAll('#largest tbody tr')]"
+            ".map((row) => [...row.cells].map((cell) => cell.textContent))"
+        )
 
     def plot(self, selector: str) -> Sequence[dict[str, Any]]:
         """Return what plotly draws in an element: type, name, x and y of each trace."""
@@ -127,6 +135,7 @@ class Tab:
         )
 
     def script(self, text: str, *arguments: Any) -> Any:
+        """Run JavaScript in the page, and return what it returns."""
         return self.driver.execute_script(text, *arguments)
 
     def complaints(self) -> list[str]:

@@ -28,24 +28,32 @@ HOSTILE = "<img src=x onerror=\"document.title='run'\">\x1b[2J"
 KINDS = ("q_proj", "mlp.up_proj", HOSTILE)
 
 
+RULES = [
+    {"alert": "drift", "direction": "evil", "above": 0.25},
+    {"alert": "parts", "direction": "evil", "above": 0.9, "scope": "any_layer"},
+]
+
+
 def check(step: int, value: float) -> Reading:
     """A check whose layers move by one, two and minus three times the model's value, beside two controls."""
     layers = {number: score(factor * value, z=100 * factor * value) for number, factor in enumerate((1, 2, -3))}
     modules = {kind: score(factor * value) for kind, factor in zip(KINDS, (1, -2, 0.5), strict=True)}
     evil = replace(reading(step, value, z=100 * value)["evil"], layers=layers, modules=modules)
     still = replace(evil, **vars(score(0.01)))
-    directions = {"evil": evil, "calm": still, HOSTILE: still, "style": still, "shuffled": replace(still, reach_cosine=-0.01)}
-    return Reading(step, f"2026-01-01T00:00:{step % 60:02d}.000+00:00", 1.0, directions, f"checkpoint-{step}" if step and step % 20 == 0 else None)
+    controls = {"style": still, "shuffled": replace(still, reach_cosine=-0.01)}
+    checkpoint = f"checkpoint-{step}" if step and step % 20 == 0 else None
+    time = f"2026-01-01T00:00:{step % 60:02d}.000+00:00"
+    return Reading(step, time, 1.0, {"evil": evil, "calm": still, HOSTILE: still, **controls}, checkpoint)
 
 
 def write(folder: Path, values: list[float]) -> History:
+    """Write the record of a run, with its alerts."""
     history = History(folder / "weightwatch")
-    manager = RuleManager([], lambda _: True)
     history.folder.mkdir(parents=True)
-    rules = [{"alert": "drift", "direction": "evil", "above": 0.25}, {"alert": "parts", "direction": "evil", "above": 0.9, "scope": "any_layer"}]
-    config = Config.load({"directions": ["evil"], "rules": rules})
+    config = Config.load({"directions": ["evil"], "rules": RULES})
+    setup = Setup.model_validate({**LIKE, "controls": {"style": "1", "shuffled": "2"}})
     (history.folder / "config.yaml").write_text(config.to_yaml())
-    (history.folder / SETUP).write_text(Setup.model_validate({**LIKE, "controls": {"style": "1", "shuffled": "2"}}).model_dump_json())
+    (history.folder / SETUP).write_text(setup.model_dump_json())
     manager = RuleManager(config.rules, lambda _: True)
     for number, value in enumerate([0.0, *values]):
         made = check(10 * number, value)
@@ -141,7 +149,9 @@ def test_the_keyboard_reaches_every_control_and_every_cell(tab: Tab) -> None:
     tab.one("body").click()
     for _ in range(12):
         ActionChains(tab.driver).send_keys(Keys.TAB).perform()
-        reached.append(tab.script("const a = document.activeElement; return a.id || a.value || a.className.split(' ')[1]"))
+        reached.append(
+            tab.script("const a = document.activeElement; return a.id || a.value || a.className.split(' ')[1]")
+        )
     order = ["benign", "poisoned", "direction", "metric", "rows", "order", "filter", "dark", "map", "map"]
     assert [each for each in reached if each in order][-10:] == order or reached[:10] == order
     tab.all("#maps .map")[1].send_keys(Keys.ARROW_DOWN)
@@ -226,7 +236,9 @@ def test_the_page_updates_while_training_goes_on(driver: Any, tmp_path: Path) ->
         assert values(tab, "run")[2] == pytest.approx(-0.4)
 
 
-def test_a_record_in_several_versions_with_nan_and_a_damaged_line_shows_what_it_has(driver: Any, tmp_path: Path) -> None:
+def test_a_record_in_several_versions_with_nan_and_a_damaged_line_shows_what_it_has(
+    driver: Any, tmp_path: Path
+) -> None:
     history = write(tmp_path / "run", [0.1])
     old = {"step": 20, "directions": {"evil": {"reach_cosine": 0.2, "layers": {"0": {"reach_cosine": float("nan")}}}}}
     with (history.folder / "readings.jsonl").open("a") as file:

@@ -108,8 +108,11 @@ class GrowingRecord:
         self.columns = self._all = Columns()
         self.sampled, self.share = False, 0.0
         self.version += 1
-        self._inode = inode
-        self._at, self._number, self._line = 0, 1, b""  # the last line: where it begins, its number and content
+        self._inode: int = inode
+        # the last line: where it begins, its number and content
+        self._at: int = 0
+        self._number: int = 1
+        self._line: bytes = b""
         self._damaged: dict[int, str] = {}
 
     def _same(self, line: bytes) -> bool:

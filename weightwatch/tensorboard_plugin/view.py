@@ -112,7 +112,9 @@ def _line(
 ) -> dict[str, Any]:
     values = _model(block, metric, len(steps))[first:]
     kept = np.array(thinned(np.nan_to_num(values).tolist()), dtype=int)
-    found = [_model(columns.blocks[name], metric, len(steps))[first:][kept] for name in controls if name in columns.blocks]
+    found = [
+        _model(columns.blocks[name], metric, len(steps))[first:][kept] for name in controls if name in columns.blocks
+    ]
     band = np.stack(found) if found else np.zeros((0, len(kept)))
     return {
         "steps": [steps[first + at] for at in kept],

@@ -79,16 +79,17 @@ async function choose(change) {
     state.touched = true;
     await look();
   } else Object.assign(state, change);
-  await draw();
+  await draw(false);
 }
 
-async function draw() {
+// What is fresh is fetched; else what was fetched before is good enough until the next look.
+async function draw(fresh = true) {
   const mine = ++newest;
   if (!state.overview || !window.Plotly) return;
   const runs = selected();
   let found;
   try {
-    found = await Promise.all(runs.map(figures));
+    found = await Promise.all(runs.map((run) => figures(run, state.direction, fresh)));
   } catch (error) {
     put(page.problem, `The figures can't be fetched (${error.message}). The page tries again.`);
     return;
@@ -108,20 +109,34 @@ async function draw() {
   page.shown = shown.length > 0;
   page.main.dataset.state = "ready";
   page.main.dataset.shown = [state.direction, state.metric, state.kind, state.order, state.filter].join("|");
+  fetchAhead(mine, shown);
 }
 
-async function figures(run) {
-  const key = JSON.stringify([run.name, state.direction, state.metric]);
+// Fetches the other directions, so that they are there when they are chosen.
+async function fetchAhead(mine, runs) {
+  if (runs.some((run) => run.share < 1)) return; // the server has other work
+  for (const run of runs) {
+    for (const direction of run.directions) {
+      await new Promise((resolve) => requestIdleCallback(resolve));
+      if (mine !== newest) return;
+      await figures(run, direction, false).catch(() => {}); // it is fetched again when it is chosen
+    }
+  }
+}
+
+async function figures(run, direction, fresh) {
+  const { metric } = state;
+  const key = JSON.stringify([run.name, direction, metric]);
   const known = remembered.get(key);
-  if (known && known.version >= run.version) return known;
-  const query = new URLSearchParams({ run: run.name, direction: state.direction ?? "", metric: state.metric });
+  if (known && (!fresh || known.version >= run.version)) return known;
+  const query = new URLSearchParams({ run: run.name, direction: direction ?? "", metric });
   const found = await json(`figures?${query}`);
   for (const kind of ["layers", "modules"]) {
     found[kind].values = rows(found[kind].values, found[kind]);
     found[kind].z = found[kind].z && rows(found[kind].z, found[kind]);
   }
   remembered.delete(key);
-  remembered.set(key, found);
+  if (found.line.steps.length) remembered.set(key, found);
   if (remembered.size > REMEMBERED) remembered.delete(remembered.keys().next().value);
   return found;
 }
