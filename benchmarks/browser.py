@@ -108,7 +108,8 @@ class Tab:
 
     def choose(self, control: str, value: str) -> None:
         """Choose a value in a list, and wait until it is drawn."""
-        Select(self.one(f"#{control}")).select_by_value(value)
+        options = Select(self.one(f"#{control}")).options
+        next(option for option in options if option.get_attribute("value") == value).click()
         self.wait_until_ready()
 
     def options(self, control: str) -> list[str]:

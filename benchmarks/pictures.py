@@ -12,7 +12,7 @@ from PIL import Image
 from benchmarks.browser import MISSING, Tab, chromium, tensorboard
 
 DOCS = Path(__file__).parent.parent / "docs"
-COLOURS = 128  # in the file, which is so of a fraction of the size
+COLOURS = 256  # in a file, which makes it much smaller
 
 
 def take(log_dir: Path, folder: Path) -> None:

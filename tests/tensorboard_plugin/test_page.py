@@ -146,14 +146,11 @@ def test_pointing_at_a_cell_tells_its_layer_step_value_and_z(tab: Tab) -> None:
 
 def test_the_keyboard_reaches_every_control_and_every_cell(tab: Tab) -> None:
     reached = []
-    tab.one("body").click()
-    for _ in range(12):
+    tab.script("document.querySelector('.runs input').focus()")
+    while reached.count("map") < 2:
+        reached.append(tab.script("const at = document.activeElement; return at.id || at.value || at.classList[1]"))
         ActionChains(tab.driver).send_keys(Keys.TAB).perform()
-        reached.append(
-            tab.script("const a = document.activeElement; return a.id || a.value || a.className.split(' ')[1]")
-        )
-    order = ["benign", "poisoned", "direction", "metric", "rows", "order", "filter", "dark", "map", "map"]
-    assert [each for each in reached if each in order][-10:] == order or reached[:10] == order
+    assert reached == ["benign", "poisoned", "direction", "metric", "rows", "order", "filter", "dark", "map", "map"]
     tab.all("#maps .map")[1].send_keys(Keys.ARROW_DOWN)
     assert tab.text("#cell") == "poisoned, layer 0, step 30: reach cosine +0.3000, z +30.00"
     tab.all("#maps .map")[1].send_keys(Keys.ARROW_DOWN, Keys.ARROW_LEFT)

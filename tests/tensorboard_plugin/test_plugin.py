@@ -37,6 +37,8 @@ def test_every_tensorboard_loads_it_so_it_needs_no_torch() -> None:
 
 
 def test_the_tab_is_there_where_it_has_something_to_show(tmp_path: Path) -> None:
+    assert plugin(tmp_path).is_active()  # nothing of anybody is there yet: it says what to do
+    (tmp_path / "events.out.tfevents.1").touch()
     assert not plugin(tmp_path).is_active()
     record(tmp_path / "run", [0.1])
     assert plugin(tmp_path).is_active()

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ class Found:
         elsewhere: Event folders of runs whose record is not in a log dir, and the output folder of each. It is None
             where the events are not in the output folder.
         links: Links that lead out of the log dirs. They are not followed.
+        events: Whether there are event files at all, of weightwatch or of others.
     """
 
     records: dict[str, Path] = field(default_factory=dict)
     elsewhere: dict[Path, Path | None] = field(default_factory=dict)
     links: list[Path] = field(default_factory=list)
+    events: bool = False
 
 
 class LogDirs:
@@ -71,16 +73,18 @@ class LogDirs:
 
     def search(self) -> Found:
         """Return the records, and what tells of others. Hidden folders and checkpoints have none."""
-        found = Found()
+        found, events = Found(), False
         for root, group in self._groups.items():
             for folder, folders, files in _walk(root, found.links):
+                with_events = any(name.startswith("events.out.tfevents") for name in files)
+                events = events or with_events
                 if READINGS in files or (NOTE in files and folder.name.startswith("weightwatch")):
                     name = _name(folder, root, group)
                     found.records[name if name not in found.records else str(folder)] = folder
-                elif any(name.startswith("events.out.tfevents") for name in files):
+                elif with_events:
                     self._note_events(folder, found.elsewhere)
                 folders[:] = sorted(name for name in folders if name[0] != "." and not _CHECKPOINT.fullmatch(name))
-        return found
+        return replace(found, events=events)
 
     def _note_events(self, folder: Path, elsewhere: dict[Path, Path | None]) -> None:
         """Note an event folder whose record is in none of the log dirs."""

@@ -47,11 +47,12 @@ class WeightWatchPlugin(base_plugin.TBPlugin):
         return {path: Request.application(self._first(route)) for path, route in routes.items()}
 
     def is_active(self) -> bool:
-        """Whether there is anything to show: a run, or a hint where one is."""
+        """Whether there is anything to show: a run, or a hint where one is. In an empty log dir the tab says what to do."""
         self._library.refresh()
         if not self._library.searched.wait(_PATIENCE):
             return True  # the search takes long, and the page says so
-        return bool(self._library.runs or self._library.found.elsewhere)
+        found = self._library.found
+        return bool(found.records or found.elsewhere or not found.events)
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
         """Return the tab's name, and the module that draws it."""

@@ -70,8 +70,8 @@ function drawOne(plot, { run, map, rows, most, what, metric, cell, tip }) {
   const drawn = layout({
     height: Math.min(820, Math.max(190, 70 + 16 * rows.length)),
     margin: { l: 40, r: 8, t: 8, b: 36 },
-    xaxis: { ...axis, title: { text: "step" }, ...ticks(map.steps, 8) },
-    yaxis: { ...axis, autorange: "reversed", ...ticks(names.map(plain), 40) },
+    xaxis: { ...axis, range: [-0.5, map.steps.length - 0.5], title: { text: "step" }, ...ticks(map.steps, 8) },
+    yaxis: { ...axis, range: [rows.length - 0.5, -0.5], ...ticks(names.map(plain), 40) },
     annotations: largest(map, rows),
   });
   window.Plotly.react(plot, [trace], drawn, CONFIG);
