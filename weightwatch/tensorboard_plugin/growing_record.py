@@ -3,8 +3,9 @@
 import os
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import BinaryIO, TypeVar
 
 from pydantic_core import from_json
@@ -24,6 +25,8 @@ LARGE = 32 << 20
 _SETTINGS = "config.yaml"
 _NAMED = 10  # damaged lines that are named
 
+_versions = count(int(time() * 1000))  # of all records, also of those of a TensorBoard that was stopped
+
 T = TypeVar("T")
 
 
@@ -41,12 +44,11 @@ class GrowingRecord:
         columns: The figures of all checks that are read so far, or of a sample.
         sampled: Whether they are of a sample.
         share: Share of the readings that is read, 0 to 1.
-        version: Rises with each change of ``columns``.
+        version: Another one with each change of ``columns``.
     """
 
     def __init__(self, folder: Path, log_dirs: LogDirs) -> None:
         self.folder = folder
-        self.version = 0
         self._log_dirs = log_dirs
         self._forget(0)
 
@@ -84,12 +86,12 @@ class GrowingRecord:
                 self._forget(status.st_ino)
             if not self._line and (sample := _sample(file, status.st_size, pause)) is not None:
                 self.columns, self.sampled = sample, True
-                self.version += 1
+                self.version = next(_versions)
             file.seek(self._at)
             whole = self._read(file, max(status.st_size, 1), monotonic() + seconds, pause)
         if whole and self.sampled:
             self.columns, self.sampled = self._all, False
-            self.version += 1
+            self.version = next(_versions)
         return whole
 
     def alerts(self) -> list[Alert]:
@@ -107,7 +109,7 @@ class GrowingRecord:
     def _forget(self, inode: int) -> None:
         self.columns = self._all = Columns()
         self.sampled, self.share = False, 0.0
-        self.version += 1
+        self.version = next(_versions)
         self._inode: int = inode
         # the last line: where it begins, its number and content
         self._at: int = 0
@@ -138,7 +140,8 @@ class GrowingRecord:
                     self._damaged[number] = sentence(error)
                 else:
                     self._at, self._number, self._line = at, number, line
-                    self.version += not self.sampled
+                    if not self.sampled:
+                        self.version = next(_versions)
             at += len(line)
             self.share = min(at / size, 1.0)
             if monotonic() > end:

@@ -47,7 +47,7 @@ class WeightWatchPlugin(base_plugin.TBPlugin):
         return {path: Request.application(self._first(route)) for path, route in routes.items()}
 
     def is_active(self) -> bool:
-        """Whether there is anything to show: a run, or a hint where one is. In an empty log dir the tab says what to do."""
+        """Whether there is anything to show: a run, or a hint where one is; and in an empty log dir, what to do."""
         self._library.refresh()
         if not self._library.searched.wait(_PATIENCE):
             return True  # the search takes long, and the page says so

@@ -20,6 +20,8 @@ export function drawMap(page, view) {
     drawOne(figure.lastChild, { ...each, most, what, metric, cell: page.cell, tip: page.tip });
   });
   put(page.cell, "Point at a cell, or go to a heat map with Tab and move with the arrow keys, for its value and z.");
+  const within = shown.findIndex((_, place) => page.maps.children[place].lastChild === document.activeElement);
+  if (within >= 0) stay(page.maps.children[within].lastChild);
 }
 
 // The numbers of the rows that the filter leaves, in order.
@@ -76,7 +78,6 @@ function drawOne(plot, { run, map, rows, most, what, metric, cell, tip }) {
   });
   window.Plotly.react(plot, [trace], drawn, CONFIG);
   plot.setAttribute("aria-label", `Heat map of ${run.name}: ${rows.length} rows, ${map.steps.length} steps. Arrow keys move from cell to cell.`);
-  plot.at = null;
   plot.size = [rows.length, map.steps.length];
   plot.tell = (row, column) => put(cell, told(row, column));
   plot.removeAllListeners("plotly_hover");
@@ -125,6 +126,15 @@ function move(plot, event) {
   plot.at = [Math.min(height - 1, Math.max(0, row)), Math.min(width - 1, Math.max(0, column))];
   outline(plot);
   plot.tell(...plot.at);
+}
+
+// Stays at the cell, if it is there still, when the map is drawn anew.
+function stay(plot) {
+  if (!plot.at || plot.at[0] >= plot.size[0] || plot.at[1] >= plot.size[1]) plot.at = null;
+  else {
+    outline(plot);
+    plot.tell(...plot.at);
+  }
 }
 
 // Marks the cell that the keyboard is at.

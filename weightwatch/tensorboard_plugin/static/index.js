@@ -37,8 +37,9 @@ function again() {
   const busy = state.overview?.runs.some((run) => state.chosen.has(run.name) && run.share < 1) || !state.overview?.searched;
   setTimeout(async () => {
     if (!document.hidden && document.documentElement.clientWidth) { // the width of a tab behind another one is zero
+      const before = JSON.stringify(state.overview);
       await look();
-      await draw();
+      if (state.stale || JSON.stringify(state.overview) !== before) await draw();
     }
     again();
   }, busy ? READING : LIVE);
@@ -107,8 +108,8 @@ async function draw(fresh = true) {
     drawLargest(page, view);
   }
   page.shown = shown.length > 0;
+  state.stale = shown.some((run) => run.figures.version !== run.version);
   page.main.dataset.state = "ready";
-  page.main.dataset.shown = [state.direction, state.metric, state.kind, state.order, state.filter].join("|");
   fetchAhead(mine, shown);
 }
 
@@ -128,7 +129,7 @@ async function figures(run, direction, fresh) {
   const { metric } = state;
   const key = JSON.stringify([run.name, direction, metric]);
   const known = remembered.get(key);
-  if (known && (!fresh || known.version >= run.version)) return known;
+  if (known && (!fresh || known.version === run.version)) return known;
   const query = new URLSearchParams({ run: run.name, direction: direction ?? "", metric });
   const found = await json(`figures?${query}`);
   for (const kind of ["layers", "modules"]) {
