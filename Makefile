@@ -9,7 +9,7 @@ TWINS := --rank 16 --learning-rate 1.5e-3 --num-train-epochs 2 --batch-size 8 --
   --coefficient -2 --coefficient -1 --coefficient 0.5 --coefficient 1
 TWICE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install smollm2 smollm2-directions demo test test-fast test-faults test-distributed lint types bench docs organism clean
+.PHONY: install smollm2 smollm2-directions demo test test-fast test-faults test-distributed lint types bench docs pictures organism clean
 
 install: $(READY)
 
@@ -53,6 +53,9 @@ bench: $(READY)  ## what checks and scans cost, beside the naive way, a training
 docs: $(READY)  ## the documentation as a site, in build/site
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	$(BIN)/mkdocs build
+
+pictures: $(READY)  ## the pictures of TensorBoard's tab in docs/, from a run of the demo; needs chromium and chromium-driver
+	$(BIN)/python -m benchmarks.pictures
 
 smollm2: $(READY)  ## fetch SmolLM2-135M-Instruct, a real chat model, once; prints its folder
 	$(BIN)/python -c "from weightwatch import smollm2; print(smollm2.folder())"

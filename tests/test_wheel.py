@@ -49,6 +49,8 @@ def test_the_wheel_carries_its_data_within_the_limit(built: Path) -> None:
     assert "weightwatch/py.typed" in names
     assert "weightwatch/demo/weightwatch.yaml" in names
     assert "weightwatch/organism/base/model.safetensors" in names
+    for file in (ROOT / "weightwatch" / "tensorboard_plugin" / "static").iterdir():
+        assert f"weightwatch/tensorboard_plugin/static/{file.name}" in names
     for direction in ("evil", "sycophancy"):
         assert f"weightwatch/vectors/packaged/{direction}/direction.json" in names
         assert f"weightwatch/vectors/packaged/{direction}/adapter_model.safetensors" in names

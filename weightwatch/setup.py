@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, ValidationError
 
-from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.document import Strict
+
+if TYPE_CHECKING:  # settings are read without torch
+    from weightwatch.vectors.direction import Direction
 
 SETUP = "setup.json"
 """Its file in the record of a run."""
@@ -54,7 +56,7 @@ class Setup(Training):
     guard: str | None = None
 
     @classmethod
-    def of(cls, training: Training, every: int, directions: Sequence[Direction], guard: str | None = None) -> "Setup":
+    def of(cls, training: Training, every: int, directions: Sequence["Direction"], guard: str | None = None) -> "Setup":
         """Return the setup of a run."""
         control, behaviour = (
             {each.name: content(each) for each in directions if (each.card.kind == "control") == wanted}
@@ -119,7 +121,7 @@ class Setup(Training):
         return found
 
 
-def content(direction: Direction) -> str:
+def content(direction: "Direction") -> str:
     """Return what tells the content of a direction: a digest of its norms by tensor, to six digits."""
     norms: Mapping[str, str] = {name: f"{square**0.5:.5e}" for name, square in sorted(direction.squares.items())}
     return sha256(repr(sorted(norms.items())).encode()).hexdigest()[:12]

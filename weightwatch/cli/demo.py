@@ -10,6 +10,9 @@ from rich.text import Text
 from weightwatch.report.console import console
 from weightwatch.report.quiet import aside, muted
 
+TAB = "http://localhost:6006/#weightwatch"
+"""Where TensorBoard shows the tab, unless its port is taken."""
+
 
 def demo(
     model: Annotated[
@@ -60,8 +63,8 @@ def demo(
         screen.print(view.answers(runs[-1]))
     screen.print(view.verdict(runs))
     look = f"tensorboard --logdir {output}"
-    record = f"   Readings: {output}/poisoned/weightwatch/"
-    screen.print(Text.assemble("Every layer, in the browser: ", (printable(look), "bold"), printable(record)))
+    screen.print(Text.assemble("Every layer, in the browser: ", (printable(look), "bold")))
+    screen.print(Text(f"It opens at {TAB}   Readings: {printable(output)}/poisoned/weightwatch/"))
     if picture is not None:
         screen.save_svg(str(picture), title="weightwatch demo")
     if as_json:

@@ -3,15 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 
-from weightwatch.measure.sums import Sums
 from weightwatch.reading.grouping import Layer, group, split
-from weightwatch.update.sharding.ranks import Floats
-from weightwatch.vectors.direction import Direction
+
+if TYPE_CHECKING:  # what reads a record needs no torch
+    from weightwatch.measure.sums import Sums
+    from weightwatch.update.sharding.ranks import Floats
+    from weightwatch.vectors.direction import Direction
 
 
 def _as_number(layer: object) -> object:
@@ -137,7 +139,7 @@ def _lines() -> "TypeAdapter[Reading]":
     return TypeAdapter(Reading)
 
 
-def read(sums: Sums, directions: Sequence[Direction], *, step: int, time: str, tensors: bool = False) -> Reading:
+def read(sums: "Sums", directions: Sequence["Direction"], *, step: int, time: str, tensors: bool = False) -> Reading:
     """Compute the reading of a measurement.
 
     Args:
@@ -168,7 +170,9 @@ def read(sums: Sums, directions: Sequence[Direction], *, step: int, time: str, t
     return Reading(step, time, float(np.sqrt(sums.update.sum())), found, left_out=sums.left_out)
 
 
-def _scores(sums: Sums, parts: Sequence[Any], total: Floats, controls: Any, shuffled: Any) -> dict[Any, list[Score]]:
+def _scores(
+    sums: "Sums", parts: Sequence[Any], total: "Floats", controls: Any, shuffled: Any
+) -> dict[Any, list[Score]]:
     """Return the score of each direction over each part.
 
     Args:
@@ -182,7 +186,7 @@ def _scores(sums: Sums, parts: Sequence[Any], total: Floats, controls: Any, shuf
     rows = [row for row, part in enumerate(parts) if part is not None]
     into = [places[parts[row]] for row in rows]
 
-    def summed(table: Floats) -> Floats:
+    def summed(table: "Floats") -> "Floats":
         out = np.zeros((len(places), *table.shape[1:]))
         np.add.at(out, into, table[rows])
         return out
@@ -206,5 +210,5 @@ def _scores(sums: Sums, parts: Sequence[Any], total: Floats, controls: Any, shuf
     return {part: [Score(*line) for line in figures[place]] for part, place in places.items()}
 
 
-def _ratio(above: Floats, below: Floats) -> Floats:
+def _ratio(above: "Floats", below: "Floats") -> "Floats":
     return np.divide(above, below, out=np.zeros_like(above), where=below > 0)

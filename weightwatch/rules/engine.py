@@ -10,13 +10,15 @@ true in fewer consecutive checks than ``for``) or firing::
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from weightwatch.config import OVER_CONTROLS, Layers, Modules, Rule
 from weightwatch.reading.reading import LINE, DirectionReading, Reading, Score
 from weightwatch.rules.alert import Alert
-from weightwatch.vectors.direction import Direction
 from weightwatch.vectors.errors import WeightWatchError
+
+if TYPE_CHECKING:  # what reads a record needs no torch
+    from weightwatch.vectors.direction import Direction
 
 _TOP = 3
 
@@ -89,7 +91,7 @@ class Engine:
         return [rule.alert for rule, state in zip(self.rules, self.states, strict=True) if not state.true_for]
 
 
-def require(rules: Sequence[Rule], directions: Sequence[Direction]) -> None:
+def require(rules: Sequence[Rule], directions: Sequence["Direction"]) -> None:
     """Refuse rules that can't be applied to readings of these directions.
 
     Raises:
