@@ -18,7 +18,7 @@ class Reporting:
     """Calls the reporters of one run, and notes their faults and what could not be written.
 
     Args:
-        reporters: The first reporters.
+        reporters: Further reporters. Those of ``add_own`` are called first, so the record waits for no network.
         history: The record of the run.
         faults: Takes the faults.
     """
@@ -34,7 +34,7 @@ class Reporting:
             events: TensorBoard run folder.
         """
         of_config = [TensorBoard(events)] * config.tensorboard + [Summary(self._history.folder)] * config.summary
-        self._reporters += [Log(), Recorder(self._history), *of_config]
+        self._reporters = [Log(), Recorder(self._history), *of_config, *self._reporters]
 
     def begin(self, run: Run) -> None:
         """Begin with a run. Reporters that fail here are not called again."""

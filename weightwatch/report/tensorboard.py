@@ -63,7 +63,7 @@ class TensorBoard(Reporter):
                 if reading is not None:
                     self._add(reading, firing)
                 for alert in raised:
-                    self._writer.add_text(f"alerts/{alert.alert}", _markdown(alert.describe()), alert.step)
+                    self._writer.add_text(f"alerts/{alert.alert}", literal(alert.describe()), alert.step)
             self._writer.flush()
         except BaseException:
             self._writer = None
@@ -94,8 +94,8 @@ class TensorBoard(Reporter):
                 self._writer.add_scalar(f"{name}.modules/cosine/{module}", score.cosine, reading.step)
 
 
-def _markdown(text: str) -> str:
-    """Return text without links, pictures and tags, which TensorBoard would show."""
+def literal(text: str) -> str:
+    """Return text as Markdown without links, pictures and tags, which TensorBoard would show."""
     return re.sub(r"[\\\[]", r"\\\g<0>", html.escape(text, quote=False))
 
 
