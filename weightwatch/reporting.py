@@ -33,7 +33,9 @@ class Reporting:
             config: The settings.
             events: TensorBoard run folder.
         """
-        of_config = [TensorBoard(events)] * config.tensorboard + [Summary(self._history.folder)] * config.summary
+        of_config = [TensorBoard(events, self._history)] * config.tensorboard + [
+            Summary(self._history.folder)
+        ] * config.summary
         self._reporters = [Log(), Recorder(self._history), *of_config, *self._reporters]
 
     def begin(self, run: Run) -> None:

@@ -1,10 +1,13 @@
-"""Plots for papers and slides, drawn with matplotlib and written to a file."""
+"""Plots for papers, slides and dashboards, drawn with matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from weightwatch.reading.grouping import Layer
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.printable import printable
 
@@ -108,6 +111,48 @@ def bars(values: Mapping[str, float], file: str | Path, labels: tuple[str, str],
     axes.tick_params(axis="x", labelrotation=90 if len(values) > 12 else 0, labelsize=8)
     _labelled(axes, labels, title)
     return _saved(figure, file)
+
+
+def layers_over_steps(steps: Sequence[int], columns: Sequence[Mapping[Layer, float]], title: str) -> "Figure":
+    """Return a heat map of the reach cosine by layer (rows) and check (columns).
+
+    Args:
+        steps: The step of each column.
+        columns: Reach cosines by layer.
+        title: Title of the plot.
+    """
+    figure, axes = _axes(6.4, min(16.0, 1.4 + 0.14 * len(_rows(columns))))
+    draw_layers(axes, steps, columns, title)
+    return figure
+
+
+def draw_layers(axes: "Axes", steps: Sequence[int], columns: Sequence[Mapping[Layer, float]], title: str) -> None:
+    """Draw a heat map as ``layers_over_steps`` does, on given axes."""
+    from matplotlib import colormaps
+
+    rows = _rows(columns)
+    values = np.array([[column.get(row, np.nan) for column in columns] for row in rows])
+    most = float(np.nanmax(np.abs(values))) or 1.0
+    colours = colormaps["RdBu_r"].with_extremes(bad="0.92")
+    image = axes.imshow(values, cmap=colours, vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
+    for axis, names in ((axes.xaxis, steps), (axes.yaxis, rows)):
+        places = np.unique(np.linspace(0, len(names) - 1, 8).round().astype(int))
+        axis.set_ticks(places, [_plain(str(names[place])) for place in places])
+    axes.figure.colorbar(image, ax=axes, label="reach cosine")
+    _labelled(axes, ("step", "layer"), title)
+
+
+def pixels(figure: "Figure") -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+    """Return a plot as an image: height × width × 3, from 0 to 255."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3]
+
+
+def _rows(columns: Sequence[Mapping[Layer, float]]) -> list[Layer]:
+    return list(dict.fromkeys(layer for column in columns for layer in column))
 
 
 def _axes(width: float, height: float) -> "tuple[Figure, Axes]":
