@@ -8,6 +8,7 @@ from weightwatch.config import Config
 from weightwatch.faults import Faults, attempt
 from weightwatch.record.journal import Journal
 from weightwatch.report.base import Reporter, Run
+from weightwatch.report.live import Live
 from weightwatch.report.log import Log
 from weightwatch.report.recorder import Recorder
 from weightwatch.report.tensorboard import TensorBoard
@@ -33,10 +34,9 @@ class Reporting:
             config: The settings.
             events: TensorBoard run folder.
         """
-        of_config = [TensorBoard(events, self._history)] * config.tensorboard + [
-            Summary(self._history.folder)
-        ] * config.summary
-        self._reporters = [Log(), Recorder(self._history), *of_config, *self._reporters]
+        board = [TensorBoard(events, self._history)] * config.tensorboard
+        terminal = [Live(), Summary(self._history.folder)] * config.summary
+        self._reporters = [Log(), Recorder(self._history), *board, *terminal, *self._reporters]
 
     def begin(self, run: Run) -> None:
         """Begin with a run. Reporters that fail here are not called again."""
