@@ -4,6 +4,7 @@ import subprocess
 import sys
 import termios
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 
 import pyte
@@ -67,7 +68,7 @@ def test_on_a_terminal_the_line_is_below_the_trainers_bar_and_is_gone_at_the_end
     for part in written.split(up):
         stream.feed(part)
         rows = [row.rstrip() for row in screen.display]
-        for bar, line in zip(rows, rows[1:], strict=False):
+        for bar, line in pairwise(rows):
             if "/8 [" in bar and line.startswith("step "):
                 together.add(line.split("  ")[0])
                 assert line.split("  ")[1] == "ALERT moved"
