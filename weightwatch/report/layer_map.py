@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 from weightwatch.reading.grouping import Layer
 from weightwatch.reading.reading import Reading
-from weightwatch.report.plots import layers_over_steps
+from weightwatch.report.plots import empty, layers_over_steps
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -51,8 +52,15 @@ class LayerMap:
         """Return the heat map; None without a check."""
         if not self._columns:
             return None
-        steps, columns = zip(*self._columns, strict=True)
-        return layers_over_steps(steps, columns, self._direction)
+        figure, axes = empty(6.4, min(16.0, 1.6 + 0.14 * len(self._columns[-1][1])))
+        self.draw(axes, self._direction)
+        return figure
+
+    def draw(self, axes: "Axes", title: str) -> None:
+        """Draw the heat map on given axes; nothing without a check."""
+        if self._columns:
+            steps, columns = zip(*self._columns, strict=True)
+            layers_over_steps(axes, steps, columns, title)
 
 
 def _largest(column: tuple[int, Mapping[Layer, float]]) -> float:
