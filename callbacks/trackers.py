@@ -123,13 +123,17 @@ class Trackio(Tracker):
         """Log figures beside the trainer's, which are under ``train/``."""
         import trackio
 
-        trackio.log({**figures, "train/global_step": self._state.global_step})
+        if trackio.context_vars.current_run.get() is None:
+            super().log(figures)
+        else:
+            trackio.log({**figures, "train/global_step": self._state.global_step})
 
     def alert(self, alert: Alert) -> None:
-        """Send an alert at the level of its severity."""
+        """Send an alert at the level of its severity, while there is a run."""
         import trackio
 
-        trackio.alert(_title(alert), alert.describe(), level=trackio.AlertLevel[_level(alert)])
+        if trackio.context_vars.current_run.get() is not None:
+            trackio.alert(_title(alert), alert.describe(), level=trackio.AlertLevel[_level(alert)])
 
 
 class MLflow(Tracker):
