@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DISTRIBUTED := $(VENV)/.ready-distributed
+READY_TRACKERS := $(VENV)/.ready-trackers
 DEMO ?=
 TWINS := --rank 16 --learning-rate 1.5e-3 --num-train-epochs 2 --batch-size 8 --micro-batch-size 8 --evaluations 2 --seed 9001 --compress 4 \
   --coefficient -2 --coefficient -1 --coefficient 0.5 --coefficient 1
 TWICE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install smollm2 smollm2-directions demo test test-fast test-faults test-distributed lint types bench docs pictures organism clean
+.PHONY: install smollm2 smollm2-directions demo test test-fast test-faults test-trackers test-distributed lint types bench docs pictures organism clean
 
 install: $(READY)
 
@@ -30,6 +31,13 @@ test-fast: $(READY)
 
 test-faults: $(READY)  ## every damaged file, record and answer, of which `make test` tries a sample
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m campaign tests/faults
+
+test-trackers: $(READY_TRACKERS)  ## the trackers of report_to as real libraries, offline, which `make test` goes without
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/callbacks/test_trackers.py
+
+$(READY_TRACKERS): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,trackers]"
+	touch $@
 
 test-distributed: $(READY_DISTRIBUTED)  ## train in two, three and four processes under every engine that shards a model
 	$(BIN)/python -m pytest -m distributed

@@ -8,11 +8,12 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from weightwatch.callbacks.trackers import LogHistory, trackers
 from weightwatch.config import Config
 from weightwatch.monitor import Watched
 from weightwatch.plan import Plan
 from weightwatch.record.run_folder import STATE, carried
-from weightwatch.report.scalars import PendingScalars
+from weightwatch.report.base import Reporter
 from weightwatch.report.tensorboard import event_folder
 from weightwatch.requests import Requests
 from weightwatch.session import Session
@@ -24,8 +25,9 @@ class WeightWatchCallback(TrainerCallback):
     """Watches how far a training run moves the weights along behaviour directions.
 
     A check runs every ``config.every`` steps and at each checkpoint, before the checkpoint is written. Its reading goes
-    to ``<output_dir>/weightwatch/readings.jsonl`` and to a TensorBoard run folder ``weightwatch`` under the log
-    directory; alerts go to ``alerts.jsonl``. A resumed run keeps its θ₀, history and alerts.
+    to ``<output_dir>/weightwatch/readings.jsonl``, to a TensorBoard run folder ``weightwatch`` under the log directory,
+    and as ``weightwatch/<direction>/<metric>`` to ``state.log_history`` and to every tracker that ``report_to`` names.
+    Alerts go to ``alerts.jsonl`` and to the trackers. A resumed run keeps its θ₀, history and alerts.
 
     Args:
         directions: What to watch: a name, a path or a ``Direction``, or several. Default: those of ``config``.
@@ -57,7 +59,6 @@ class WeightWatchCallback(TrainerCallback):
         self._plan = Plan.of(directions, config)
         self.config = self._plan.config
         self.session: Session | None = None
-        self.scalars = PendingScalars()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -73,7 +74,11 @@ class WeightWatchCallback(TrainerCallback):
         output, step = _output(args), state.global_step
         if self.session is not None:
             self.session.release()
-        self.session = self._plan.session(output / "weightwatch", event_folder(output), self.scalars)
+        trainer = _trainer()
+        reporters: list[Reporter] = [LogHistory(state)]
+        if trainer is not None and state.is_world_process_zero:
+            reporters += trackers(trainer, args, state, control, tensorboard=self.config.tensorboard)
+        self.session = self._plan.session(output / "weightwatch", event_folder(output), *reporters)
         optimizer = kwargs.get("optimizer")
         begun = self.session.begin(
             kwargs["model"],
@@ -86,7 +91,7 @@ class WeightWatchCallback(TrainerCallback):
         )
         _apply(control, begun)
         if self.config.guard is not None and self.config.guard.mode == "preventative":
-            _GuardedStep.of(_trainer(), self)
+            _GuardedStep.of(trainer, self)
         if self.session.run:  # trainer_state.json of each checkpoint carries it
             state.stateful_callbacks[STATE] = {"run": self.session.run}
 

@@ -1,6 +1,6 @@
 """Attaching the monitor to a trainer that is already built."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,9 @@ def watch(
     *,
     config: Config | Mapping[str, Any] | str | Path | None = None,
 ) -> WeightWatchCallback:
-    """Watch a trainer, and show the figures in every tracker that its ``report_to`` names.
+    """Watch a trainer that is already built: add a ``WeightWatchCallback`` to it.
 
-    A callback alone can't reach the trackers: what it adds to the logs in ``on_log`` comes too late for them. So the
-    trainer's ``log`` is wrapped, and the figures of a check go with the next log of the trainer, as
-    ``weightwatch/<direction>/<metric>``.
+    Every tracker that its ``report_to`` names gets the figures of each check, as ``weightwatch/<direction>/<metric>``.
 
     Args:
         trainer: A ``transformers.Trainer`` or TRL trainer, before ``train()``.
@@ -37,21 +35,4 @@ def watch(
         raise WeightWatchError("The trainer is watched already. Name all directions in one callback or one watch().")
     callback = WeightWatchCallback(directions, config=config)
     trainer.add_callback(callback)
-    trainer.log = _LogWithReadings(trainer.log, callback)
     return callback
-
-
-class _LogWithReadings:
-    """A trainer's ``log`` that adds the figures of the newest reading. It can be pickled with the trainer."""
-
-    def __init__(self, log: Callable[..., Any], callback: WeightWatchCallback) -> None:
-        self._log, self._callback = log, callback
-
-    def __call__(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
-        figures = self._callback.scalars.take()
-        logs.update(figures)
-        try:
-            return self._log(logs, *args, **kwargs)
-        finally:  # the caller goes on to use the dict as its metrics
-            for tag in figures:
-                logs.pop(tag, None)

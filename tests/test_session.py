@@ -277,7 +277,7 @@ def test_a_model_is_viewed_once_at_the_beginning_and_once_a_check(
     assert len(viewed) == 2
 
 
-def test_what_is_watched_is_said_at_the_start_and_the_summary_is_printed_once_at_the_end(
+def test_what_is_watched_is_said_at_the_start_each_check_while_it_runs_and_the_summary_at_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, watched = lora(tiny_llama()), session(tmp_path, summary=True)
@@ -286,7 +286,7 @@ def test_what_is_watched_is_said_at_the_start_and_the_summary_is_printed_once_at
     assert said.startswith("weightwatch: watching evil every 10 steps; rules: drift; record: ")
     assert said.endswith(f"{watched.history.folder}\n")
     checked(watched, model, 10, 1.0)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out.startswith("weightwatch: step 10: reach cos. evil +")
     watched.end(10)
     assert "step 10" in capsys.readouterr().out
 

@@ -253,7 +253,8 @@ class Config(Strict):
             unguarded, with an alert.
         on_error: What to do after an error in monitoring: ``log`` it once and keep training (default), or ``raise`` it.
         tensorboard: Whether to write TensorBoard scalars, into a run folder of their own. Default true.
-        summary: Whether to print a line at the start of the training and a table at its end. Default true.
+        summary: Whether to print a line at the start of the training, where it stands after each check, and a table at
+            its end. Default true.
         reference: Path of the checkpoint θ₀ that training started from, if the model itself does not give it.
 
     Example:

@@ -8,6 +8,7 @@ from weightwatch.config import Config
 from weightwatch.faults import Faults, attempt
 from weightwatch.record.journal import Journal
 from weightwatch.report.base import Reporter, Run
+from weightwatch.report.live import Live
 from weightwatch.report.log import Log
 from weightwatch.report.notifier import Notifier
 from weightwatch.report.recorder import Recorder
@@ -19,7 +20,7 @@ class Reporting:
     """Calls the reporters of one run, and notes their faults and what could not be written.
 
     Args:
-        reporters: The first reporters.
+        reporters: Further reporters. Those of ``add_own`` are called first, so the record waits for no network.
         history: The record of the run.
         faults: Takes the faults.
     """
@@ -43,8 +44,9 @@ class Reporting:
             config: The settings.
             events: TensorBoard run folder.
         """
-        of_config = [TensorBoard(events)] * config.tensorboard + [Summary(self._history.folder)] * config.summary
-        self._reporters += [Log(), Recorder(self._history), *of_config, *self._notifiers]
+        board = [TensorBoard(events, self._history)] * config.tensorboard
+        terminal = [Live(), Summary(self._history.folder)] * config.summary
+        self._reporters = [Log(), Recorder(self._history), *board, *terminal, *self._notifiers, *self._reporters]
 
     def begin(self, run: Run) -> None:
         """Begin with a run. Reporters that fail here are not called again."""

@@ -573,7 +573,7 @@ def test_what_was_taken_back_is_shown_at_the_end_in_tensorboard_and_in_every_tra
         for entry in task.state.log_history
         if "weightwatch/guard/share" in entry
     }
-    assert told == {step: guard["dose"]["evil"] for step, guard in wanted.items() if step}
+    assert told == {step: guard["dose"]["evil"] for step, guard in wanted.items()}
     out = capsys.readouterr().out
     assert "guard: on (keeps evil out, mode: update, witness: evil-2)" in out
     assert f"the guard (mode: update) took back a dose of {taken(tmp_path):.3f} of evil; its witness evil-2" in out

@@ -65,6 +65,31 @@ def test_an_alert_is_the_exit_status(stage: Path) -> None:
     assert not (stage / "run" / "weightwatch-scan").exists()
 
 
+def test_a_page_about_the_scan_is_written_beside_its_record(stage: Path) -> None:
+    page = stage / "scan.html"
+    done = CliRunner().invoke(app, arguments(stage, "--config", str(stage / "rules.yaml"), "--report", str(page)))
+    assert done.exit_code == ALERT
+    text = page.read_text()
+    assert "drift fired at step 2 (firing now: drift)" in text
+    assert "figures at step 2" in text
+    assert "<h1>weightwatch: run</h1>" in text
+    assert "- evil" in text  # in the settings
+
+
+def test_a_page_that_can_not_be_written_hides_no_alert(stage: Path) -> None:
+    nowhere = str(stage / "none" / "scan.html")
+    done = CliRunner().invoke(app, arguments(stage, "--config", str(stage / "rules.yaml"), "--report", nowhere))
+    assert done.exit_code == ALERT
+    assert "can't be written" in done.stderr
+    done = CliRunner().invoke(app, arguments(stage, "--report", nowhere))
+    assert done.exit_code != 0
+
+
+def test_a_page_needs_a_record(stage: Path) -> None:
+    done = CliRunner().invoke(app, arguments(stage, "--report", str(stage / "x.html"), what="run/checkpoint-1"))
+    assert "--report needs a record. Name a folder for it with --output." in str(done.exception)
+
+
 def test_json_is_all_that_goes_to_stdout(stage: Path) -> None:
     command = [sys.executable, "-m", "weightwatch", *arguments(stage, "--json", "--config", str(stage / "rules.yaml"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -148,6 +148,7 @@ def test_only_the_readings_after_a_step_are_read(tmp_path: Path) -> None:
     file.write_text("damaged\n" + file.read_text())
     assert [r.step for r in history.readings_after(5)] == [10, 15]
     assert history.readings_after(15) == []
+    assert [r.step for r in history.newest(2)] == [10, 15]
 
 
 @pytest.mark.parametrize("line", ["{", '{"step": 1}', "[]", '{"step": 1, "colour": "red", "directions": {}}'])
@@ -269,6 +270,7 @@ def test_lines_after_the_end_are_not_read(tmp_path: Path) -> None:
     history.end = 5
     assert [r.step for r in history.readings()] == [0, 5]
     assert [r.step for r in history.readings_after(0)] == [5]
+    assert [r.step for r in history.newest(9)] == [0, 5]
     assert history.last_reading() == list(history.readings())[-1]
     assert [alert.step for alert in history.alerts()] == [5]
     assert history.states() == [STATE]

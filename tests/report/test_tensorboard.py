@@ -1,10 +1,13 @@
 import re
 import time
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -14,6 +17,7 @@ from tests.support.models import low_rank, tiny_llama
 from tests.support.runs import reading
 from weightwatch.config import Config
 from weightwatch.reading.reading import Guarded
+from weightwatch.record.history import History
 from weightwatch.report.base import Outcome, Run
 from weightwatch.report.tensorboard import TensorBoard, event_folder
 
@@ -96,6 +100,61 @@ def test_a_fresh_run_in_the_same_folder_replaces_all_points(tmp_path: Path) -> N
     time.sleep(1.1)  # files of one second and one process are read in the order of a counter's digits, 10 before 9
     shown(tmp_path, 0, 7, factor=0.2)
     assert curve(tmp_path, "evil/cosine") == [(0, 0.0), (7, 1.4)]
+
+
+def images(folder: Path, tag: str = "evil/layers") -> dict[int, tuple[int, int]]:
+    """Return the size of each image, by its step."""
+    found = EventAccumulator(str(folder), size_guidance={"images": 0})
+    found.Reload()
+    return {event.step: Image.open(BytesIO(event.encoded_image_string)).size for event in found.Images(tag)}
+
+
+def test_the_layers_are_drawn_over_the_steps_whenever_the_checks_have_doubled_and_at_the_end(tmp_path: Path) -> None:
+    shown(tmp_path, *range(0, 21, 2))  # ten checks after step 0
+    assert list(images(tmp_path)) == [8, 16, 0]  # the outcome of these tests is of step 0
+    assert all(width > 300 and height > 100 for width, height in images(tmp_path).values())
+
+
+def test_a_heat_map_shows_what_moved(tmp_path: Path) -> None:
+    shown(tmp_path, *range(0, 9, 2))
+    found = events(tmp_path)
+    assert found.Tags()["images"] == ["evil/layers"]
+    image = Image.open(BytesIO(found.Images("evil/layers")[0].encoded_image_string))
+    pixels = np.asarray(image.convert("RGB")).astype(int)
+    red, blue = (pixels[..., 0] > pixels[..., 2] + 80).sum(), (pixels[..., 2] > pixels[..., 0] + 80).sum()
+    assert red > 1000  # the cells; blue is in the colour bar alone
+    assert red > 3 * blue
+
+
+def test_controls_have_no_heat_map(tmp_path: Path) -> None:
+    dashboard = opened(tmp_path, controls=1)
+    dashboard.check(reading(2, 0.5, layers=[0.1]), [], {})
+    closed(dashboard)
+    assert events(tmp_path).Tags()["images"] == ["evil/layers"]
+
+
+def test_the_heat_map_of_a_resumed_run_begins_where_the_record_does(tmp_path: Path) -> None:
+    history = History(tmp_path / "record")
+    history.folder.mkdir()
+    for step in range(1, 4):
+        history.add_reading(reading(step, 0.1, layers=[0.1]))
+    board = TensorBoard(tmp_path / "events", history)
+    board.begin(Run([low_rank(tiny_llama(), 1)], Config(), 3))
+    board.check(reading(4, 0.1, layers=[0.2]), [], {})
+    assert list(images(tmp_path / "events")) == [4]  # the fourth check
+    closed(board)
+
+
+def test_a_damaged_record_costs_a_resumed_run_the_earlier_columns_alone(tmp_path: Path) -> None:
+    history = History(tmp_path / "record")
+    history.folder.mkdir()
+    (history.folder / "readings.jsonl").write_text("{}\n")
+    board = TensorBoard(tmp_path / "events", history)
+    board.begin(Run([low_rank(tiny_llama(), 1)], Config(), 3))
+    board.check(reading(4, 0.1, layers=[0.2]), [], {})
+    closed(board)
+    assert curve(tmp_path / "events", "evil/cosine") == [(4, 0.1)]
+    assert len(images(tmp_path / "events")) == 1
 
 
 def layout(folder: Path) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from rich.progress import Progress
 from rich.text import Text
 
 from weightwatch.cli.exit_status import ALERT, BAD_INPUT
+from weightwatch.cli.files import write
 from weightwatch.cli.options import AsJson, finite
 from weightwatch.cli.progress import transfers
 from weightwatch.report.console import console
@@ -22,6 +24,7 @@ from weightwatch.vectors.printable import printable, sentence
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from weightwatch.config import Config
     from weightwatch.reading.reading import Reading
     from weightwatch.rules.alert import Alert
     from weightwatch.scan.checkpoints import SavedCheckpoint
@@ -46,6 +49,9 @@ def scan(
     output: Annotated[
         Path | None,
         typer.Option(help="Folder for readings and alerts. Default: weightwatch-scan in the run's folder."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="HTML file to write, too: the page of `weightwatch report` about this scan.")
     ] = None,
     as_json: AsJson = False,
     follow: Annotated[bool, typer.Option("--follow", help="Wait for further checkpoints of the run.")] = False,
@@ -75,6 +81,9 @@ def scan(
             rounds, beside = arriving(what, poll=poll, until_idle=until_idle, stop_after=stop_after)
         else:
             rounds, beside = present(what)
+        record = output.resolve() if output else beside
+        if report is not None and record is None:
+            raise WeightWatchError("--report needs a record. Name a folder for it with --output.")
         with _warnings(aside), transfers(aside) as bars:
             with _bar(bars, "reading the directions", None):
                 scanner = Scan(
@@ -82,7 +91,7 @@ def scan(
                     control or [],
                     config=settings,
                     reference=reference,
-                    record=output.resolve() if output else beside,
+                    record=record,
                     on_read=lambda size: bars.advance(bars.task_ids[-1], size),
                 )
 
@@ -114,6 +123,8 @@ def scan(
         typer.echo(json.dumps({"scanned": what, **scanner.to_json(), "unmeasured": loop.unmeasured}, indent=1))
     else:
         _show(screen, scanner)
+    if report is not None and record is not None and scanner.readings:
+        _write_page(report, record, scanner, settings, aside)
     if scanner.fired:
         raise typer.Exit(ALERT)
     if loop.unmeasured:
@@ -130,6 +141,26 @@ def _show(screen: "Console", scanner: "Scan") -> None:
     if scanner.seconds:
         speed = f"{scanner.bytes / 1e9:.2f} GB in {scanner.seconds:.1f} s: {scanner.gb_per_s:.2f} GB/s"
         screen.print(f"read {speed}")
+
+
+def _write_page(file: Path, record: Path, scanner: "Scan", settings: "Config", aside: "Console") -> None:
+    """Write the page about a scan. The exit status of an alert does not depend on it."""
+    from weightwatch.record.recorded_run import RecordedRun
+    from weightwatch.report import html
+
+    kinds = {
+        key: [direction.name for direction in scanner.directions if (direction.card.kind == "control") == is_control]
+        for key, is_control in (("directions", False), ("controls", True))
+    }
+    run = replace(RecordedRun.of(record), config=settings.model_copy(update=kinds))
+    try:
+        write({file: html.page([run])})
+    except WeightWatchError as error:
+        if not scanner.fired:
+            raise
+        aside.print(sentence(error))
+    else:
+        aside.print(f"Written to {printable(file)}.", soft_wrap=True)
 
 
 def _tell(aside: "Console", reading: "Reading", alerts: "list[Alert]") -> None:

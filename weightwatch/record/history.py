@@ -8,8 +8,8 @@ the run.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,19 @@ class History:
             WeightWatchError: A line is damaged.
         """
         later = takewhile(lambda found: _step(found[1]) > step, self._backwards(READINGS))
-        lines = [line for _, line in later if not self.end < _step(line) < float("inf")]
+        return self._read(line for _, line in later)
+
+    def newest(self, count: int) -> list[Reading]:
+        """Return the newest readings, oldest first. Those before them are not read.
+
+        Raises:
+            WeightWatchError: A line is damaged.
+        """
+        return self._read(line for _, line in islice(self._backwards(READINGS), count))
+
+    def _read(self, backwards: Iterable[bytes]) -> list[Reading]:
+        """Return the readings in lines that come newest first."""
+        lines = [line for line in backwards if not self.end < _step(line) < float("inf")]
         return [self._parsed(READINGS, Reading, line, "near its end") for line in reversed(lines)]
 
     def forget_states(self) -> None:

@@ -24,3 +24,10 @@ def above_bars() -> Iterator[None]:
 
     with tqdm.external_write_mode():
         yield
+
+
+def bars() -> int:
+    """Return how many progress bars of tqdm are shown."""
+    from tqdm import tqdm
+
+    return sum(not bar.disable for bar in tqdm._instances)

@@ -1,10 +1,13 @@
-"""Plots for papers and slides, drawn with matplotlib and written to a file."""
+"""Plots for papers, slides and dashboards, drawn with matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from weightwatch.reading.grouping import Layer
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.printable import printable
 
@@ -38,9 +41,9 @@ def heat_map(names: Sequence[str], values: Sequence[Sequence[float]], file: str 
     digits = 2 if limit > 0.2 else 3
     shown = [[float("nan") if i == j else v for j, v in enumerate(row)] for i, row in enumerate(values)]
     side = max(3.2, 0.75 * count + 2.2)
-    figure, axes = _axes(side, side * 0.86)
+    figure, axes = empty(side, side * 0.86)
     image = axes.imshow(shown, cmap=colormaps["RdBu_r"].with_extremes(bad="0.92"), vmin=-limit, vmax=limit)
-    shown_names = [_plain(name) for name in names]
+    shown_names = [drawable(name) for name in names]
     axes.set_xticks(range(count), shown_names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(count), shown_names)
     axes.tick_params(length=0)
@@ -57,7 +60,7 @@ def heat_map(names: Sequence[str], values: Sequence[Sequence[float]], file: str 
                 text = f"{value:.{digits}f}" if round(value, digits) or not value else f"{value:.0e}"
                 axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=9)
     figure.colorbar(image, ax=axes, label="cosine", shrink=0.8)
-    return _saved(figure, file)
+    return saved(figure, file)
 
 
 def curves(
@@ -78,14 +81,14 @@ def curves(
     Raises:
         WeightWatchError: See ``heat_map``.
     """
-    figure, axes = _axes(5.6, 3.6)
+    figure, axes = empty(5.6, 3.6)
     for name, values in lines.items():
         axes.plot(x, values, marker="o", label=name)
     axes.set_ylim(-0.04, 1.04)
     axes.axvline(0, color="0.8", linewidth=1, zorder=0)
     axes.legend(frameon=False, fontsize=9)
-    _labelled(axes, labels, title)
-    return _saved(figure, file)
+    labelled(axes, labels, title)
+    return saved(figure, file)
 
 
 def bars(values: Mapping[str, float], file: str | Path, labels: tuple[str, str], title: str) -> Path:
@@ -103,14 +106,46 @@ def bars(values: Mapping[str, float], file: str | Path, labels: tuple[str, str],
     Raises:
         WeightWatchError: See ``heat_map``.
     """
-    figure, axes = _axes(max(4.0, 0.22 * len(values) + 1.5), 3.2)
-    axes.bar([_plain(name) for name in values], list(values.values()), color="tab:blue")
+    figure, axes = empty(max(4.0, 0.22 * len(values) + 1.5), 3.2)
+    axes.bar([drawable(name) for name in values], list(values.values()), color="tab:blue")
     axes.tick_params(axis="x", labelrotation=90 if len(values) > 12 else 0, labelsize=8)
-    _labelled(axes, labels, title)
-    return _saved(figure, file)
+    labelled(axes, labels, title)
+    return saved(figure, file)
 
 
-def _axes(width: float, height: float) -> "tuple[Figure, Axes]":
+def layers_over_steps(axes: "Axes", steps: Sequence[int], columns: Sequence[Mapping[Layer, float]], title: str) -> None:
+    """Draw a heat map of the reach cosine by layer (rows) and check (columns).
+
+    Args:
+        axes: Where it is drawn.
+        steps: The step of each column.
+        columns: Reach cosines by layer.
+        title: Title of the plot.
+    """
+    from matplotlib import colormaps
+
+    rows = list(dict.fromkeys(layer for column in columns for layer in column))
+    values = np.array([[column.get(row, np.nan) for column in columns] for row in rows])
+    most = float(np.nanmax(np.abs(values))) or 1.0
+    colours = colormaps["RdBu_r"].with_extremes(bad="0.92")
+    image = axes.imshow(values, cmap=colours, vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
+    for axis, names in ((axes.xaxis, steps), (axes.yaxis, rows)):
+        places = np.unique(np.linspace(0, len(names) - 1, 8).round().astype(int))
+        axis.set_ticks(places, [drawable(str(names[place])) for place in places])
+    axes.figure.colorbar(image, ax=axes, label="reach cosine")
+    labelled(axes, ("step", "layer"), title)
+
+
+def pixels(figure: "Figure") -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+    """Return a plot as an image: height × width × 3, from 0 to 255."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3]
+
+
+def empty(width: float, height: float) -> "tuple[Figure, Axes]":
     """Return an empty plot of a size in inches."""
     from matplotlib.figure import Figure
 
@@ -118,19 +153,25 @@ def _axes(width: float, height: float) -> "tuple[Figure, Axes]":
     return figure, figure.subplots()
 
 
-def _labelled(axes: "Axes", labels: tuple[str, str], title: str) -> None:
+def labelled(axes: "Axes", labels: tuple[str, str], title: str) -> None:
+    """Label the x and y axes of a plot, and give it its title."""
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
-    axes.set_title(_plain(title))
+    axes.set_title(drawable(title))
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _plain(name: str) -> str:
+def drawable(name: str) -> str:
     """Return a name that matplotlib draws as it is: a dollar sign would begin a formula."""
     return printable(name).replace("$", r"\$")
 
 
-def _saved(figure: "Figure", file: str | Path) -> Path:
+def saved(figure: "Figure", file: str | Path) -> Path:
+    """Write a plot to a file, and return the file.
+
+    Raises:
+        WeightWatchError: See ``heat_map``.
+    """
     try:
         figure.savefig(file, dpi=160)
     except (OSError, ValueError) as error:

@@ -1,10 +1,8 @@
 """The figures of a reading as named numbers, for trackers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from weightwatch.reading.reading import Reading
-from weightwatch.report.base import Reporter
-from weightwatch.rules.alert import Alert
 
 METRICS = ("cosine", "reach_cosine", "dose", "z", "over_controls")
 TAKEN = "dose_taken_back"
@@ -29,18 +27,16 @@ def scalars(reading: Reading) -> dict[str, float]:
     return found
 
 
-class PendingScalars(Reporter):
-    """Keeps the figures of the newest reading until a tracker takes them."""
+def tracked(reading: Reading, firing: Mapping[str, bool]) -> dict[str, float]:
+    """Return what trackers get of a check: the figures of the whole model, and as 0 or 1 whether each rule fires.
 
-    def __init__(self) -> None:
-        self._figures: dict[str, float] = {}
+    Args:
+        reading: The reading.
+        firing: Whether each rule fires, by its name.
 
-    def check(self, reading: Reading, raised: Sequence[Alert], firing: Mapping[str, bool]) -> None:
-        """Keep the figures in place of those of the reading before. At step 0 nothing has moved yet."""
-        if reading.step:
-            self._figures = {f"weightwatch/{tag}": value for tag, value in scalars(reading).items()}
-
-    def take(self) -> dict[str, float]:
-        """Return the figures of the newest reading; empty if they were taken already."""
-        taken, self._figures = self._figures, {}
-        return taken
+    Example:
+        >>> tracked(Reading(40, "", 1.3, {}), {"evil-drift": True})
+        {'weightwatch/update_norm': 1.3, 'weightwatch/alerts/evil-drift': 1.0}
+    """
+    found = {**scalars(reading), **{f"alerts/{rule}": float(fires) for rule, fires in firing.items()}}
+    return {f"weightwatch/{tag}": value for tag, value in found.items()}

@@ -1,21 +1,27 @@
-"""TensorBoard: a run folder of its own with similarity scalars per direction, layer and module, and their layout."""
+"""TensorBoard: a run folder of its own with scalars per direction, layer and module, their layout, and heat maps."""
 
 import html
 import os
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from weightwatch.config import OVER_CONTROLS
 from weightwatch.reading.grouping import Layer, split
 from weightwatch.reading.reading import Reading
+from weightwatch.record.history import History
 from weightwatch.report.base import Outcome, Reporter, Run
+from weightwatch.report.charts import MOST
+from weightwatch.report.layer_map import LayerMap
+from weightwatch.report.plots import pixels
 from weightwatch.report.scalars import METRICS, SHARE, TAKEN, scalars
 from weightwatch.rules.alert import Alert
+from weightwatch.vectors.errors import WeightWatchError
 
-_MOST = 10_000  # readings that are kept while they can't be written
+_KEPT = 10_000  # readings that are kept while they can't be written
 _LAYER_METRICS = ("cosine", "reach_cosine")
 
 
@@ -24,12 +30,15 @@ class TensorBoard(Reporter):
 
     Args:
         folder: The run folder; nobody else may write events into it.
+        history: The record, from which a resumed run takes the first columns of its heat maps.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, history: History | None = None) -> None:
+        self._folder, self._history = folder, history
         self._writer: Any = None
-        self._waiting: deque[tuple[Reading | None, Sequence[Alert], Mapping[str, bool]]] = deque(maxlen=_MOST)
+        self._maps: dict[str, LayerMap] = {}
+        self._checks = self._drawn = 0
+        self._waiting: deque[tuple[Reading | None, Sequence[Alert], Mapping[str, bool]]] = deque(maxlen=_KEPT)
 
     def begin(self, run: Run) -> None:
         """Take the directions, and the step from which on events are replaced."""
@@ -38,11 +47,23 @@ class TensorBoard(Reporter):
         metrics = [metric for metric in METRICS if metric not in OVER_CONTROLS or controlled]
         self._layout = _layout(names, metrics, guarded=run.config.guard is not None)
         self._next = run.step + 1 if run.step else 0
+        behaviours = [direction.name for direction in run.directions if direction.card.kind != "control"]
+        self._maps = {name: LayerMap(name) for name in behaviours or names}
+        if run.step and self._history is not None:
+            with suppress(OSError, WeightWatchError):  # else the maps begin here
+                for reading in self._history.newest(MOST):
+                    self._count(reading)
 
     def check(self, reading: Reading, raised: Sequence[Alert], firing: Mapping[str, bool]) -> None:
-        """Write one reading, and as 0 or 1 for each rule whether it fires."""
+        """Write one reading, and as 0 or 1 for each rule whether it fires.
+
+        Whenever the number of checks has doubled, from 4 on, the layers are drawn over the steps, too.
+        """
         self._waiting.append((reading, raised, firing))
+        self._count(reading)
         self._write()
+        if self._checks >= 4 and self._checks & (self._checks - 1) == 0:
+            self._draw(reading.step)
 
     def alerts(self, raised: Sequence[Alert]) -> None:
         """Write alerts as text."""
@@ -50,9 +71,12 @@ class TensorBoard(Reporter):
         self._write()
 
     def end(self, outcome: Outcome) -> None:
-        """Write what is left and close the file."""
+        """Write what is left, draw the layers over the steps, and close the file."""
         self._write()
-        self._writer.close()
+        try:
+            self._draw(outcome.last.step)
+        finally:
+            self._writer.close()
 
     def _write(self) -> None:
         """Write what waits. After a fault the writer is of no use any more, and the next call opens another."""
@@ -63,13 +87,29 @@ class TensorBoard(Reporter):
                 if reading is not None:
                     self._add(reading, firing)
                 for alert in raised:
-                    self._writer.add_text(f"alerts/{alert.alert}", _markdown(alert.describe()), alert.step)
+                    self._writer.add_text(f"alerts/{alert.alert}", literal(alert.describe()), alert.step)
             self._writer.flush()
         except BaseException:
             self._writer = None
             raise
         self._next = max([self._next, *(reading.step + 1 for reading, _, _ in self._waiting if reading is not None)])
         self._waiting.clear()
+
+    def _count(self, reading: Reading) -> None:
+        self._checks += bool(reading.step)
+        for layers in self._maps.values():
+            layers.add(reading)
+
+    def _draw(self, step: int) -> None:
+        """Write the heat maps as images, unless that is done for these checks."""
+        if self._drawn == self._checks:
+            return
+        for name, layers in self._maps.items():
+            figure = layers.figure()
+            if figure is not None:
+                self._writer.add_image(f"{name}/layers", pixels(figure), step, dataformats="HWC")
+        self._writer.flush()
+        self._drawn = self._checks
 
     def _opened(self) -> Any:
         """Open an event file and write the layout of the custom-scalars tab."""
@@ -94,8 +134,8 @@ class TensorBoard(Reporter):
                 self._writer.add_scalar(f"{name}.modules/cosine/{module}", score.cosine, reading.step)
 
 
-def _markdown(text: str) -> str:
-    """Return text without links, pictures and tags, which TensorBoard would show."""
+def literal(text: str) -> str:
+    """Return text as Markdown without links, pictures and tags, which TensorBoard would show."""
     return re.sub(r"[\\\[]", r"\\\g<0>", html.escape(text, quote=False))
 
 
