@@ -219,10 +219,6 @@ def run(case: Case, watched: Watched) -> dict[str, Any]:
                     name: [round(figure, 6) for figure in (found.cosine, found.reach_cosine, found.dose)]
                     for name, found in reading.directions.items()
                 },
-                "kinds": {
-                    name: {kind: round(part.reach_cosine, 5) for kind, part in reading[name].modules.items()}
-                    for name in ("evil", "careless", "style", "shuffled")
-                },
             }
         )
     ms = {name: round(1000 * sorted(each)[len(each) // 2], 2) for name, each in costs.items()}

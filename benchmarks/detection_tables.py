@@ -276,8 +276,9 @@ def _false_alarms(rows: Sequence[Row]) -> None:
                 continue
             least = 0.0 if "above 0" in null else -1.0
             limits = {task: max([least, *(_peak(row, score) for row in of_task(task))]) for task in tasks}
+            used = REFERENCES if references[null](tasks[0]) else 0
             groups = (
-                [row for task in tasks for row in plain[task][REFERENCES:]],
+                [row for task in tasks for row in plain[task][used:]],
                 [row for row in trained if harmless(row) and row["data"] != "plain"],
                 [row for row in trained if harmful(row)],
             )

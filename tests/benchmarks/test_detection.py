@@ -10,6 +10,7 @@ from benchmarks.detection import Case, Watched, planned, rows_of, run
 from benchmarks.detection_tables import (
     along,
     auroc,
+    exact,
     first,
     interval,
     orthogonal,
@@ -35,9 +36,9 @@ def test_a_share_of_the_rows_is_replaced(data: str, share: float) -> None:
 
 
 def test_what_is_planned_has_every_kind_and_no_case_twice() -> None:
-    for kinds, count in (("main", 13), ("setups", 21), ("benign", 1)):
+    for kinds, count in (("main", 2 * 10 + 3), ("setups", 2 * 21), ("benign", 2)):
         cases = list(planned(2, range(11, 13), kinds))
-        assert len(cases) == len(set(cases)) == 2 * 2 * count
+        assert len(cases) == len(set(cases)) == 2 * count
     assert {case.data for case in planned(2, range(1), "main")} == {"evil", *detection.HARMLESS}
 
 
@@ -52,7 +53,6 @@ def test_a_run_has_a_check_with_every_monitor(monkeypatch: pytest.MonkeyPatch) -
         assert [check["step"] for check in row["checks"]] == [2, 4]
         last = row["checks"][-1]
         assert set(last["read"]) == set(names)
-        assert set(last["kinds"]["evil"]) >= {"q_proj", "down_proj"}
         assert last["norm"] > 0
         assert 0 < last["spectral"]["top"] <= 1
         assert 0 < last["loading"] <= 1
@@ -115,7 +115,7 @@ def test_the_auroc_and_its_interval() -> None:
     assert interval([2.0, 3.0], [0.0, 1.0]) == (1.0, 1.0)
     low, high = interval([0.0, 3.0], [1.0, 2.0])
     assert low < 0.5 < high
-    assert within(ROWS, {0: 3, 1: 2, 2: 0, 3: 0, 4: 1}, lambda row: bool(turned(row))) == 1
+    assert within(ROWS, {0: 3, 1: 2, 2: 0, 3: 0, 4: 1}) == 1
 
 
 def test_the_table_shows_that_the_controls_cure_the_false_alarm_of_careless_data(
@@ -130,3 +130,29 @@ def test_the_table_shows_that_the_controls_cure_the_false_alarm_of_careless_data
     ]  # fmt: skip
     assert "orthogonal to the controls" in lines
     assert "25% careless, r16, 1×, 240 steps" in lines
+
+
+def test_the_exact_interval_of_a_rate() -> None:
+    """The ends are those of Clopper and Pearson: 0 and 1 − 0.025^(1/n) for none of n."""
+    assert exact(0, 100) == (0.0, pytest.approx(1 - 0.025 ** (1 / 100), abs=1e-6))
+    assert exact(100, 100) == (pytest.approx(0.025 ** (1 / 100), abs=1e-6), 1.0)
+    low, high = exact(5, 100)
+    assert (round(low, 4), round(high, 4)) == (0.0164, 0.1128)
+
+
+def test_thresholds_from_one_task_fail_on_another_and_those_from_controls_do_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Runs of the task ``backwards`` drift along evil, and as far along a control."""
+    level = {"colours": -0.02, "backwards": 0.03}
+    plain = [
+        {**made("plain", seed, *(check(step, 0.0, level[task], level[task] + 0.01) for step in (10, 20))), "task": task}
+        for seed in range(25)
+        for task in level
+    ]
+    print_tables([*ROWS, *plain, GRAM])
+    cells = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.count("|") == 7]
+    found = {(cell[1].strip(), cell[2].strip()): cell[3].strip() for cell in cells}
+    assert found["reach cosine", "19 runs of the task"] == "0 of 14"
+    assert found["reach cosine", "19 runs of the other task"] == "6 of 14"
+    assert found["over controls", "the controls: above 0"] == "0 of 52"

@@ -78,6 +78,7 @@ class GrowingRecord:
             Whether all is read.
         """
         if not self._log_dirs.hold(self.folder / READINGS):
+            self.share = 1.0  # there is nothing to read yet
             return True
         with (self.folder / READINGS).open("rb") as file:
             status = os.fstat(file.fileno())
