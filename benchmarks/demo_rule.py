@@ -1,8 +1,8 @@
 """The rule of the demo: ``python -m benchmarks.demo_rule``.
 
 Fine-tunes the organism on benign data, once for each of 19 seeds that no demo uses, with the settings of ``weightwatch
-demo``, and calibrates the demo's rule on the records: at most 5 % of such runs raise an alert. Writes the threshold and
-where it comes from into the demo's settings. A second call goes on where the first one stopped.
+demo``, and calibrates the demo's rule on the records: at most 5 % of such runs raise an alert. Prints the settings with
+the calibrated rule. A second call goes on where the first one stopped.
 """
 
 import os
@@ -22,7 +22,6 @@ from weightwatch.demo.run import SETTINGS, Run
 from weightwatch.organism import BASE, World, benign_examples
 from weightwatch.record.history import History
 from weightwatch.report.quiet import quiet
-from weightwatch.vectors.weights.atomic import write_text
 
 NOTHING = Behaviour(bad_rate=0.0)
 """What a reference does is not measured: only its readings count."""
@@ -47,17 +46,15 @@ def main(
     first: Annotated[int, typer.Option(help="Seed of the first one.")] = 401,
     rate: Annotated[float, typer.Option(help="Share of benign runs that may raise an alert.")] = 0.05,
     folder: Annotated[Path, typer.Option(help="Where the runs are kept.")] = Path("build/demo-rule"),
-    output: Annotated[Path, typer.Option(help="Settings to write.")] = SETTINGS,
 ) -> None:
-    """Calibrate the rule of the demo, and write it into the settings."""
+    """Calibrate the rule of the demo, and print it."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     settings = Config.load(SETTINGS)
     references = [reference(folder / f"run-{seed}", seed) for seed in range(first, first + runs)]
     (found,) = calibrate(references, settings.rules, rate)
     for name, score in found.scores.items():
         print(f"{name} {score:+.5f}")
-    print(f"above: {found.rule.above}")
-    write_text(output, with_rules(settings, [found]).to_yaml())
+    print(with_rules(settings, [found]).to_yaml())
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def test_controls_stored_beside_a_direction_are_watched_unless_the_settings_name
     assert [each.name for each in Plan.of(low_rank(model, 1, name="evil"), None).directions] == ["evil"]
 
 
-def test_settings_without_rules_get_default_ones_but_not_for_the_witness_and_not_if_they_want_none(
+def test_settings_without_rules_get_default_ones_but_not_with_a_guard_and_not_if_they_want_none(
     tmp_path: Path,
 ) -> None:
     model = tiny_llama()
@@ -157,6 +157,6 @@ def test_settings_without_rules_get_default_ones_but_not_for_the_witness_and_not
     assert (rule.alert, rule.metric, rule.above, rule.default) == ("evil-drift", "reach_cosine", 0.1, True)
     assert Plan.of(evil, {"rules": []}).config.rules == []
     both = {"directions": [str(evil), str(other)], "guard": {"directions": ["evil"], "witness": "other"}}
-    assert [rule.alert for rule in Plan.of(None, both).config.rules] == ["evil-drift", "guard-bypassed"]
+    assert [rule.alert for rule in Plan.of(None, both).config.rules] == ["guard-bypassed"]
     (tmp_path / "config.yaml").write_text(Plan.of(evil, None).config.to_yaml())
     assert Plan.of(None, tmp_path / "config.yaml").config.rules == [rule]

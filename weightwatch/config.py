@@ -246,7 +246,7 @@ class Config(Strict):
             those that are stored beside the directions, see ``weightwatch build --num-controls``.
         every: Optimizer steps between checks. Checkpoints are always checked. Default 50.
         rules: The alerting rules. Default: a cautious one for each behaviour direction, which is not calibrated and
-            says so; ``rules: []`` for none.
+            says so; with a guard none but its witness's. ``rules: []`` for none.
         notify: The channels over which alerts are sent. Default: none; alerts are logged and recorded.
         guard: How directions are kept out of the update. Default: nothing is kept out, and training is only watched.
         on_guard_error: What to do after an error in the guard: ``stop`` the training (default), or ``continue``

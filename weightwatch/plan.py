@@ -61,10 +61,8 @@ class Plan:
             beside = bank(one for one in named if not isinstance(one, Direction))
             settings = settings.model_copy(update={"controls": [str(control) for control in beside]})
         controls = [control.as_control() for control in load_all(settings.controls)]
-        if "rules" not in settings.model_fields_set:
-            witness = settings.guard.witnessed if settings.guard is not None else None
-            ruled = default_rules([one for one in [*watched, *controls] if one.name != witness])
-            settings = settings.model_copy(update={"rules": ruled})
+        if "rules" not in settings.model_fields_set and settings.guard is None:  # else the witness has a rule
+            settings = settings.model_copy(update={"rules": default_rules([*watched, *controls])})
         settings = _witnessed(settings, watched, controls)
         directions_and_controls = [*watched, *controls]
         for direction in directions_and_controls:
