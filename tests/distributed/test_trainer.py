@@ -1,5 +1,7 @@
 """The callback in the real Trainer, in two processes: one history, equal to that of one process with the same data."""
 
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 from tests.distributed.engines import ADAPTER, SIZES, compile_nothing
 from tests.distributed.processes import Processes
 from tests.support.models import dense, low_rank, tiny_llama
+from tests.support.receivers import hook
 from tests.support.runs import STRICT, lines, sequences, settings, steps
 from weightwatch.callbacks import WeightWatchCallback
 
@@ -59,6 +62,19 @@ def train(folder: str, base: str, adapted: bool, stage: int | None = None, proce
     return trainer.accelerator.distributed_type.value, all(hasattr(p, "ds_id") for p in parameters)
 
 
+def notify(folder: str, base: str, url: str) -> None:
+    """Train with a rule that fires; the address of the webhook is in the environment of the main process only."""
+    arguments = TrainingArguments(**settings(Path(folder), max_steps=4, ddp_backend="gloo"))
+    assert arguments.world_size == 2
+    if arguments.process_index == 0:
+        os.environ["HOOK"] = url
+    rule = {"alert": "moved", "direction": "evil", "metric": "dose", "scope": "any_layer", "above": -1e9}
+    config = {**STRICT, "reference": base, "rules": [rule], "notify": [{"webhook": "HOOK"}]}
+    callback = WeightWatchCallback(low_rank(plain(), 1), config=config)
+    model: Any = LlamaForCausalLM.from_pretrained(base)
+    Trainer(model, arguments, train_dataset=sequences(), callbacks=[callback]).train()
+
+
 def plain() -> LlamaForCausalLM:
     return tiny_llama(**{**SIZES, "vocab_size": 48})
 
@@ -99,6 +115,17 @@ def test_two_processes_record_the_history_of_one(
         for name, direction in alone["directions"].items():
             _close(ours["directions"][name], direction)
     assert [path.name for path in two.rglob("readings.jsonl")] == ["readings.jsonl"]
+
+
+@pytest.mark.parametrize("stage", [None], ids=["DDP"], indirect=True)
+def test_of_two_processes_one_sends_the_alert_and_needs_the_secret(
+    tmp_path: Path, base: str, together: Processes
+) -> None:
+    with hook() as received:
+        together.run(notify, str(tmp_path / "run"), base, received.url)
+        assert [body["alert"] for body in received.bodies] == ["moved"]
+    (line,) = (tmp_path / "run" / "weightwatch" / "notifications.jsonl").read_text().splitlines()
+    assert json.loads(line)["sent"]
 
 
 def _close(ours: Any, alone: Any) -> None:

@@ -14,6 +14,7 @@ from tests.support.runs import trainer
 from weightwatch import Monitor, WeightWatchCallback
 from weightwatch.record.history import History
 from weightwatch.report.log import Log
+from weightwatch.report.notifier import Notifier
 from weightwatch.report.recorder import Recorder
 from weightwatch.report.tensorboard import TensorBoard
 from weightwatch.rules.engine import Engine
@@ -61,6 +62,8 @@ PLACES: dict[str, tuple[type, str]] = {
     "drawing": (TensorBoard, "check"),
     "beginning": (TensorBoard, "begin"),
     "ending": (TensorBoard, "end"),
+    "notifying": (Notifier, "check"),
+    "waiting for channels": (Notifier, "end"),
 }
 
 
@@ -78,7 +81,8 @@ def failing(method: Callable[..., object], make: Callable[[], BaseException], fr
 
 
 def steps_of(folder: Path) -> int:
-    config = {"every": 1, "summary": False, "rules": [{"alert": "far", "direction": "evil", "above": 0.5}]}
+    rule = {"alert": "far", "direction": "evil", "above": 0.5}
+    config = {"every": 1, "summary": False, "rules": [rule], "notify": [{"command": ["true"]}]}
     watch = WeightWatchCallback([low_rank(tiny_llama(), 5)], config=config)
     run = trainer(lora(tiny_llama()), folder, watch, max_steps=3)
     with within(30):
