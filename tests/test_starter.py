@@ -24,10 +24,19 @@ def test_the_settings_load_and_have_a_rule_for_each_behaviour(tmp_path: Path) ->
     assert Config.load(tmp_path / "weightwatch.yaml").notify[0].name == "webhook SLACK_WEBHOOK"
 
 
-def test_with_controls_the_rule_is_over_them() -> None:
-    text = settings([("evil", Direction.load(PACKAGED / "evil"))], ["style", "careless"], 50)
-    assert "over_controls" in text
-    assert "- careless" in text
+@pytest.mark.parametrize(("shuffled", "metric"), [(False, "reach_cosine"), (True, "over_controls")])
+def test_with_a_bank_of_controls_the_rule_is_over_them(shuffled: bool, metric: str, tmp_path: Path) -> None:
+    control = Direction.load(PACKAGED / "style").with_card(shuffled=shuffled)
+    controls = [(f"c{number}", control) for number in range(5)]
+    (tmp_path / "weightwatch.yaml").write_text(settings([("evil", Direction.load(PACKAGED / "evil"))], controls, 50))
+    made = Config.load(tmp_path / "weightwatch.yaml")
+    assert made.controls == ["c0", "c1", "c2", "c3", "c4"]
+    assert [rule.metric for rule in made.rules] == [metric]
+
+
+def test_without_controls_the_settings_leave_them_to_those_beside_the_direction(tmp_path: Path) -> None:
+    (tmp_path / "weightwatch.yaml").write_text(settings([("evil", Direction.load(PACKAGED / "evil"))], [], 50))
+    assert "controls" not in Config.load(tmp_path / "weightwatch.yaml").model_fields_set
 
 
 @pytest.mark.parametrize("model", ["org/base", "a folder/with 'quotes'"])

@@ -1,7 +1,7 @@
 """Settings of a monitor: what to watch, how often, and when to raise an alert."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -33,6 +33,11 @@ _MODES: dict[str, tuple[Mode, ...]] = {
 }
 """Modes in which a setting of the guard has a meaning; those that are not named have one in all of them."""
 _SCOPES = "'model', 'any_layer', `layers: [...]` or `modules: [...]`"
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    """Return the first name that is there more than once."""
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def _layer(value: Any) -> Any:
@@ -282,18 +287,14 @@ class Config(Strict):
     @field_validator("rules")
     @classmethod
     def _names_apart(cls, rules: list[Rule]) -> list[Rule]:
-        names = [rule.alert for rule in rules]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
+        if (twice := _twice([rule.alert for rule in rules])) is not None:
             raise ValueError(f"two rules have the name {twice!r}; give each its own")
         return rules
 
     @field_validator("notify")
     @classmethod
     def _channels_apart(cls, notify: list[ChannelSettings]) -> list[ChannelSettings]:
-        names = [channel.name for channel in notify]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
+        if (twice := _twice([channel.name for channel in notify])) is not None:
             raise ValueError(f"the channel {twice!r} is there twice; remove one")
         return notify
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from weightwatch.config import Config
+from weightwatch.rules.defaults import default_rules
 from weightwatch.vectors import yaml_text
 from weightwatch.vectors.direction import Direction
 
@@ -23,7 +24,7 @@ def schema_text() -> str:
     return json.dumps(schema(), indent=1) + "\n"
 
 
-def settings(directions: Sequence[tuple[str, Direction]], controls: Sequence[str], every: int) -> str:
+def settings(directions: Sequence[tuple[str, Direction]], controls: Sequence[tuple[str, Direction]], every: int) -> str:
     """Return commented settings as YAML, with a rule for each behaviour direction.
 
     The thresholds are cautious guesses, and say so: only a calibration on harmless runs tells how often they raise a
@@ -31,10 +32,9 @@ def settings(directions: Sequence[tuple[str, Direction]], controls: Sequence[str
 
     Args:
         directions: The directions to watch, each with the name or path that it was loaded from.
-        controls: Names or paths of the controls.
+        controls: The controls, in the same way.
         every: Optimizer steps between checks.
     """
-    metric, above = ("over_controls", 0.05) if controls else ("reach_cosine", 0.1)
     parts = [
         f"# yaml-language-server: $schema={SCHEMA}",
         "# What weightwatch watches, how often, and when it raises an alert.",
@@ -42,7 +42,9 @@ def settings(directions: Sequence[tuple[str, Direction]], controls: Sequence[str
         "# Names, paths or Hub ids. Each belongs to one base model.",
         _part(directions=[source for source, _ in directions]),
         "# Harmless contrasts to compare with. With them, rules can use over_controls and z.",
-        _part(controls=list(controls)),
+        _part(controls=[source for source, _ in controls])
+        if controls
+        else "# `weightwatch build --num-controls 6` puts some beside a direction, which are then watched with it.\n",
         "# Optimizer steps between checks. Checkpoints are always checked.",
         _part(every=every),
         "# The thresholds are cautious guesses. `weightwatch calibrate` replaces them by ones with a known rate of",
@@ -51,17 +53,13 @@ def settings(directions: Sequence[tuple[str, Direction]], controls: Sequence[str
     ]
     rules = [
         {
-            "alert": f"{direction.name}-drift",
-            "direction": direction.name,
-            "metric": metric,
-            "above": above,
-            "for": 2,
+            **rule.model_dump(include={"alert", "direction", "metric", "above"}),
+            "for": rule.for_,
             "severity": "critical",
             "labels": {"threshold": "a guess, not calibrated"},
             "actions": ["log", "save"],
         }
-        for _, direction in directions
-        if direction.card.kind == "behaviour"
+        for rule in default_rules([direction for _, direction in [*directions, *controls]])
     ]
     channels = [
         "# Where alerts are sent. Each value names an environment variable; `weightwatch check --notify` tries it.",

@@ -10,7 +10,7 @@ import torch
 from tests.support import chat
 from tests.support.commands import call, refused, told
 from weightwatch.vectors import Direction
-from weightwatch.vectors.catalog import PACKAGED
+from weightwatch.vectors.catalog import PACKAGED, bank
 
 QUICK = (
     "--model=organism",
@@ -136,6 +136,10 @@ def test_a_file_of_pairs_becomes_a_direction_without_a_recipe(tmp_path: Path, mo
     card = told(*build, "--no-check")
     assert (card["name"], card["validation"]) == ("prefs", None)
     assert "was never evaluated" in Path("directions/prefs/README.md").read_text()
+    result = call(*build, "--no-check", "--num-controls=1")
+    assert "fine-tunes  4 of up to" in result.stderr
+    assert "built prefs-shuffled-1" in result.stderr
+    assert [Direction.load(control).card.shuffled for control in bank(["directions/prefs"])] == [True]
     found = told(*build)["validation"]
     assert [point["k"] for point in found["points"]] == [-1.0, 0.0, 1.0]  # quick, since there is no GPU
     assert (found["items"], found["tasks"], found["same_format"]) == (4, 32, True)

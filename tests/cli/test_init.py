@@ -5,7 +5,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from tests.support.commands import call, refused
-from weightwatch import Config
+from weightwatch import Config, Direction
 from weightwatch.cli.main import app
 from weightwatch.organism import BASE
 
@@ -20,6 +20,16 @@ def test_the_files_are_written_and_pass_the_check(tmp_path: Path) -> None:
     assert str(BASE) in (tmp_path / "new" / "train.py").read_text()
     assert call("check", tmp_path / "new" / "weightwatch.yaml", "--model", "organism").exit_code == 0
     assert "Next: weightwatch check" in result.output
+
+
+def test_the_bank_beside_a_direction_is_named_in_the_settings(tmp_path: Path) -> None:
+    evil = Direction.load("evil").save(tmp_path / "evil")
+    bank = [Direction.load("shuffled").with_card(name=f"s{n}").save(evil / "controls" / f"s{n}") for n in range(5)]
+    assert call("init", tmp_path, "--model", "organism", "-d", evil).exit_code == 0
+    made = Config.load(tmp_path / "weightwatch.yaml")
+    assert made.controls == [str(path) for path in bank]
+    assert [(rule.metric, rule.above) for rule in made.rules] == [("over_controls", 0.0)]
+    assert call("check", tmp_path / "weightwatch.yaml", "--model", "organism").exit_code == 0
 
 
 def test_what_is_not_said_is_asked(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from weightwatch.vectors.arithmetic import small
 from weightwatch.vectors.building import pipeline
@@ -24,7 +24,7 @@ def build(
     folder: Path,
     judge: "Judge",
     settings: "pipeline.Settings",
-    hyperparameters: dict[str, Any],
+    learning_rate: float,
     progress: "Progress | None" = None,
     base_name: str | None = None,
     compress: int | None = None,
@@ -43,7 +43,7 @@ def build(
         folder: Folder of the direction. The controls are saved in its subfolder ``controls``.
         judge: Rates the answers, as it did for the direction: its verdicts are reused.
         settings: How the direction was built.
-        hyperparameters: Those on the card of the direction: the controls are trained with its learning rate.
+        learning_rate: The one that the direction was trained with.
         progress: Called as the stages advance.
         base_name: Name of the base model in cards. Default: ``model``.
         compress: Number of singular values of each tensor that are kept. Default: all.
@@ -51,7 +51,7 @@ def build(
     Raises:
         WeightWatchError: See ``pipeline.build``.
     """
-    training = replace(settings.training, learning_rates=(hyperparameters["learning_rate"],))
+    training = replace(settings.training, learning_rates=(learning_rate,))
     alike = replace(settings, training=training, pilot=False)
     for number in range(1, count + 1):
         control = recipe.with_shuffled_labels(number)

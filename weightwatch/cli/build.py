@@ -136,9 +136,9 @@ def build(
                 trust_remote_code=trust_remote_code,
             )
         if rater is not None:
-            trained_with = built.direction.card.hyperparameters
+            best = built.direction.card.hyperparameters["learning_rate"]
             for one in bank.build(
-                num_controls, wanted, base, folder, rater, settings, trained_with, progress, base_name, compress
+                num_controls, wanted, base, folder, rater, settings, best, progress, base_name, compress
             ):
                 notes.print(f"built {one.name}", highlight=False)
     tell(direction, screen, as_json, wanted)

@@ -17,7 +17,10 @@ def init(
     direction: Annotated[
         list[str] | None, typer.Option("--direction", "-d", help="Direction to watch; may be repeated.")
     ] = None,
-    control: Annotated[list[str] | None, typer.Option(help="Control direction; may be repeated.")] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="Control direction; may be repeated. Default: those stored beside the directions."),
+    ] = None,
     every: Annotated[int, typer.Option(min=1, help="Optimizer steps between checks.")] = 50,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
@@ -28,12 +31,12 @@ def init(
     with screen.status("loading torch"):
         from weightwatch.cli.base_model import base_model
         from weightwatch.starter import SCHEMA, SCRIPT, SETTINGS, schema_text, script, settings
+        from weightwatch.vectors.catalog import bank
         from weightwatch.vectors.direction import Direction
     found = [(source, Direction.load(source)) for source in named]
-    for source in control or []:
-        Direction.load(source)
+    null = [(source, Direction.load(source).as_control()) for source in control or map(str, bank(named))]
     files = {
-        SETTINGS: settings(found, control or [], every),
+        SETTINGS: settings(found, null, every),
         SCRIPT: script(base_model(base)[1]),
         SCHEMA: schema_text(),
     }

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vectors.building.test_pipeline import SETTINGS, built, stages
+from tests.vectors.building.test_pipeline import SETTINGS, Calls, built, stages
 from weightwatch.organism import BASE
 from weightwatch.vectors import Direction
 from weightwatch.vectors.arithmetic import cosines
@@ -21,21 +21,19 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_controls_are_built_from_the_same_answers_with_half_of_the_labels_swapped(evil: Path) -> None:
-    recipe, calls = Recipe.load("organism/evil"), []
-    card = Direction.load(evil).card
-    controls = list(
-        bank.build(
-            2,
-            recipe,
-            str(BASE),
-            evil,
-            chosen(recipe),
-            SETTINGS,
-            card.hyperparameters,
-            lambda *call: calls.append(call),
-        )
+def controls_of(evil: Path, count: int, compress: int | None = None) -> tuple[list[Direction], Calls]:
+    """Build controls beside the direction, and return what was told of it."""
+    recipe, calls = Recipe.load("organism/evil"), Calls()
+    rate = Direction.load(evil).card.hyperparameters["learning_rate"]
+    made = bank.build(
+        count, recipe, str(BASE), evil, chosen(recipe), SETTINGS, rate, lambda *call: calls.append(call), None, compress
     )
+    return list(made), calls
+
+
+def test_controls_are_built_from_the_same_answers_with_half_of_the_labels_swapped(evil: Path) -> None:
+    controls, calls = controls_of(evil, 2)
+    card = Direction.load(evil).card
     assert [(each.name, each.card.kind, each.card.shuffled) for each in controls] == [
         ("evil-shuffled-1", "control", True),
         ("evil-shuffled-2", "control", True),
@@ -51,18 +49,6 @@ def test_controls_are_built_from_the_same_answers_with_half_of_the_labels_swappe
 
 
 def test_a_second_build_trains_nothing_and_a_smaller_one_is_kept_small(evil: Path) -> None:
-    recipe, calls = Recipe.load("organism/evil"), []
-    card = Direction.load(evil).card
-    (small,) = bank.build(
-        1,
-        recipe,
-        str(BASE),
-        evil,
-        chosen(recipe),
-        SETTINGS,
-        card.hyperparameters,
-        lambda *call: calls.append(call),
-        compress=1,
-    )
+    (small,), calls = controls_of(evil, 1, compress=1)
     assert not [call for call in calls if call[0].startswith("seed-")]
     assert {delta.rank for delta in small.deltas.values()} == {1}
