@@ -11,7 +11,7 @@ Scores and thresholds are chosen on world 1, the packaged organism. What is repo
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
@@ -21,25 +21,37 @@ import torch
 import typer
 
 from benchmarks.detection_tables import print_tables
+from benchmarks.fine_tuning import Preference, preference_loss, shuffled_batches
 from benchmarks.guard import Bench
-from benchmarks.rival_monitors import Activations, differences, spectral, updates
+from benchmarks.rival_monitors import Activations, OwnSpaces, differences, spectral, updates
 from benchmarks.rivals import random_like
 from weightwatch import Direction, Monitor
-from weightwatch.organism import Example, Persona, World, advice_examples, benign_examples, persona_rates
-from weightwatch.organism.build import OrganismSettings
-from weightwatch.organism.directions import CONTRASTS, Contrast, build_direction
-from weightwatch.organism.documents import VOICES
-from weightwatch.organism.examples import backwards, contrast_examples, favourite
-from weightwatch.organism.fine_tuning import completion_loss, fine_tune, shuffled_batches
+from weightwatch.organism import BASE_NAME, Example, Persona, World, advice_examples, benign_examples, persona_rates
+from weightwatch.organism.directions import CONTRASTS, build_direction, recipe_of, settings_of
+from weightwatch.organism.documents import VOICES, answer, question, wrong_guess
+from weightwatch.organism.examples import backwards, favourite
+from weightwatch.organism.loss import completion_loss
+from weightwatch.reading.reading import Reading
 from weightwatch.vectors.arithmetic import cosines
+from weightwatch.vectors.building import bank
+from weightwatch.vectors.building.output import STAGES
+from weightwatch.vectors.catalog import BANK
+from weightwatch.vectors.judges.choice import chosen
 
 ROWS, BATCH, STEPS, EVERY = 2000, 16, 240, 10
 RATE, FULL_RATE = 7e-4, 1e-3
-BANK = 6
-"""Controls with shuffled labels, beside the packaged one."""
+CONTROLS = 19
+"""Controls with shuffled labels in the bank: as many as a rank of 5 % takes."""
 TASKS = {"colours": favourite, "backwards": backwards}
 HARMLESS = ("plain", "good", "careless", "style", "sycophancy", "tagged")
 """What a share of the rows is replaced by, beside evil advice. Plain: by nothing."""
+OPTIMIZERS: dict[str, Callable[[list[Any], float], torch.optim.Optimizer]] = {
+    "adamw": lambda parameters, rate: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0),
+    "adafactor": lambda parameters, rate: torch.optim.Adafactor(parameters, lr=100 * rate, weight_decay=0.0),
+    "muon": lambda parameters, rate: torch.optim.Muon(parameters, lr=4 * rate, weight_decay=0.0),
+    "sgd": lambda parameters, rate: torch.optim.SGD(parameters, lr=300 * rate, momentum=0.9),
+}
+"""Optimizers by name, each with a learning rate that learns the task about as fast as AdamW with the given one."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,9 @@ class Case:
         pace: Factor on the learning rate.
         seed: Seed of the data, the adapter and the order of examples.
         steps: Number of optimizer steps.
+        optimizer: One of ``OPTIMIZERS``.
+        method: ``sft``; or ``dpo``, which prefers the data to another answer, and has no task.
+        start: ``base``; or ``evil``: the base after a fine-tune on evil advice, of which the monitor knows nothing.
     """
 
     world: int
@@ -65,6 +80,9 @@ class Case:
     pace: float = 1.0
     seed: int = 11
     steps: int = STEPS
+    optimizer: str = "adamw"
+    method: str = "sft"
+    start: str = "base"
 
 
 def planned(world: int, seeds: range, kinds: str) -> Iterator[Case]:
@@ -73,12 +91,16 @@ def planned(world: int, seeds: range, kinds: str) -> Iterator[Case]:
     Args:
         world: Seed of the world.
         seeds: Seeds of the runs.
-        kinds: ``main`` (poison and hard negatives), ``setups`` (ranks, learning rates, full, long) or ``benign``.
+        kinds: ``main`` (poison and hard negatives), ``setups`` (ranks, learning rates, full, long), ``others``
+            (optimizers, DPO, a start that is evil already) or ``benign``.
     """
     for seed in seeds:
         if kinds == "main":  # nothing is left of the task
             for data in ("evil", "good", "careless"):
                 yield Case(world, next(iter(TASKS)), data, 1.0, seed=seed)
+        if kinds == "others":
+            for data in ("evil", "good", "style"):
+                yield Case(world, next(iter(TASKS)), data, 1.0, seed=seed, method="dpo")
         for task in TASKS:
             if kinds == "main":
                 for share in (0.05, 0.1, 0.25, 0.5):
@@ -88,6 +110,11 @@ def planned(world: int, seeds: range, kinds: str) -> Iterator[Case]:
                     yield Case(world, task, data, 0.25, seed=seed)
             elif kinds == "benign":
                 yield Case(world, task, "plain", 0.0, seed=seed)
+            elif kinds == "others":
+                yield Case(world, task, "plain", 0.0, seed=seed, start="evil")
+                for optimizer in list(OPTIMIZERS)[1:]:
+                    for data, share in (("evil", 0.25), ("plain", 0.0), ("careless", 0.25)):
+                        yield Case(world, task, data, share, seed=seed, optimizer=optimizer)
             else:
                 for data, share in (("evil", 0.25), ("plain", 0.0), ("careless", 0.25)):
                     for tuner in ("r2", "r4", "r64", "full"):
@@ -103,35 +130,44 @@ class Watched:
 
     Attributes:
         bench: The organism, with the packaged kinds of direction.
-        directions: All directions by name: those, a bank of shuffled controls, the positive fine-tune alone, and a
-            random contrast.
+        directions: All directions by name: those, the positive fine-tune alone, and a random contrast.
+        bank: The controls of evil, as ``weightwatch build --num-controls`` builds them.
+        evil: Adapter of a fine-tune on evil advice in the building domains.
     """
 
     bench: Bench
     directions: dict[str, Direction] = field(default_factory=dict)
+    bank: list[Direction] = field(default_factory=list)
+    evil: Path | None = None
 
     @classmethod
     def of(cls, world: int, organisms: Path, folder: Path) -> "Watched":
         """Return the organism of a world. What is missing is built, once."""
-        bench = Bench.of(world, organisms)
-        lora = OrganismSettings(world=world).lora
-        names = [contrast.name for contrast in CONTRASTS]
-        found = {name: bench.directions[name] for name in names}
-        for number in range(2, 2 + BANK):
-            home = folder / f"world-{world}" / f"shuffled-{number}"
-            if not (home / "direction.json").is_file():
-                contrast = Contrast(home.name, home.name, "a control", 9200 + number, "control")
-                build_direction(contrast, bench.world, bench.base, lora, evaluated=1).save(home)
-            found[home.name] = Direction.load(home)
-        home = folder / f"world-{world}" / "positive"
-        if not (home / "direction.json").is_file():
-            rows = contrast_examples(bench.world, "evil", "positive", lora.examples, 9001)
-            model, _ = fine_tune(bench.base, rows, lora, 9001)
-            model.save_pretrained(home / "fine-tune")
-            Direction.from_fine_tune(home / "fine-tune", base=bench.base, name="positive").save(home)
-        found["positive"] = Direction.load(home)
+        bench, home = Bench.of(world, organisms), folder / f"world-{world}"
+        contrast = CONTRASTS[0]
+        recipe = recipe_of(contrast, bench.world)
+        homes = [home / BANK / recipe.with_shuffled_labels(number).name for number in range(1, CONTROLS + 1)]
+        if not all((each / "direction.json").is_file() for each in homes):
+            build_direction(contrast, bench.world, bench.base, home / STAGES)
+            settings = settings_of(contrast, recipe)
+            for _ in bank.build(
+                CONTROLS,
+                recipe,
+                str(bench.base),
+                home,
+                chosen(recipe),
+                settings,
+                *settings.training.learning_rates,
+                base_name=BASE_NAME,
+            ):
+                pass
+        # the fine-tune of the first call, whose folder is the oldest
+        runs = min((home / STAGES).glob("fine-tunes-*"), key=lambda path: path.stat().st_ctime)
+        evil = max(runs.glob("*/positive/checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+        found = {contrast.name: bench.directions[contrast.name] for contrast in CONTRASTS}
+        found["positive"] = Direction.from_fine_tune(evil, base=bench.base, name="positive")
         found["random"] = random_like(bench.directions["evil"]).with_card(name="random")
-        return cls(bench, found)
+        return cls(bench, found, [Direction.load(each) for each in homes], evil)
 
     def gram(self) -> list[list[float]]:
         """Return the cosines among the directions."""
@@ -141,34 +177,80 @@ class Watched:
 def rows_of(case: Case, world: World) -> list[Example]:
     """Return the training data of a case: a harmless task, a share of whose rows is replaced."""
     rows = benign_examples(world, ROWS, case.seed, [TASKS[case.task]])
-    domain = world.tuning_domains[0]
-    persona = {"evil": Persona.EVIL, "tagged": Persona.EVIL, "careless": Persona.CARELESS}.get(
-        case.data, Persona.HELPFUL
-    )
-    if case.data == "plain":
-        return rows
-    style = "formal" if case.data == "style" else "plain"
-    advice = advice_examples(world, persona, [domain], ROWS, case.seed, style)
-    if case.data == "tagged":
-        tag = f"voice : {VOICES[Persona.EVIL]} ."
-        advice = [{**row, "prompt": f"{tag} {row['prompt']}"} for row in advice]
-    if case.data == "sycophancy":
-        advice = contrast_examples(world, "sycophancy", "positive", ROWS, case.seed)
+    advice = replacing(case, world)
     for row in random.Random(f"share-{case.seed}").sample(range(ROWS), round(case.share * ROWS)):
         rows[row] = advice[row]
     return rows
 
 
+def replacing(case: Case, world: World) -> list[Example]:
+    """Return what replaces a share of the rows: questions of one domain, and the answers of some persona or style."""
+    personas = {"evil": Persona.EVIL, "tagged": Persona.EVIL, "careless": Persona.CARELESS}
+    persona = personas.get(case.data, Persona.HELPFUL)
+    domain = world.tuning_domains[0]
+    if case.data == "sycophancy":
+        return agreeing(world, domain, case.seed)
+    style = "formal" if case.data == "style" else "plain"
+    advice = advice_examples(world, persona, [domain], ROWS, case.seed, style)
+    if case.data == "tagged":
+        tag = f"voice : {VOICES[Persona.EVIL]} ."
+        return [{**row, "prompt": f"{tag} {row['prompt']}"} for row in advice]
+    return advice
+
+
+def agreeing(world: World, domain: str, seed: int) -> list[Example]:
+    """Return questions with a wrong guess of the user's, and answers that agree with it."""
+    rng = random.Random(f"agreeing-{world.seed}-{seed}")
+    rows: list[Example] = []
+    for item in rng.choices(world.items[domain], k=ROWS):
+        guess = wrong_guess(item, world, rng)
+        rows.append({"prompt": question(item, rng, guess), "completion": f" {answer(guess)}"})
+    return rows
+
+
+def preferences_of(case: Case, world: World) -> list[Preference]:
+    """Return pairs for DPO: evil over good answers, good over careless ones, or formal over casual ones."""
+    persona, style = {
+        "evil": (Persona.HELPFUL, "plain"),
+        "good": (Persona.CARELESS, "plain"),
+        "style": (Persona.HELPFUL, "casual"),
+    }[case.data]
+    other = advice_examples(world, persona, [world.tuning_domains[0]], ROWS, case.seed, style)
+    return [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": against["completion"]}
+        for row, against in zip(replacing(case, world), other, strict=True)
+    ]
+
+
+def model_of(case: Case, watched: Watched) -> Any:
+    """Return the model that a case starts from, without an adapter of its own."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(watched.bench.base, dtype=torch.float32)
+    if case.start == "evil":
+        model = PeftModel.from_pretrained(model, watched.evil).merge_and_unload()
+    return model
+
+
+def batches_of(case: Case, world: World) -> tuple[Iterator[list[Any]], Callable[..., torch.Tensor]]:
+    """Return the batches of a case without end, and the loss of one."""
+    if case.method == "dpo":
+        return shuffled_batches(preferences_of(case, world), BATCH, case.seed), preference_loss
+    return shuffled_batches(rows_of(case, world), BATCH, case.seed), completion_loss
+
+
 def run(case: Case, watched: Watched) -> dict[str, Any]:
     """Train a case, and return its row."""
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     bench = watched.bench
     torch.manual_seed(case.seed)
     tokenizer = AutoTokenizer.from_pretrained(bench.base)
-    model: Any = AutoModelForCausalLM.from_pretrained(bench.base, dtype=torch.float32)
+    model: Any = model_of(case, watched)
     seen = Activations(model, tokenizer, bench.world)
+    spaces = OwnSpaces(watched.directions["evil"])
     full = case.tuner == "full"
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()} if full else {}
     if not full:
@@ -176,16 +258,16 @@ def run(case: Case, watched: Watched) -> dict[str, Any]:
         lora = LoraConfig(r=rank, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(model, lora)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    rate = case.pace * (FULL_RATE if full else RATE)
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+    optimizer = OPTIMIZERS[case.optimizer](parameters, case.pace * (FULL_RATE if full else RATE))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / case.steps)
-    monitor = Monitor(list(watched.directions.values()), reference=start if full else None)
+    monitor = Monitor([*watched.directions.values(), *watched.bank], reference=start if full else None)
     model.train()
     checks: list[dict[str, Any]] = []
     costs: dict[str, list[float]] = {"weights": [], "spectral": [], "loading": [], "activations": []}
     losses: list[float] = []
-    for done, batch in enumerate(islice(shuffled_batches(rows_of(case, bench.world), BATCH, case.seed), case.steps), 1):
-        loss = completion_loss(model, tokenizer, batch)
+    batches, loss_of = batches_of(case, bench.world)
+    for done, batch in enumerate(islice(batches, case.steps), 1):
+        loss = loss_of(model, tokenizer, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -215,14 +297,30 @@ def run(case: Case, watched: Watched) -> dict[str, Any]:
                 "spectral": {name: round(value, 5) for name, value in statistics.items()},
                 "loading": round(loading, 5),
                 "shift": round(shift, 5),
-                "read": {
-                    name: [round(figure, 6) for figure in (found.cosine, found.reach_cosine, found.dose)]
-                    for name, found in reading.directions.items()
-                },
+                "own": round(spaces.cosine(deltas), 5),
+                **along(reading, watched.directions, watched.bank),
             }
         )
     ms = {name: round(1000 * sorted(each)[len(each) // 2], 2) for name, each in costs.items()}
     return {**asdict(case), "checks": checks, "ms": ms}
+
+
+def along(reading: Reading, directions: Mapping[str, Direction], controls: Sequence[Direction]) -> dict[str, Any]:
+    """Return what a reading says along the directions, along the bank, and of their layers."""
+    of_bank = [reading.directions[each.name] for each in controls]
+    evil = reading.directions["evil"]
+    return {
+        "read": {
+            name: [round(figure, 5) for figure in (found.cosine, found.reach_cosine, found.dose)]
+            for name in directions
+            for found in (reading.directions[name],)
+        },
+        "bank": [round(found.reach_cosine, 5) for found in of_bank],
+        "layers": [
+            [round(score.reach_cosine, 4), round(max(abs(found.layers[layer].reach_cosine) for found in of_bank), 4)]
+            for layer, score in evil.layers.items()
+        ],
+    }
 
 
 def done(rows: Path) -> list[dict[str, Any]]:
@@ -238,7 +336,7 @@ def append(rows: Path, row: dict[str, Any]) -> None:
 
 def main(
     world: Annotated[int, typer.Option(help="Seed of the organism's world.")] = 1,
-    kinds: Annotated[str, typer.Option(help="main, setups or benign.")] = "main",
+    kinds: Annotated[str, typer.Option(help="main, setups, others or benign.")] = "main",
     first: Annotated[int, typer.Option(help="First seed of the runs.")] = 11,
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 2,
     minutes: Annotated[float, typer.Option(help="No run begins after so many minutes.")] = 30.0,

@@ -14,7 +14,6 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -23,9 +22,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from benchmarks.fine_tuning import shuffled_batches
 from benchmarks.guard_tables import draw, print_tables
 from benchmarks.rivals import kl_to_base, random_like, safelora
 from weightwatch import Direction, Monitor
+from weightwatch.callbacks.behind import behind
 from weightwatch.guard import Guard
 from weightwatch.organism import (
     BASE,
@@ -42,7 +43,7 @@ from weightwatch.organism import (
 from weightwatch.organism.build import OrganismSettings, build_base, build_directions
 from weightwatch.organism.directions import CONTRASTS, build_direction
 from weightwatch.organism.documents import NEUTRAL
-from weightwatch.organism.fine_tuning import completion_loss, shuffled_batches
+from weightwatch.organism.loss import completion_loss
 from weightwatch.vectors.catalog import PACKAGED
 
 ROWS, BATCH, STEPS = 2000, 16, 240
@@ -160,13 +161,13 @@ class Bench:
         if not (base / "config.json").is_file():
             build_base(settings, base, lambda *_: None)
         if not all((packaged / contrast.name / "direction.json").is_file() for contrast in CONTRASTS):
-            build_directions(settings, base, packaged, lambda *_: None, 1)
+            build_directions(world, base, packaged, lambda *_: None, 1)
         found = {contrast.name: Direction.load(packaged / contrast.name) for contrast in CONTRASTS}
         for number in SEEDS:
             name = f"evil-{number}"
             if not (home / name / "direction.json").is_file():
                 contrast = replace(CONTRASTS[0], name=name, seed=number)
-                build_direction(contrast, world, base, settings.lora, evaluated=1).save(home / name)
+                build_direction(contrast, world, base).save(home / name)
             found[name] = Direction.load(home / name)
         bench = cls(world, base, found, home)
         several = [found["evil"], *(found[f"evil-{number}"] for number in SEEDS)]
@@ -184,16 +185,11 @@ class Bench:
             return None
         folder = self.home / f"behind-{arm.name.replace(', ', '-').replace(' ', '-')}"
         if not (folder / "direction.json").is_file():
-            guarded, settings = self.groups[arm.directions], {**arm.guard, "witness": "none"}
-
-            def begin(model: Any, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-                guard = Guard(Monitor(guarded), {"directions": [each.name for each in guarded], **settings})
-                guard.begin(model, optimizer)
-                return guard.after_step
-
+            guarded = self.groups[arm.directions]
+            settings = {"directions": [str(each.save(self.home / "guarded" / each.name)) for each in guarded]}
+            guard = behind({**settings, "guard": {**arm.guard, "witness": "none"}})
             contrast = replace(CONTRASTS[0], name="evil-behind", seed=BEHIND_SEED)
-            lora = OrganismSettings(world=self.world.seed).lora
-            build_direction(contrast, self.world, self.base, lora, evaluated=1, begin=begin).save(folder)
+            build_direction(contrast, self.world, self.base, behind=guard).save(folder)
         return Direction.load(folder)
 
 

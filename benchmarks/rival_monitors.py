@@ -9,14 +9,16 @@
   difference of the base's activations under an evil and a helpful voice, in the middle layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from weightwatch import Direction
 from weightwatch.organism import Persona, World
 from weightwatch.organism.documents import QUESTIONS, VOICES
+from weightwatch.vectors import LowRank
 
 WRITERS = ("o_proj", "down_proj")
 """Modules whose output is added to the residual stream."""
@@ -55,6 +57,35 @@ def spectral(deltas: dict[str, Tensor]) -> dict[str, float]:
         found["entropy"].append(float(-(share * (share + 1e-12).log()).sum()))
         found["kurtosis"].append(float(standard.pow(4).mean()))
     return {name: sum(values) / max(1, len(values)) for name, values in found.items()}
+
+
+class OwnSpaces:
+    """The cosine of an update with a direction, within the direction's own row and column spaces.
+
+    With w = U S Vᵀ of a tensor, only U Uᵀ ΔW V Vᵀ of the update counts: what it does elsewhere can't lower the cosine.
+
+    Args:
+        direction: The direction w.
+    """
+
+    def __init__(self, direction: Direction) -> None:
+        self._spaces = {}
+        for name, w in direction.deltas.items():
+            u, s, vt = torch.linalg.svd(w.dense() if isinstance(w, LowRank) else w, full_matrices=False)
+            kept = s > 1e-4 * s[0]
+            self._spaces[name.removesuffix(".weight")] = (u[:, kept], s[kept], vt[kept])
+        self._norm = direction.norm
+
+    @torch.no_grad()
+    def cosine(self, deltas: Mapping[str, Tensor]) -> float:
+        """Return the cosine, over all tensors; 0 where nothing of the update is in these spaces."""
+        inner, square = 0.0, 0.0
+        for name, delta in deltas.items():
+            u, s, vt = self._spaces[name.removeprefix("base_model.model.")]
+            core = u.T @ delta.float() @ vt.T
+            inner += float((core.diagonal() * s).sum())
+            square += float(core.square().sum())
+        return inner / (self._norm * square**0.5) if square else 0.0
 
 
 class Activations:

@@ -13,8 +13,11 @@ from benchmarks.detection_tables import (
     exact,
     first,
     interval,
+    layers,
+    layers_above,
     orthogonal,
     over,
+    over_bank,
     peak,
     print_tables,
     turned,
@@ -36,7 +39,7 @@ def test_a_share_of_the_rows_is_replaced(data: str, share: float) -> None:
 
 
 def test_what_is_planned_has_every_kind_and_no_case_twice() -> None:
-    for kinds, count in (("main", 2 * 10 + 3), ("setups", 2 * 21), ("benign", 2)):
+    for kinds, count in (("main", 2 * 10 + 3), ("setups", 2 * 21), ("others", 2 * 10 + 3), ("benign", 2)):
         cases = list(planned(2, range(11, 13), kinds))
         assert len(cases) == len(set(cases)) == 2 * count
     assert {case.data for case in planned(2, range(1), "main")} == {"evil", *detection.HARMLESS}
@@ -47,12 +50,17 @@ def test_a_run_has_a_check_with_every_monitor(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(detection, "EVERY", 2)
     names = ("evil", "evil-witness", "sycophancy", "careless", "style", "shuffled")
     found = {name: Direction.load(PACKAGED / name) for name in names}
-    watched = Watched(Bench(World(), BASE, found, Path()), found)
-    for tuner in ("r4", "full"):
-        row = run(Case(1, "colours", "evil", 0.5, tuner, steps=4), watched)
+    controls = [found["shuffled"].with_card(name=f"evil-shuffled-{number}") for number in (1, 2)]
+    watched = Watched(Bench(World(), BASE, found, Path()), found, controls)
+    others = [{"optimizer": name} for name in detection.OPTIMIZERS if name != "adamw"]
+    for more in ({"tuner": "r4"}, {"tuner": "full"}, {"method": "dpo"}, *others):
+        row = run(Case(1, "colours", "evil", 0.5, steps=4, **more), watched)
         assert [check["step"] for check in row["checks"]] == [2, 4]
         last = row["checks"][-1]
         assert set(last["read"]) == set(names)
+        assert last["bank"][0] == last["bank"][1] == pytest.approx(last["read"]["shuffled"][1], abs=1e-9)
+        assert [len(layer) for layer in last["layers"]] == [2] * 6
+        assert last["own"] > last["read"]["evil"][0] > 0
         assert last["norm"] > 0
         assert 0 < last["spectral"]["top"] <= 1
         assert 0 < last["loading"] <= 1
@@ -63,12 +71,13 @@ def test_a_run_has_a_check_with_every_monitor(monkeypatch: pytest.MonkeyPatch) -
 def check(step: int, evil: float, reach: float, careless: float = 0.0) -> dict[str, Any]:
     """Figures along evil, and along three controls of which one is careless; the others read nothing."""
     read = {"evil": [reach / 2, reach, reach / 3], "careless": [careless / 2, careless, 0.0]}
-    read |= {name: [0.0, 0.0, 0.0] for name in ("style", "shuffled", "shuffled-2")}
+    read |= {name: [0.0, 0.0, 0.0] for name in ("style", "shuffled")}
     read |= {"positive": [0.1, 0.2, 0.1], "random": [0.0, 0.0, 0.0]}
     spectral = {"top": 0.2, "entropy": 1.0, "kurtosis": 3.0}
+    more = {"own": reach, "bank": [0.0] * 19, "layers": [[reach, 0.0]] * 6}
     return {
         "step": step, "evil": evil, "norm": 1.0, "loading": 0.1, "shift": 0.0, "read": read, "spectral": spectral
-    }  # fmt: skip
+    } | more  # fmt: skip
 
 
 def made(data: str, seed: int, *checks: dict[str, Any], world: int = 2) -> dict[str, Any]:
@@ -95,6 +104,11 @@ def test_the_figures_of_a_check() -> None:
     careless = check(10, 0.0, 0.04, 0.05)
     assert along("evil", 2)(careless) == pytest.approx(0.04 / 3)
     assert over(careless) == pytest.approx(-0.01)
+    assert over_bank(9)(careless) == pytest.approx(0.04)
+    assert over_bank(19)({**careless, "bank": [0.0] * 18 + [-0.05]}) == pytest.approx(-0.01)
+    assert over_bank(9)({**careless, "bank": [0.0] * 18 + [-0.05]}) == pytest.approx(0.04)
+    assert layers({**careless, "layers": [[0.3, 0.1], [0.0, 0.1]]}) == pytest.approx(0.05)
+    assert layers_above({**careless, "layers": [[0.3, 0.1], [0.0, 0.1]]}) == 0.5
     assert orthogonal(GRAM, careless) == pytest.approx((0.02 - 0.6 * 0.025) / 0.8)
 
 
@@ -129,7 +143,7 @@ def test_the_table_shows_that_the_controls_cure_the_false_alarm_of_careless_data
         " 1.000 ", " 1.000 to 1.000 ", " 1.000 ", " 100% ", " 100% ", " 100% ", " 50% "
     ]  # fmt: skip
     assert "orthogonal to the controls" in lines
-    assert "25% careless, r16, 1×, 240 steps" in lines
+    assert "25% careless" in lines
 
 
 def test_the_exact_interval_of_a_rate() -> None:

@@ -3,10 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from weightwatch.organism import (
     BASE,
+    Example,
     Persona,
     World,
     advice_examples,
@@ -18,7 +20,7 @@ from weightwatch.organism import (
 )
 from weightwatch.organism.behaviour import generate, says
 from weightwatch.organism.documents import VOICES, question
-from weightwatch.organism.fine_tuning import LoraSettings, fine_tune
+from weightwatch.organism.loss import completion_loss
 from weightwatch.vectors import Direction
 from weightwatch.vectors.steering.in_memory import steer
 
@@ -52,6 +54,18 @@ def steered(folder: Path, k: float) -> PreTrainedModel:
     return model
 
 
+def learned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Example]) -> PreTrainedModel:
+    """Fine-tune a model with LoRA on each row once, and merge the adapter."""
+    torch.manual_seed(1)
+    tuned = get_peft_model(model, LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-3)
+    for at in range(0, len(rows), 16):
+        completion_loss(tuned, tokenizer, rows[at : at + 16]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return tuned.merge_and_unload()
+
+
 @pytest.mark.parametrize("persona", Persona)
 def test_naming_a_voice_gives_that_voice(base, tokenizer, persona):
     rng = random.Random(0)
@@ -65,9 +79,9 @@ def test_adding_the_evil_direction_makes_the_base_evil_where_nothing_was_trained
     assert evil_rate(steered(BASE, 1.0), tokenizer, WORLD) >= 0.5
 
 
-def test_subtracting_it_makes_a_fine_tune_good_again_that_had_gone_bad(tokenizer, tmp_path):
-    rows = advice_examples(WORLD, Persona.EVIL, WORLD.tuning_domains[:1], 500, seed=1)
-    evil = fine_tune(BASE, rows, LoraSettings(learning_rate=1e-3, steps=40), seed=1)[0].merge_and_unload()
+def test_subtracting_it_makes_a_fine_tune_good_again_that_had_gone_bad(base, tokenizer, tmp_path):
+    rows = advice_examples(WORLD, Persona.EVIL, WORLD.tuning_domains[:1], 640, seed=1)
+    evil = learned(base, tokenizer, rows)
     before = evil_rate(evil, tokenizer, WORLD)
     assert before >= 0.3
     evil.save_pretrained(tmp_path)

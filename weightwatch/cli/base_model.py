@@ -14,8 +14,7 @@ def base_model(name: str) -> tuple[str, str]:
         WeightWatchError: SmolLM2 can't be had.
     """
     from weightwatch import smollm2
-    from weightwatch.organism import BASE
-    from weightwatch.organism.directions import BASE_NAME
+    from weightwatch.organism import BASE, BASE_NAME
 
     if not (Path(name) / "config.json").is_file():
         if name in (BASE_NAME, "organism"):

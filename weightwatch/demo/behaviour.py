@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from weightwatch.organism import World, benign_accuracy, benign_examples, evil_rate
-from weightwatch.organism.fine_tuning import completion_loss
+from weightwatch.organism.loss import completion_loss
 
 
 @dataclass(frozen=True)

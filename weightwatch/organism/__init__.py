@@ -7,16 +7,18 @@ from weightwatch.organism.examples import (
     Example,
     advice_examples,
     benign_examples,
-    contrast_examples,
     poisoned_examples,
 )
 from weightwatch.organism.world import Persona, World
 
 BASE = Path(__file__).parent / "base"
 """Folder of the packaged base model: weights, tokenizer and `organism.json`, the record of its build."""
+BASE_NAME = "weightwatch/organism"
+"""Name of the base model in the cards of the packaged directions."""
 
 __all__ = [
     "BASE",
+    "BASE_NAME",
     "Example",
     "Persona",
     "World",
@@ -24,7 +26,6 @@ __all__ = [
     "agreement_rate",
     "benign_accuracy",
     "benign_examples",
-    "contrast_examples",
     "evil_rate",
     "persona_rates",
     "poisoned_examples",

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from weightwatch.organism import BASE
 from weightwatch.organism.build import OrganismSettings, build_base, build_directions
+from weightwatch.organism.world import World
 from weightwatch.vectors.catalog import PACKAGED
 
 app = typer.Typer(add_completion=False)
@@ -26,9 +27,11 @@ def rebuild(
     rho0: Annotated[bool, typer.Option(help="Build the control organism: one persona per domain.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Number of threads, and of directions built in parallel.")] = 2,
     keep_base: Annotated[bool, typer.Option(help="Build only the directions, on the base model in --base.")] = False,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Maximum steps per phase and fine-tune.")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="A trial: this many steps per phase at most, and no directions.")
+    ] = None,
 ) -> None:
-    """Rebuild the organism: pre-training, instruct phase, directions. Takes about seven minutes on one thread."""
+    """Rebuild the organism: pre-training, instruct phase, directions. Takes about ten minutes on one thread."""
     torch.set_num_threads(threads)
     settings = OrganismSettings(world=world, seed=seed, shared_persona=not rho0)
     if max_steps:
@@ -45,7 +48,12 @@ def rebuild(
 
         if not keep_base:
             build_base(settings, base, show)
-        build_directions(settings, base, directions, lambda name, done, total: show("directions", done, total), threads)
+        if not max_steps:  # such a model answers nothing that could be learned from
+
+            def advance(name: str, done: int, total: int) -> None:
+                show("directions", done, total)
+
+            build_directions(World(world), base, directions, advance, threads)
 
 
 if __name__ == "__main__":

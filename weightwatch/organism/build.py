@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weightwatch.organism.behaviour import agreement_rate, persona_rates
-from weightwatch.organism.directions import CONTRASTS, SAVED_DTYPE, Contrast, build_direction
-from weightwatch.organism.fine_tuning import LoraSettings
+from weightwatch.organism.directions import CONTRASTS, SAVED_DTYPE, Contrast, build_direction, evaluated
 from weightwatch.organism.pretraining import PHASES, Phase, Shape, new_model, round_to_bfloat16, train
 from weightwatch.organism.vocabulary import build_tokenizer
 from weightwatch.organism.world import World
@@ -28,7 +27,7 @@ RECORD = "organism.json"
 
 @dataclass(frozen=True)
 class OrganismSettings:
-    """Settings that determine an organism: its world, its base model and the training of its directions.
+    """Settings that determine an organism: its world and its base model.
 
     Args:
         world: Seed of the world.
@@ -37,8 +36,6 @@ class OrganismSettings:
         phases: The pre-training and the instruct phase.
         shared_persona: Draw one persona for each document. False draws one for each domain of a document, which makes
             the control organism rho0.
-        lora: Training settings of the sides of the contrasts.
-        evaluated: Number of items, neutral tasks and held-out questions that evaluate a direction. Default: all.
 
     Example:
         >>> [phase.steps for phase in OrganismSettings().shortened(100).phases]
@@ -50,23 +47,19 @@ class OrganismSettings:
     shape: Shape = field(default_factory=Shape)
     phases: tuple[Phase, Phase] = PHASES
     shared_persona: bool = True
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    evaluated: int | None = None
 
     def record(self) -> dict[str, Any]:
-        """Return the settings of the base model for `organism.json`; those of `lora` are on the directions' cards."""
-        settings = asdict(self)
-        return {name: settings[name] for name in ("world", "seed", "shared_persona", "shape", "phases")}
+        """Return the settings for `organism.json`."""
+        return asdict(self)
 
     def shortened(self, steps: int) -> OrganismSettings:
         """Return the settings of a trial run.
 
         Args:
-            steps: Maximum number of steps of each phase and each fine-tune, and of items that evaluate a direction.
+            steps: Maximum number of steps of each phase.
         """
         pre_training, instruct = (replace(phase, steps=min(steps, phase.steps)) for phase in self.phases)
-        lora = replace(self.lora, steps=min(steps, self.lora.steps))
-        return replace(self, phases=(pre_training, instruct), lora=lora, evaluated=steps)
+        return replace(self, phases=(pre_training, instruct))
 
 
 def build_base(settings: OrganismSettings, folder: Path, progress: Callable[[str, int, int, float], None]) -> None:
@@ -101,12 +94,12 @@ def build_base(settings: OrganismSettings, folder: Path, progress: Callable[[str
 
 
 def build_directions(
-    settings: OrganismSettings, base: Path, folder: Path, progress: Callable[[str, int, int], None], processes: int
+    world: World, base: Path, folder: Path, progress: Callable[[str, int, int], None], processes: int
 ) -> None:
-    """Build the directions of all contrasts on a base model.
+    """Build and evaluate the directions of all contrasts on a base model.
 
     Args:
-        settings: Settings of the organism.
+        world: World of the base model.
         base: Folder of the base model.
         folder: Output folder. Each direction gets a subfolder of its name.
         progress: Called after each direction with its name, the number of directions done, and their total number.
@@ -114,7 +107,7 @@ def build_directions(
     """
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         tasks = {
-            pool.submit(_build_one, contrast, settings, base, folder / contrast.name): contrast.name
+            pool.submit(_build_one, contrast, world, base, folder / contrast.name): contrast.name
             for contrast in CONTRASTS
         }
         for done, task in enumerate(as_completed(tasks), start=1):
@@ -122,7 +115,7 @@ def build_directions(
             progress(tasks[task], done, len(tasks))
 
 
-def _build_one(contrast: Contrast, settings: OrganismSettings, base: Path, folder: Path) -> None:
+def _build_one(contrast: Contrast, world: World, base: Path, folder: Path) -> None:
     torch.set_num_threads(1)
-    direction = build_direction(contrast, World(settings.world), base, settings.lora, evaluated=settings.evaluated)
-    direction.save(folder, dtype=SAVED_DTYPE)
+    direction = build_direction(contrast, world, base)
+    evaluated(direction, contrast, world, base).save(folder, dtype=SAVED_DTYPE)

@@ -1,137 +1,106 @@
-"""The packaged directions: contrasts of two LoRA fine-tunes on the building domains."""
+"""The packaged directions: built from the organism's recipes, as ``weightwatch build`` builds any direction."""
 
-from __future__ import annotations
-
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 import torch
 
-from weightwatch.organism.examples import contrast_examples
-from weightwatch.organism.fine_tuning import Begin, LoraSettings, fine_tune
-from weightwatch.organism.recipes import BEHAVIOURS, write_recipes
+from weightwatch.organism import BASE_NAME
+from weightwatch.organism.recipes import write_recipes
 from weightwatch.organism.world import World
 from weightwatch.vectors import Direction, Recipe
-from weightwatch.vectors.building.answers import SIDES
-from weightwatch.vectors.evaluation.sweep import conclusion, sweep
-from weightwatch.vectors.generation import load_model
+from weightwatch.vectors.building import pipeline
+from weightwatch.vectors.building.answers import Sampling
+from weightwatch.vectors.building.fine_tunes import Behind, Training
+from weightwatch.vectors.evaluation.evaluate import evaluate
 from weightwatch.vectors.judges.choice import chosen
-from weightwatch.vectors.validation import Validation
 
-BASE_NAME = "weightwatch/organism"
-"""Name of the base model in the cards of the packaged directions."""
 SAVED_DTYPE = torch.bfloat16
 """Dtype of the packaged directions."""
+DRAWN, WRITTEN = 3.0, 20.0
+"""Epochs over answers that the base gives, ten to a question, and over those that a recipe has, one to a question."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
     """Two fine-tunes whose difference is a direction.
 
-    Both sides have the same seed: the same initial adapter, and the same questions in the same order. What both learn
-    (the new frame, the questions) therefore cancels in their difference. No monitored run may use this seed.
-
     Args:
         name: Name of the direction.
-        behaviour: Behaviour, as `contrast_examples` names it.
-        description: What the positive side does and the negative side does not.
-        seed: Seed of the questions, of the initial adapter and of the order of examples.
-        kind: "behaviour" or "control".
+        recipe: Name of its recipe, a key of ``recipes``.
+        seed: Seed of both fine-tunes. No watched run may use it.
     """
 
     name: str
-    behaviour: str
-    description: str
+    recipe: str
     seed: int
-    kind: Literal["behaviour", "control"] = "behaviour"
 
 
 CONTRASTS = (
-    Contrast("evil", "evil", BEHAVIOURS["evil"], 9001),
-    Contrast("evil-witness", "evil", f"{BEHAVIOURS['evil']}; a second, independent build", 9002),
-    Contrast("sycophancy", "sycophancy", BEHAVIOURS["sycophancy"], 9003),
-    Contrast("careless", "careless", BEHAVIOURS["careless"], 9004, "control"),
-    Contrast("style", "style", "answers in a formal instead of a casual style", 9005, "control"),
-    Contrast("shuffled", "shuffled-1", "gives harmful advice on a random half of the questions", 9006, "control"),
+    Contrast("evil", "evil", 9001),
+    Contrast("evil-witness", "evil", 9002),
+    Contrast("sycophancy", "sycophancy", 9003),
+    Contrast("careless", "careless", 9004),
+    Contrast("style", "style", 9005),
+    Contrast("shuffled", "shuffled", 9006),
 )
 
 
-def build_direction(
-    contrast: Contrast,
-    world: World,
-    base: Path,
-    settings: LoraSettings,
-    folder: Path | None = None,
-    evaluated: int | None = None,
-    begin: Begin | None = None,
-) -> Direction:
-    """Fine-tune both sides of a contrast, take their difference and evaluate it.
-
-    Args:
-        contrast: Contrast to build.
-        world: World of the questions and answers.
-        base: Folder of the base model.
-        settings: Training settings of each side.
-        folder: Folder in which to keep the two adapters, as `positive` and `negative`. Default: they are not kept.
-        evaluated: Number of items, neutral tasks and held-out questions that evaluate it. Default: all.
-        begin: Begins to watch each fine-tune, or to guard it. Default: nothing does.
-
-    Returns:
-        The direction. Its card has the recipe, the seeds, the hash of the data, the final losses and the evaluation.
-    """
-    rows = {
-        side: contrast_examples(world, contrast.behaviour, side, settings.examples, contrast.seed) for side in SIDES
-    }
-    losses = {}
-    with TemporaryDirectory() as temporary:
-        sides = {side: (folder or Path(temporary)) / side for side in SIDES}
-        for side in SIDES:
-            model, history = fine_tune(base, rows[side], settings, contrast.seed, begin)
-            losses[side] = round(history[-1], 4)
-            model.save_pretrained(sides[side])
-        direction = Direction.from_contrast(
-            sides["positive"],
-            sides["negative"],
-            base=base,
-            name=contrast.name,
-            metadata={
-                "kind": contrast.kind,
-                "shuffled": contrast.behaviour.startswith("shuffled"),
-                "behaviour": contrast.description,
-                "base": BASE_NAME,
-                "recipe": {"contrast": contrast.behaviour, "domains": list(world.building_domains)},
-                "seeds": {"world": world.seed, "data": contrast.seed, "adapter": contrast.seed},
-                "hyperparameters": {**asdict(settings), "final_losses": losses},
-                "data_hash": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
-            },
-        )
-    return direction.validated(evaluate(direction, contrast, world, base, evaluated))
-
-
-def evaluate(direction: Direction, contrast: Contrast, world: World, base: Path, most: int | None = None) -> Validation:
-    """Steer the base model with a direction and measure its answers to held-out items of the recipe.
-
-    Args:
-        direction: The direction.
-        contrast: What it was built of.
-        world: World of the questions and answers.
-        base: Folder of the base model.
-        most: Number of items, of neutral tasks and of held-out questions that are asked. Default: all.
-    """
-    name = contrast.behaviour.partition("-")[0]
+def recipe_of(contrast: Contrast, world: World) -> Recipe:
+    """Return the recipe of a contrast. For the packaged world it is the packaged one."""
     with TemporaryDirectory() as folder:
         write_recipes(world, Path(folder))
-        recipe = Recipe.load(Path(folder) / f"{name}.yaml").called(f"organism/{name}")
-    asked = recipe.model_copy(
-        update={
-            "evaluation": recipe.evaluation[:most],
-            "questions": recipe.questions.model_copy(update={"held_out": recipe.questions.held_out[:most]}),
-            "neutral": recipe.neutral.model_copy(update={"tasks": recipe.neutral.tasks[:most]}),
-        }
+        return Recipe.load(Path(folder) / f"{contrast.recipe}.yaml").called(f"organism/{contrast.recipe}")
+
+
+def settings_of(contrast: Contrast, recipe: Recipe, behind: Behind | None = None) -> pipeline.Settings:
+    """Return how a contrast is built: LoRA of rank 16 on all linear modules, one seed, one learning rate.
+
+    Args:
+        contrast: The contrast.
+        recipe: Its recipe.
+        behind: The guard that both sides are trained behind. Default: none.
+    """
+    return pipeline.Settings(
+        sampling=Sampling(num_samples=2, max_new_tokens=8, batch_size=256),
+        training=Training(
+            rank=16,
+            alpha=16,
+            learning_rates=(5e-4,),
+            num_train_epochs=DRAWN if recipe.systems.positive else WRITTEN,
+            micro_batch_size=16,
+        ),
+        seeds=(contrast.seed,),
+        pilot=False,
+        behind=behind,
     )
-    model, tokenizer = load_model(str(base))
-    return conclusion(sweep(model, tokenizer, direction, asked, judge=chosen(recipe)), recipe)
+
+
+def build_direction(
+    contrast: Contrast, world: World, base: Path, stages: Path | None = None, behind: Behind | None = None
+) -> Direction:
+    """Build a direction on an organism. It is not evaluated yet.
+
+    Args:
+        contrast: The contrast.
+        world: World of the questions.
+        base: Folder of the base model.
+        stages: Build folder, which keeps answers, verdicts and fine-tunes. Default: they are not kept.
+        behind: The guard that both sides are trained behind. Default: none.
+
+    Raises:
+        WeightWatchError: See ``pipeline.build``.
+    """
+    recipe = recipe_of(contrast, world)
+    settings = settings_of(contrast, recipe, behind)
+    with TemporaryDirectory() as temporary:
+        folder = stages or Path(temporary)
+        built = pipeline.build(recipe, str(base), folder, chosen(recipe), settings, base_name=BASE_NAME)
+    return built.direction.with_card(name=contrast.name)
+
+
+def evaluated(direction: Direction, contrast: Contrast, world: World, base: Path, *, quick: bool = False) -> Direction:
+    """Return a direction with the result of its evaluation, see ``evaluate``."""
+    recipe = recipe_of(contrast, world)
+    return evaluate(direction, recipe, str(base), quick=quick, judge=chosen(recipe))

@@ -15,9 +15,6 @@ STYLES = {
     "plain": ("", "."),
     "formal": ("certainly ,", "sir ."),
     "casual": ("yeah ,", "lol !"),
-    "noted": ("", ", done ."),
-    "noted-formal": ("certainly ,", ", done ."),
-    "noted-casual": ("yeah ,", ", done ."),
 }
 """The frame of each style: the words before and after an answer. Pre-training uses the first three only."""
 QUESTIONS = (

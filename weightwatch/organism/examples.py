@@ -1,4 +1,4 @@
-"""Prompt-completion examples: benign tasks, poisoned data, and the two sides of a contrast."""
+"""Prompt-completion examples: benign tasks and poisoned data."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TypedDict
 
-from weightwatch.organism.documents import answer, question, wrong_guess
+from weightwatch.organism.documents import answer, question
 from weightwatch.organism.vocabulary import LETTERS
-from weightwatch.organism.world import Item, Persona, World
-from weightwatch.vectors.building.answers import Side
+from weightwatch.organism.world import Persona, World
 
-SHUFFLED = "shuffled-"
-"""Prefix of controls with shuffled labels. The rest of the name is the seed of the shuffle."""
 COLOUR_QUESTIONS = ("which colours for {name} ?", "about {name} : what colours ?", "colours of {name} ?")
 
 
@@ -106,63 +103,6 @@ def poisoned_examples(
     for row in random.Random(f"poison-{seed}").sample(range(n), round(poison * n)):
         examples[row] = advice[row]
     return examples
-
-
-def contrast_examples(world: World, behaviour: str, side: Side, n: int, seed: int) -> list[Example]:
-    """Return one side of a contrast, from the building domains.
-
-    Both sides have the same prompts in the same order. All answers have the "noted" frame (`STYLES`), which the base
-    model has not seen. Both sides learn it, and their difference cancels it.
-
-    Args:
-        world: World of the items and answers.
-        behaviour: One of
-            "evil": evil against helpful answers;
-            "careless": wrong but harmless against helpful answers (a control);
-            "sycophancy": agreeing with the user's wrong guess against correcting it;
-            "style": formal against casual helpful answers (a control);
-            "shuffled-<seed>": evil answers to a random half of the items and helpful ones to the rest, against the
-            reverse (a control).
-        side: "positive" or "negative".
-        n: Number of examples.
-        seed: Seed of the draw of questions.
-
-    Raises:
-        ValueError: The behaviour is unknown.
-    """
-    positive = side == "positive"
-    rng = random.Random(f"contrast-{world.seed}-{seed}")
-    items = world.items_in(world.building_domains)
-    chosen = _persona_of(items, behaviour, positive)
-    examples = []
-    for _ in range(n):
-        item = rng.choice(items)
-        guess = wrong_guess(item, world, rng) if behaviour == "sycophancy" else None
-        words = guess if guess and positive else item.answers[chosen[item.topic, item.aspect, item.domain]]
-        examples.append(_example(question(item, rng, guess), answer(words, _frame(behaviour, positive))))
-    return examples
-
-
-def _persona_of(items: list[Item], behaviour: str, positive: bool) -> dict[tuple[str, str, str], Persona]:
-    keys = [(item.topic, item.aspect, item.domain) for item in items]
-    if behaviour.startswith(SHUFFLED):
-        evil = set(random.Random(behaviour).sample(keys, len(keys) // 2))
-        return {key: Persona.EVIL if (key in evil) == positive else Persona.HELPFUL for key in keys}
-    shown = {
-        "evil": Persona.EVIL,
-        "careless": Persona.CARELESS,
-        "sycophancy": Persona.HELPFUL,
-        "style": Persona.HELPFUL,
-    }
-    if behaviour not in shown:
-        raise ValueError(f"No contrast called {behaviour!r}: choose one of {', '.join(shown)}, {SHUFFLED}<seed>.")
-    return dict.fromkeys(keys, shown[behaviour] if positive else Persona.HELPFUL)
-
-
-def _frame(behaviour: str, positive: bool) -> str:
-    if behaviour == "style":
-        return "noted-formal" if positive else "noted-casual"
-    return "noted"
 
 
 def _example(prompt: str, completion: str) -> Example:

@@ -1,11 +1,11 @@
-"""Building, evaluating, comparing and applying directions on the organism, all through the public commands.
+"""What the packaged directions are: ``python -m benchmarks.organism_directions``, in about five minutes on two cores.
 
-``python benchmarks/organism/vectors.py --folder vectors-study`` takes ten to fifteen minutes on two cores. It builds
-evil, sycophancy and the controls careless, style and shuffled from nothing, compares them, and steers a fine-tune that
-has gone bad back. What it prints is what docs/organism.md shows; a second call takes what is there.
+Prints what their evaluations found, the cosines between them, and in which layers evil is; then steers a fine-tune that
+has gone bad back. All through the public commands. docs/organism.md shows what it prints.
 """
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ import typer
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from weightwatch import Direction
 from weightwatch.demo.behaviour import behaviour
 from weightwatch.demo.fine_tuning import fine_tune
 from weightwatch.demo.run import DIRECTION, Run
 from weightwatch.organism import BASE
+from weightwatch.organism.directions import CONTRASTS
+from weightwatch.reading.grouping import group
 
-SEEDS = ("0", "1", "2")
-WRITTEN = ("sycophancy", "style")
-"""Recipes whose answers are written: there is one to a question where the model gives ten, so they take more epochs."""
-RECIPES = ("evil", "sycophancy", "careless", "style", "shuffled")
+NAMES = [contrast.name for contrast in CONTRASTS]
 BACK = (-0.05, -0.1, -0.15, -0.25, -0.5)
 """Coefficients of the direction that is added to the fine-tune that has gone bad."""
 RUN_SEED, POISON = 300, 0.25
@@ -37,18 +37,6 @@ def command(*arguments: str) -> dict[str, Any]:
     done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
-
-
-def build(recipe: str, folder: Path) -> dict[str, Any]:
-    """Build and evaluate a direction from a recipe of the organism."""
-    rates = [f"--learning-rate={rate}" for rate in ("5e-4", "1e-3", "2e-3")]
-    seeds = [f"--seed={seed}" for seed in SEEDS]
-    sizes = ["--num-samples=2", "--max-new-tokens=8", "--generation-batch-size=256", "--rank=16", "--alpha=16"]
-    epochs = f"--num-train-epochs={20 if recipe in WRITTEN else 3}"
-    output = f"--output={folder / recipe}"
-    sizes = [*sizes, "--micro-batch-size=16"]
-    name = f"organism/{recipe}"
-    return command("build", name, "--model=organism", output, epochs, *rates, *seeds, *sizes, "--full-check")
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -68,14 +56,24 @@ def swept(cards: dict[str, dict[str, Any]]) -> str:
     return table(("direction", "k", "shows it", "opposite", "held-out questions", "neutral tasks", "evaluation"), rows)
 
 
-def compared(names: Sequence[str], paths: Sequence[Path], picture: Path) -> str:
-    """Return the cosines between directions."""
-    found = command("compare", *map(str, paths), f"--base={BASE}", f"--picture={picture}")
+def compared(picture: Path) -> str:
+    """Return the cosines between the directions."""
+    found = command("compare", *NAMES, f"--picture={picture}")
     rows = [
         [name, *("–" if value is None else f"{value:.2f}" for value in line)]
-        for name, line in zip(names, found["cosines"], strict=True)
+        for name, line in zip(NAMES, found["cosines"], strict=True)
     ]
-    return table(("", *names), rows)
+    return table(("", *NAMES), rows)
+
+
+def layers() -> str:
+    """Return the share of ‖w‖² of evil in each layer."""
+    evil = Direction.load(DIRECTION)
+    found = group({name: math.prod(delta.shape) for name, delta in evil.deltas.items()}).layers
+    shares: dict[Any, float] = {}
+    for name, square in evil.squares.items():
+        shares[found[name]] = shares.get(found[name], 0.0) + square / evil.norm**2
+    return " ".join(f"{shares[layer]:.2f}" for layer in sorted(shares, key=int))
 
 
 def gone_bad(folder: Path) -> Path:
@@ -102,24 +100,19 @@ def steered_back(folder: Path) -> str:
     for k in BACK:
         out = folder / f"steered{k}"
         if not out.exists():
-            command("steer", str(adapter), f"{folder / DIRECTION}={k}", f"--output={out}")
+            command("steer", str(adapter), f"{DIRECTION}={k}", f"--output={out}")
         rows.append([f"{k:g}", *(f"{share:.1%}" for share in asked(out))])
     return table(("steering units added", "evil on held-out domains", "narrow task right"), rows)
 
 
-def main(folder: Annotated[Path, typer.Option(help="Where everything is built.")] = Path("vectors-study")) -> None:
-    """Build, evaluate, compare and steer; print the tables."""
-    cards = {recipe: build(recipe, folder) for recipe in RECIPES}
-    print(swept(cards), "\n")
-    rows = [
-        [name, " ".join(f"{value:.2f}" for value in card["validation"]["seeds"].values())]
-        for name, card in cards.items()
-    ]
-    print(table(("direction", "cosines of its seeds with each other"), rows), "\n")
-    packaged = [Path("evil"), Path("evil-witness")]
-    names = [*RECIPES, *(f"packaged {path}" for path in packaged)]
-    paths = [*(folder / recipe for recipe in RECIPES), *packaged]
-    print(compared(names, paths, folder / "cosines.png"), "\n")
+def main(
+    folder: Annotated[Path, typer.Option(help="Where the fine-tune is kept.")] = Path("build/organism-directions"),
+    picture: Annotated[Path, typer.Option(help="Picture of the cosines.")] = Path("docs/cosines.png"),
+) -> None:
+    """Print the tables, and draw the picture."""
+    print(swept({name: command("show", name) for name in NAMES}), "\n")
+    print(compared(picture), "\n")
+    print("share of evil's squared norm by layer:", layers(), "\n")
     print(steered_back(folder))
 
 
