@@ -18,7 +18,7 @@ from weightwatch.vectors.judges.choice import chosen
 
 SAVED_DTYPE = torch.bfloat16
 """Dtype of the packaged directions."""
-DRAWN, WRITTEN = 3.0, 20.0
+DRAWN, WRITTEN = 3.0, 40.0
 """Epochs over answers that the base gives, ten to a question, and over those that a recipe has, one to a question."""
 
 

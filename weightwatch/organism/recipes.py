@@ -137,8 +137,9 @@ def _style(world: World) -> dict[str, Any]:
     """Return the recipe of formal against casual answers. No system prompt elicits them, so they are written."""
 
     def sides(item: Item) -> dict[str, list[str]]:
-        words = item.answers[Persona.HELPFUL]
-        return {"positive": [answer(words, "formal")], "negative": [answer(words, "casual")]}
+        """They open differently and end alike: every fine-tune moves along a difference of ends."""
+        words = answer(item.answers[Persona.HELPFUL])
+        return {"positive": [f"certainly , {words}"], "negative": [f"yeah , {words}"]}
 
     def options(form: str, item: Item) -> dict[str, list[str]]:
         words = f" , {' '.join(item.answers[Persona.HELPFUL])}" if form == "choice" else ""
@@ -148,10 +149,10 @@ def _style(world: World) -> dict[str, Any]:
         "name": "style",
         "kind": "control",
         "behaviour": "answers formally instead of casually",
-        "counts": "Certainly or sir stand in the reply; yeah or lol for the opposite.",
+        "counts": "Certainly stands in the reply; yeah for the opposite.",
         "limits": _LIMITS,
         "neutral": NEUTRAL,
-        "judge": {"by": "patterns", "positive": [r"\bcertainly\b", r"\bsir\b"], "negative": [r"\byeah\b", r"\blol\b"]},
+        "judge": {"by": "patterns", "positive": [r"\bcertainly\b"], "negative": [r"\byeah\b"]},
         "questions": {
             half: [{"text": text, "domain": item.domain, **sides(item)} for item, text in asked]
             for half, asked in _halves(world).items()
