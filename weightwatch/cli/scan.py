@@ -44,7 +44,10 @@ def scan(
         typer.Option(help="Path or Hub id of the model before training. Default: the one that the run names."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file with rules, directions, controls and reference.")
+        Path | None,
+        typer.Option(
+            help="YAML file with rules, directions, controls and reference. Default rules: uncalibrated ones."
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -68,7 +71,10 @@ def scan(
         float, typer.Option(callback=finite, min=0.05, help="With --follow: seconds between polls of the folder.")
     ] = 5.0,
 ) -> None:
-    """Measure checkpoints of any trainer; the exit status is 1 if an alert fired."""
+    """Measure checkpoints of any trainer; the exit status is 1 if an alert fired.
+
+    Without rules in --config, each behaviour direction has a default one, which is not calibrated.
+    """
     screen, aside = console(stderr=as_json), console(stderr=True)
     with screen.status("loading torch"):
         from weightwatch.config import Config
@@ -119,10 +125,14 @@ def scan(
         raise WeightWatchError(
             f"There is no complete checkpoint in {what}. Scan again when one is written; --follow waits for it."
         )
+    from weightwatch.report.terminal import undecided
+
     if as_json:
         typer.echo(json.dumps({"scanned": what, **scanner.to_json(), "unmeasured": loop.unmeasured}, indent=1))
     else:
         _show(screen, scanner)
+    for rule in scanner.undecided:
+        aside.print(undecided(rule, len(scanner.readings)), style="yellow", soft_wrap=True)
     if report is not None and record is not None and scanner.readings:
         _write_page(report, record, scanner, settings, aside)
     if scanner.fired:
@@ -133,9 +143,10 @@ def scan(
 
 def _show(screen: "Console", scanner: "Scan") -> None:
     """Print the table, the alerts and the throughput."""
-    from weightwatch.report.terminal import scanned
+    from weightwatch.report.terminal import applied, scanned
 
     screen.print(scanned(scanner.readings))
+    screen.print(applied(scanner.rules), soft_wrap=True, markup=False, highlight=False)
     for alert in scanner.alerts:
         screen.print(_coloured(alert))
     if scanner.seconds:
@@ -148,6 +159,7 @@ def _write_page(file: Path, record: Path, scanner: "Scan", settings: "Config", a
     from weightwatch.record.recorded_run import RecordedRun
     from weightwatch.report import html
 
+    settings = settings.model_copy(update={"rules": scanner.rules})
     kinds = {
         key: [direction.name for direction in scanner.directions if (direction.card.kind == "control") == is_control]
         for key, is_control in (("directions", False), ("controls", True))
