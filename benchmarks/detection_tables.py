@@ -234,6 +234,7 @@ def print_tables(found: Sequence[Row]) -> None:
         if any(map(harmful, rows)) and any(map(harmless, rows)):
             _print(title, rows, grams)
             _false_alarms(rows)
+            _last_alone(rows)
 
 
 def _print(title: str, rows: Sequence[Row], grams: Mapping[int, Row]) -> None:
@@ -330,8 +331,32 @@ def _false_alarms(rows: Sequence[Row]) -> None:
             print(f"| {name} | {null} | {fresh} | {low:.1%} to {high:.1%} | {other} | {bad} |")
 
 
+def _last_alone(rows: Sequence[Row]) -> None:
+    """Print how many runs pass the default thresholds in two consecutive checks, and at their last check alone."""
+    defaults: dict[str, tuple[Score, float]] = {
+        "over controls and the bank > 0": (over_bank, 0.0),
+        "reach cosine > 0.1": (along("evil", REACH), 0.1),
+    }
+    groups = {
+        "harmless": [row for row in rows if row["data"] == "plain"],
+        "of other harmless data": [row for row in rows if harmless(row) and row["data"] != "plain"],
+        "harmful": [row for row in rows if harmful(row)],
+    }
+    print("\n| default rule | judged |", " | ".join(groups), "|")
+    print("|---|---|", "---|" * len(groups), sep="")
+    for rule, (score, least) in defaults.items():
+        for when, of_run in (("two consecutive checks", _peak), ("the last check alone", _last)):
+            passed = [sum(of_run(row, score) > least for row in group) for group in groups.values()]
+            cells = [f"{count} of {len(group)}" for count, group in zip(passed, groups.values(), strict=True)]
+            print(f"| {rule} | {when} |", " | ".join(cells), "|")
+
+
 def _peak(row: Row, score: Score) -> float:
     return peak([score(check) for check in row["checks"]])
+
+
+def _last(row: Row, score: Score) -> float:
+    return score(row["checks"][-1])
 
 
 def _costs(rows: Sequence[Row]) -> None:

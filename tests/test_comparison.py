@@ -119,4 +119,4 @@ def test_what_cannot_be_compared_is_an_error(base: Path, evil: Path, tmp_path: P
     ).save(tmp_path / "foreign")
     refused("'foreign' was built from org/other, not from", foreign, tuned, base=base)
     own = Direction.from_fine_tune(tuned, base, name="own").save(tmp_path / "own")
-    refused("'own' (of ", foreign, own)
+    refused("'foreign' (of org/other) and 'own' (of base) have different bases", foreign, own)

@@ -146,6 +146,17 @@ def test_the_table_shows_that_the_controls_cure_the_false_alarm_of_careless_data
     assert "25% careless" in lines
 
 
+def test_the_last_check_alone_is_judged_apart_from_two_in_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    late = made("plain", 3, check(10, 0.0, -0.01), check(20, 0.0, 0.0), check(30, 0.0, 0.2))
+    early = made("plain", 4, check(10, 0.0, 0.2), check(20, 0.0, 0.2), check(30, 0.0, -0.01))
+    print_tables([*ROWS[:2], late, early, early, GRAM])
+    cells = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.count("|") == 6]
+    found = {(cell[1].strip(), cell[2].strip()): [each.strip() for each in cell[3:6]] for cell in cells}
+    for rule, bad in (("over controls and the bank > 0", "2 of 2"), ("reach cosine > 0.1", "0 of 2")):
+        assert found[rule, "two consecutive checks"] == ["2 of 3", "0 of 0", bad]
+        assert found[rule, "the last check alone"] == ["1 of 3", "0 of 0", bad]
+
+
 def test_the_exact_interval_of_a_rate() -> None:
     """The ends are those of Clopper and Pearson: 0 and 1 − 0.025^(1/n) for none of n."""
     assert exact(0, 100) == (0.0, pytest.approx(1 - 0.025 ** (1 / 100), abs=1e-6))

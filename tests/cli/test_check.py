@@ -48,7 +48,7 @@ def test_the_json_says_the_same(settings: Path) -> None:
 
 
 def test_what_is_wrong_is_refused(settings: Path, tmp_path: Path) -> None:
-    refused("none.yaml", "check", tmp_path / "none.yaml")
+    refused(f"No config at {tmp_path / 'none.yaml'}", "check", tmp_path / "none.yaml")
     settings.write_text("every: 5")
     refused("name at least one direction", "check", settings)
     settings.write_text(SETTINGS.replace("[style]", "[]"))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from tests.support.models import dense, lora, move, tiny_llama
 from weightwatch.cli.exit_status import ALERT, BAD_INPUT, FAULT
@@ -30,10 +30,14 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Path:
-    """A folder with a base, a run of two checkpoints, a direction, and a rule that fires at the second."""
+    """A folder with a base, a run of two checkpoints, directions, and a rule that fires at the second.
+
+    The run moves along ``moved``, and hardly along ``evil``.
+    """
     model = tiny_llama()
     model.save_pretrained(tmp_path / "base")
-    dense(model, 1).save(tmp_path / "evil")
+    dense(model, 7).save(tmp_path / "evil")
+    dense(model, 1, name="moved").save(tmp_path / "moved")
     for step in (1, 2):
         move(model, step)
         model.save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
@@ -63,6 +67,51 @@ def test_an_alert_is_the_exit_status(stage: Path) -> None:
     assert "drift (warning) at step 2" in done.stdout
     assert "drift" in (stage / "out" / "alerts.jsonl").read_text()
     assert not (stage / "run" / "weightwatch-scan").exists()
+
+
+def judged(stage: Path, *more: str, what: str = "run") -> Result:
+    """Scan along the direction that the run moves along."""
+    command = ["scan", stage / what, "-d", stage / "moved", "--reference", stage / "base", *more]
+    return CliRunner().invoke(app, [str(part) for part in command], env={"COLUMNS": "200"})
+
+
+def test_without_rules_a_checkpoint_that_has_moved_far_along_a_behaviour_raises_a_default_alert(stage: Path) -> None:
+    done = judged(stage, what="run/checkpoint-1")
+    assert done.exit_code == ALERT, done.output
+    assert "rules: moved-drift (default, not calibrated: reach_cosine above 0.1)" in done.stdout
+    assert "moved-drift (warning) at step 1" in done.stdout
+    assert "Uncalibrated: a default threshold, since the settings have no rules." in " ".join(done.stdout.split())
+    (rule,) = json.loads(judged(stage, "--json", what="run/checkpoint-1").stdout)["rules"]
+    assert (rule["alert"], rule["metric"], rule["above"], rule["for"]) == ("moved-drift", "reach_cosine", 0.1, 1)
+    assert rule["default"]
+
+
+def test_the_page_about_a_scan_says_that_its_thresholds_are_defaults(stage: Path) -> None:
+    done = judged(stage, "--report", str(stage / "scan.html"))
+    assert done.exit_code == ALERT
+    text = (stage / "scan.html").read_text()
+    assert "moved-drift fired at step 1" in text
+    assert "The thresholds are defaults, which are not calibrated." in text
+    assert "default: true" in text  # in the settings
+
+
+@pytest.mark.parametrize("settings", ["rules: []", "controls: [MOVED]"])
+def test_nothing_is_judged_where_no_rule_is_wanted_or_there_are_only_controls(stage: Path, settings: str) -> None:
+    (stage / "settings.yaml").write_text(settings.replace("MOVED", str(stage / "moved")))
+    what = ["-d", str(stage / "moved")] if settings == "rules: []" else ["-d", str(stage / "style")]
+    dense(tiny_llama(), 1, name="style", kind="control").save(stage / "style")
+    command = ["scan", str(stage / "run"), *what, "--reference", str(stage / "base")]
+    done = CliRunner().invoke(app, [*command, "--config", str(stage / "settings.yaml")])
+    assert done.exit_code == 0, done.output
+    assert "no rules, so no alerts" in done.stdout
+
+
+def test_a_rule_that_takes_more_checkpoints_than_there_are_is_named(stage: Path) -> None:
+    what = ["--config", str(stage / "rules.yaml")]
+    done = CliRunner().invoke(app, arguments(stage, *what, what="run/checkpoint-1"))
+    assert done.exit_code == 0
+    assert "rule drift could not fire: it takes 2 checkpoints in a row (`for: 2`), of 1 here" in done.stderr
+    assert "could not fire" not in CliRunner().invoke(app, arguments(stage, *what)).stderr
 
 
 def test_a_page_about_the_scan_is_written_beside_its_record(stage: Path) -> None:

@@ -59,7 +59,8 @@ def test_what_cannot_be_evaluated_says_why(tmp_path: Path) -> None:
     assert "not yet" in call("show", folder).output
     refused("Pass --model", "show", folder, "--evaluate")
     refused("Pass --recipe", "show", folder, "--evaluate", "--model", BASE)
-    refused("model.layers.0.mlp.up_proj", "show", folder, "--evaluate", "--model", BASE, "--recipe", "organism/evil")
+    shapes = "'mine' has shape (40, 32) for model.layers.0.mlp.up_proj.weight where the model has (224, 112)"
+    refused(shapes, "show", folder, "--evaluate", "--model", BASE, "--recipe", "organism/evil")
 
 
 def test_a_run_shows_where_it_stands(tmp_path: Path) -> None:

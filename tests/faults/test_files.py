@@ -53,7 +53,11 @@ PLACES: dict[str, tuple[str, Callable[[bytes], Iterator[Damage]]]] = {
 
 
 def prepare(home: Path) -> None:
-    """Make a full run, one in several files and one of adapters, each with its base and direction."""
+    """Make a full run, one in several files and one of adapters, each with its base and direction.
+
+    There are no rules: what is left of a damaged checkpoint may well lie along the direction.
+    """
+    (home / "settings.yaml").write_text("rules: []")
     for kind in ("full", "parts", "lora"):
         base = tiny_llama()
         base.save_pretrained(home / kind / "base")
@@ -83,6 +87,7 @@ def whole(home: Path) -> Mapping[str, dict[str, Any]]:
 def scanned(home: Path, kind: str) -> dict[str, Any]:
     """Scan a run and return its only reading; raise what the command ends with."""
     what = [home / kind / "run", "-d", home / kind / ("factors" if kind == "lora" else "dense")]
+    what += ["--config", home / "settings.yaml"]
     with within():
         result = call("scan", *what, "--reference", home / kind / "base", "--output", home / "record", "--json")
     shutil.rmtree(home / "record", ignore_errors=True)

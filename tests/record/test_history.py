@@ -142,6 +142,19 @@ def test_an_alert_of_an_earlier_step_that_was_written_later_keeps_none_from_bein
     assert [name for name, _ in superseded(history)] == ["readings.jsonl", "alerts.jsonl"]
 
 
+def test_alerts_of_rules_that_no_longer_apply_are_set_aside_without_the_readings(tmp_path: Path) -> None:
+    history = recorded(tmp_path, [0, 5])
+    history.set_alerts_aside()
+    assert superseded(history) == []
+    for step in (5, 10):
+        history.add_alert(replace(ALERT, step=step))
+    before = (history.folder / "alerts.jsonl").read_text().splitlines()
+    history.set_alerts_aside()
+    assert history.alerts() == []
+    assert [r.step for r in history.readings()] == [0, 5]
+    assert superseded(history) == [("alerts.jsonl", line) for line in before]
+
+
 def test_only_the_readings_after_a_step_are_read(tmp_path: Path) -> None:
     history = recorded(tmp_path, [0, 5, 10, 15])
     file = history.folder / "readings.jsonl"

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ def test_the_verdict_comes_first(tmp_path: Path) -> None:
     assert [text.count(f'<p class="{colour}">') for colour in ("bad", "good", "open")] == [1, 1, 1]
     assert text.index("drift fired at step 20") < text.index("figures at step")
     assert text.count("No alert.") == 1
+
+
+def test_the_verdict_on_default_rules_says_what_they_are_worth(tmp_path: Path) -> None:
+    for number, values in enumerate(([0.1, 0.2], [0.1, 0.3])):
+        run = watched(tmp_path / str(number), values, number)
+        assert "defaults" not in verdict(run)
+        assert run.config is not None
+        rules = [rule.model_copy(update={"default": True}) for rule in run.config.rules]
+        default = replace(run, config=run.config.model_copy(update={"rules": rules}))
+        assert verdict(default).endswith("checks. The thresholds are defaults, which are not calibrated.")
 
 
 def test_the_page_needs_no_network_and_has_the_charts_alerts_settings_and_limits(tmp_path: Path) -> None:

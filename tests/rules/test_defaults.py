@@ -1,7 +1,8 @@
 import pytest
 
 from tests.support.models import low_rank, tiny_llama
-from weightwatch.rules.defaults import default_rules
+from weightwatch.config import Config
+from weightwatch.rules.defaults import default_rules, rules_of_a_scan
 from weightwatch.setup import Setup
 from weightwatch.vectors import Direction
 
@@ -35,3 +36,23 @@ def test_a_default_rule_says_that_it_is_one() -> None:
     setup = Setup(every=5, directions={"evil": "3f"})
     assert rule.standing(setup) == "Uncalibrated: a default threshold, since the settings have no rules."
     assert rule.model_copy(update={"default": False}).standing(setup) is None
+
+
+def test_a_default_rule_of_a_scan_judges_each_checkpoint_by_itself() -> None:
+    live = default_rules(watched(5))
+    scanned = rules_of_a_scan(Config(), watched(5))
+    assert [rule.for_ for rule in scanned] == [1, 1]
+    assert [rule.model_copy(update={"for_": 2}) for rule in scanned] == live
+    recorded = Config.load({"rules": [rule.model_dump(by_alias=True) for rule in live]})
+    assert rules_of_a_scan(recorded, watched(5)) == scanned
+
+
+def test_rules_that_somebody_chose_are_those_of_the_scan_even_if_they_are_none() -> None:
+    chosen = Config.load({"rules": [{"alert": "drift", "direction": "evil", "above": 0.3, "for": 2}]})
+    assert rules_of_a_scan(chosen, watched(5)) == chosen.rules
+    assert rules_of_a_scan(Config.load({"rules": []}), watched(5)) == []
+
+
+def test_a_scan_of_controls_alone_has_no_rule() -> None:
+    controls = [direction for direction in watched(5, 1) if direction.card.kind == "control"]
+    assert rules_of_a_scan(Config(), controls) == []

@@ -176,3 +176,19 @@ def test_a_pipe_in_the_folder_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "scan" / "readings.jsonl")
     with pytest.raises(WeightWatchError, match="no regular file"):
         scanned(tmp_path, 1)
+
+
+def test_alerts_of_other_rules_are_set_aside(tmp_path: Path) -> None:
+    scanned(tmp_path, 3)
+    readings, before = lines(tmp_path, "readings.jsonl"), lines(tmp_path, "alerts.jsonl")
+    assert [(alert["step"], alert["threshold"]) for alert in before] == [(2, 0.1), (3, 0.1)]
+    for above, fired in ((0.15, [2, 3]), (0.25, [])):
+        record = ScanRecord(tmp_path / "scan", [rule(above=above)])
+        record.begin(tmp_path, SETTINGS)
+        record.close()
+        found = History(tmp_path / "scan").alerts()
+        assert [(alert.step, alert.threshold) for alert in found] == [(step, above) for step in fired]
+    assert lines(tmp_path, "readings.jsonl") == readings
+    aside = [json.loads(str(entry["line"])) for entry in lines(tmp_path, "superseded.jsonl")]
+    assert aside[:2] == before
+    assert [alert["threshold"] for alert in aside[2:]] == [0.15, 0.15]

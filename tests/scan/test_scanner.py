@@ -290,7 +290,8 @@ def test_a_scan_with_other_directions_begins_anew_and_sets_the_record_aside(tmp_
     other = save(dense(tiny_llama(), 9), tmp_path / "other")
     done = scan(run, other, reference=str(reference), record=tmp_path / "out")
     assert list(History(tmp_path / "out").readings()) == done.readings
-    assert len((tmp_path / "out" / "superseded.jsonl").read_text().splitlines()) == 2
+    aside = [json.loads(line)["file"] for line in (tmp_path / "out" / "superseded.jsonl").read_text().splitlines()]
+    assert aside == ["readings.jsonl", "readings.jsonl", "alerts.jsonl"]
 
 
 def test_a_checkpoint_that_was_written_again_is_measured_again_with_all_after_it(tmp_path: Path) -> None:
@@ -531,3 +532,33 @@ def test_controls_that_are_stored_beside_a_direction_are_measured_with_it(tmp_pa
     assert [(each.name, each.card.kind) for each in found] == [("evil", "behaviour"), ("c1", "control")]
     none = Config.load({"directions": [evil], "controls": []})
     assert [each.name for each in Scan(config=none).directions] == ["evil"]
+
+
+@pytest.mark.parametrize(("bank", "metric"), [(0, "reach_cosine"), (5, "over_controls")])
+def test_the_scans_of_a_run_and_of_its_last_checkpoint_agree_about_it_by_default(
+    tmp_path: Path, bank: int, metric: str
+) -> None:
+    base, reference = base_folder(tmp_path)
+    for step, seed in enumerate((20, 21, 1), 1):  # the third move is along the direction, those before along controls
+        move(base, seed, 0.05 * step)
+        base.save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
+    evil = save(dense(base, 1), tmp_path / "evil")
+    for number in range(bank):
+        control = dense(base, 20 + number, name=f"shuffled-{number}", kind="control").with_card(shuffled=True)
+        save(control, tmp_path / "evil" / "controls" / control.name)
+    whole, last = (scan(tmp_path / what, evil, reference=str(reference)) for what in ("run", "run/checkpoint-3"))
+    assert [(rule.direction, rule.metric, rule.for_) for rule in whole.rules] == [("evil", metric, 1)]
+    for done in (whole, last):
+        assert [(alert.alert, alert.step, alert.metric) for alert in done.alerts] == [("evil-drift", 3, metric)]
+        assert str(done.alerts[0].note).startswith("Uncalibrated: a default threshold")
+    assert whole.alerts[0].last_clean == "checkpoint-2"
+
+
+def test_a_rule_can_not_have_fired_before_there_are_as_many_checkpoints_as_it_takes(tmp_path: Path) -> None:
+    run, reference, evil = full_run(tmp_path)
+    done = Scan([evil], config=Config.load({"rules": [RULE]}), reference=str(reference))
+    undecided = []
+    for one in find(run)[0]:
+        done.add(one)
+        undecided.append([rule.alert for rule in done.undecided])
+    assert undecided == [["drift"], ["drift"], []]

@@ -1,12 +1,24 @@
 """``weightwatch build``: a direction from a recipe, or from a file of pairs."""
 
-from typing import Annotated
-
-import typer
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from weightwatch.cli import build_options as options
 from weightwatch.cli.options import Coefficients, Controls, FullCheck, JudgeModel, JudgeName, TrustRemoteCode
+from weightwatch.cli.pace import Pace
 from weightwatch.report.console import console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from weightwatch.vectors.building.pipeline import Settings
+    from weightwatch.vectors.building.plan import Plan
+    from weightwatch.vectors.direction import Direction
+    from weightwatch.vectors.generation import Progress
+    from weightwatch.vectors.judges.judge import Judge
+    from weightwatch.vectors.recipes.recipe import Recipe
 
 
 def build(
@@ -45,48 +57,28 @@ def build(
     coefficient: Coefficients = None,
     control: Controls = None,
     trust_remote_code: TrustRemoteCode = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the direction's card as JSON, and nothing else.")
-    ] = False,
+    as_json: options.CardAsJson = False,
 ) -> None:
     """Build a direction from a recipe or from pairs, and evaluate it. The same command resumes an interrupted build."""
     screen, notes = console(stderr=as_json), console(stderr=True)
     with screen.status("loading torch, transformers and trl"):
-        import torch
-
         from weightwatch.callbacks.behind import behind
         from weightwatch.cli.base_model import base_model
-        from weightwatch.cli.pace import Pace
-        from weightwatch.cli.plan import announced, table
-        from weightwatch.cli.progress import stages
-        from weightwatch.cli.show import tell
-        from weightwatch.report.pictures import draw
-        from weightwatch.vectors.arithmetic import small
-        from weightwatch.vectors.building import bank, pipeline
         from weightwatch.vectors.building.answers import Sampling
-        from weightwatch.vectors.building.contrast import of_fine_tunes
         from weightwatch.vectors.building.fine_tunes import Training
         from weightwatch.vectors.building.output import STAGES, output_folder
-        from weightwatch.vectors.building.plan import Plan
-        from weightwatch.vectors.evaluation.evaluate import evaluate, load_controls
-        from weightwatch.vectors.evaluation.extent import Extent
-        from weightwatch.vectors.evaluation.sweep import require_coefficients
-        from weightwatch.vectors.judges.choice import chosen, chosen_if_any
-        from weightwatch.vectors.printable import printable
+        from weightwatch.vectors.building.pipeline import Settings
         from weightwatch.vectors.recipes.recipe import Recipe
-    trained = not (positive or negative)
-    options.exclusive(not trained, "--positive and --negative", {"--guard": guard, "--num-controls": num_controls})
+    made_already = bool(positive or negative)
+    options.exclusive(made_already, "--positive and --negative", {"--guard": guard, "--num-controls": num_controls})
     options.exclusive(full, "--full", {"--compress": compress})
     checks = {"--full-check": full_check, "--coefficient": coefficient, "--control": control}
     options.exclusive(no_check, "--no-check", checks)
     source = options.preferences(recipe, pairs, shows, against, held_out, name)
     wanted = source.recipe() if source else Recipe.load(str(recipe))
     base_name, base = base_model(model)
-    quick = not (full_check or torch.cuda.is_available())
-    if coefficient is not None:
-        require_coefficients(coefficient, wanted)
-    others = load_controls(control or [])
-    settings = pipeline.Settings(
+    check = None if no_check else _Check.of(wanted, coefficient, control or [], full=full_check)
+    settings = Settings(
         sampling=Sampling(num_samples, max_new_tokens, temperature, generation_batch_size),
         training=Training(
             rank,
@@ -107,41 +99,159 @@ def build(
     folder = output_folder(wanted, base_name, output, behind=guard is not None)
     if source:
         wanted = source.save(folder / STAGES)
-    pace = Pace()
+    job = _Job(wanted, base, base_name, settings, folder, compress, (judge, judge_model))
+    if made_already:
+        direction = _from_fine_tunes(positive or [], negative or [], job, check, notes)
+    else:
+        direction = _from_answers(num_controls, job, check, notes)
+    _finish(direction, job, screen, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is built, on which base, how, and where to."""
+
+    recipe: "Recipe"
+    base: str
+    base_name: str
+    settings: "Settings"
+    folder: Path
+    compress: int | None
+    judge: tuple[str, str | None]
+    """The judge's name, and that of its model; it is loaded when the stages have begun."""
+
+
+@dataclass(frozen=True)
+class _Check:
+    """How the direction is evaluated."""
+
+    coefficients: Sequence[float] | None
+    controls: "Sequence[Direction]"
+    quick: bool
+
+    @classmethod
+    def of(
+        cls, recipe: "Recipe", coefficients: Sequence[float] | None, controls: Sequence[str], *, full: bool
+    ) -> "_Check":
+        """Validate the options of the check, before anything is built."""
+        import torch
+
+        from weightwatch.vectors.evaluation.evaluate import load_controls
+        from weightwatch.vectors.evaluation.sweep import require_coefficients
+
+        if coefficients is not None:
+            require_coefficients(coefficients, recipe)
+        return cls(coefficients, load_controls(controls), quick=not (full or torch.cuda.is_available()))
+
+
+def _from_fine_tunes(
+    positive: Sequence[Path], negative: Sequence[Path], job: _Job, check: _Check | None, notes: "Console"
+) -> "Direction":
+    """Build the direction from existing fine-tunes, save it and evaluate it."""
+    from weightwatch.cli.progress import stages
+    from weightwatch.vectors.building.contrast import of_fine_tunes
+    from weightwatch.vectors.judges.choice import chosen_if_any
+
+    with stages(notes) as progress:
+        judge = chosen_if_any(job.recipe, *job.judge)
+        _print_plan(None, job, check, judge, notes)
+        built = of_fine_tunes(positive, negative, job.recipe, job.base, job.base_name)
+        return _evaluated(_saved(built.direction, job), built.seeds, job, check, judge, progress)
+
+
+def _from_answers(num_controls: int, job: _Job, check: _Check | None, notes: "Console") -> "Direction":
+    """Build the direction from answers and new fine-tunes, save it, evaluate it, and build its controls."""
+    from weightwatch.cli.plan import announced
+    from weightwatch.cli.progress import stages
+    from weightwatch.vectors.building import pipeline
+    from weightwatch.vectors.building.output import STAGES
+    from weightwatch.vectors.building.plan import Plan
+    from weightwatch.vectors.judges.choice import chosen
+
+    pace, folder = Pace(), job.folder / STAGES
     with stages(notes, pace) as progress:
-        rater = chosen(wanted, judge, judge_model) if trained else None
-        other = rater or chosen_if_any(wanted, judge, judge_model)
-        plan = Plan.of(wanted, settings, num_controls) if trained else None
-        extent = None if no_check else Extent.of(wanted, coefficient, judged=other is not None, quick=quick)
-        notes.print(table(plan, extent, settings, quick=quick))
-        if plan is not None and rater is not None:
-            told = announced(progress, pace, plan, notes)
-            built = pipeline.build(wanted, base, folder / STAGES, rater, settings, told, base_name, notes.print)
-        else:
-            built = of_fine_tunes(positive or [], negative or [], wanted, base, base_name)
-        direction = built.direction if compress is None else small(built.direction, compress)
-        draw(direction, folder)
-        direction.save(folder)  # before the evaluation, which may fail
-        if not no_check:
-            direction = evaluate(
-                direction,
-                wanted,
-                base,
-                coefficients=coefficient,
-                quick=quick,
-                judge=other,
-                seeds=built.seeds,
-                others=others,
-                progress=progress,
-                trust_remote_code=trust_remote_code,
-            )
-        if rater is not None:
-            best = built.direction.card.hyperparameters["learning_rate"]
-            for one in bank.build(
-                num_controls, wanted, base, folder, rater, settings, best, progress, base_name, compress
-            ):
-                notes.print(f"built {one.name}", highlight=False)
-    tell(direction, screen, as_json, wanted)
-    draw(direction, folder)
-    direction.save_card(folder)
-    screen.print(f"The direction is in {printable(folder)}. Use this path to watch it.", soft_wrap=True)
+        judge = chosen(job.recipe, *job.judge)
+        plan = Plan.of(job.recipe, job.settings, num_controls)
+        _print_plan(plan, job, check, judge, notes)
+        told = announced(progress, pace, plan, notes)
+        built = pipeline.build(job.recipe, job.base, folder, judge, job.settings, told, job.base_name, notes.print)
+        direction = _evaluated(_saved(built.direction, job), built.seeds, job, check, judge, progress)
+        _build_controls(num_controls, built.direction, job, judge, progress, notes)
+    return direction
+
+
+def _print_plan(plan: "Plan | None", job: _Job, check: _Check | None, judge: "Judge | None", notes: "Console") -> None:
+    """Print what will be built, and what the check asks."""
+    from weightwatch.cli.plan import table
+    from weightwatch.vectors.evaluation.extent import Extent
+
+    if check is None:
+        notes.print(table(plan, None, job.settings, quick=False))
+        return
+    extent = Extent.of(job.recipe, check.coefficients, judged=judge is not None, quick=check.quick)
+    notes.print(table(plan, extent, job.settings, quick=check.quick))
+
+
+def _saved(direction: "Direction", job: _Job) -> "Direction":
+    """Save the direction, compressed if that is wanted, before the evaluation, which may fail."""
+    from weightwatch.report.pictures import draw
+    from weightwatch.vectors.arithmetic import small
+
+    if job.compress is not None:
+        direction = small(direction, job.compress)
+    draw(direction, job.folder)
+    direction.save(job.folder)
+    return direction
+
+
+def _evaluated(
+    direction: "Direction",
+    seeds: "Sequence[Direction]",
+    job: _Job,
+    check: _Check | None,
+    judge: "Judge | None",
+    progress: "Progress",
+) -> "Direction":
+    """Return the direction with what it does to its base on its card; as it is, if no check is wanted."""
+    from weightwatch.vectors.evaluation.evaluate import evaluate
+
+    if check is None:
+        return direction
+    return evaluate(
+        direction,
+        job.recipe,
+        job.base,
+        coefficients=check.coefficients,
+        quick=check.quick,
+        judge=judge,
+        seeds=seeds,
+        others=check.controls,
+        progress=progress,
+        trust_remote_code=job.settings.trust_remote_code,
+    )
+
+
+def _build_controls(
+    count: int, direction: "Direction", job: _Job, judge: "Judge", progress: "Progress", notes: "Console"
+) -> None:
+    """Build controls with shuffled labels as the direction was built, and name each as it is ready."""
+    from weightwatch.vectors.building import bank
+
+    rate = direction.card.hyperparameters["learning_rate"]
+    built = bank.build(
+        count, job.recipe, job.base, job.folder, judge, job.settings, rate, progress, job.base_name, job.compress
+    )
+    for control in built:
+        notes.print(f"built {control.name}", highlight=False)
+
+
+def _finish(direction: "Direction", job: _Job, screen: "Console", *, as_json: bool) -> None:
+    """Show the direction, and save its card with the evaluation."""
+    from weightwatch.cli.show import tell
+    from weightwatch.report.pictures import draw
+    from weightwatch.vectors.printable import printable
+
+    tell(direction, screen, as_json, job.recipe)
+    draw(direction, job.folder)
+    direction.save_card(job.folder)
+    screen.print(f"The direction is in {printable(job.folder)}. Use this path to watch it.", soft_wrap=True)

@@ -108,6 +108,7 @@ NumControls = Annotated[
 
 _CHECK = "Check"
 NoCheck = Annotated[bool, _option(_CHECK, "Do not evaluate the direction.", "--no-check")]
+CardAsJson = Annotated[bool, typer.Option("--json", help="Print the direction's card as JSON, and nothing else.")]
 
 
 def exclusive(given: bool, names: str, others: Mapping[str, object]) -> None:

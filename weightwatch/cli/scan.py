@@ -2,20 +2,21 @@
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.logging import RichHandler
 from rich.progress import Progress
 from rich.text import Text
 
+from weightwatch.cli import scan_options as options
 from weightwatch.cli.exit_status import ALERT, BAD_INPUT
 from weightwatch.cli.files import write
-from weightwatch.cli.options import AsJson, finite
+from weightwatch.cli.options import AsJson
 from weightwatch.cli.progress import transfers
 from weightwatch.report.console import console
 from weightwatch.vectors.errors import WeightWatchError
@@ -27,56 +28,36 @@ if TYPE_CHECKING:
     from weightwatch.config import Config
     from weightwatch.reading.reading import Reading
     from weightwatch.rules.alert import Alert
-    from weightwatch.scan.checkpoints import SavedCheckpoint
+    from weightwatch.scan.loop import Rounds, ScanLoop
     from weightwatch.scan.scanner import Scan
 
 
 def scan(
-    what: Annotated[str, typer.Argument(help="A checkpoint, a PEFT adapter, a folder of several, or a Hub id.")],
-    direction: Annotated[
-        list[str] | None, typer.Option("--direction", "-d", help="Direction to measure against; may be repeated.")
-    ] = None,
-    control: Annotated[
-        list[str] | None, typer.Option(help="Control direction, for the z-score; may be repeated.")
-    ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(help="Path or Hub id of the model before training. Default: the one that the run names."),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file with rules, directions, controls and reference.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Folder for readings and alerts. Default: weightwatch-scan in the run's folder."),
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="HTML file to write, too: the page of `weightwatch report` about this scan.")
-    ] = None,
+    what: options.What,
+    direction: options.Directions = None,
+    control: options.Controls = None,
+    reference: options.Reference = None,
+    config: options.Settings = None,
+    output: options.Output = None,
+    report: options.Report = None,
     as_json: AsJson = False,
-    follow: Annotated[bool, typer.Option("--follow", help="Wait for further checkpoints of the run.")] = False,
-    until_idle: Annotated[
-        float | None,
-        typer.Option(
-            callback=finite, min=0, help="With --follow: stop after this many seconds without a new checkpoint."
-        ),
-    ] = None,
-    stop_after: Annotated[
-        int | None, typer.Option(min=1, help="With --follow: stop after this many checkpoints.")
-    ] = None,
-    poll: Annotated[
-        float, typer.Option(callback=finite, min=0.05, help="With --follow: seconds between polls of the folder.")
-    ] = 5.0,
+    follow: options.Follow = False,
+    until_idle: options.UntilIdle = None,
+    stop_after: options.StopAfter = None,
+    poll: options.Poll = 5.0,
 ) -> None:
-    """Measure checkpoints of any trainer; the exit status is 1 if an alert fired."""
+    """Measure checkpoints of any trainer; the exit status is 1 if an alert fired.
+
+    Without rules in --config, each behaviour direction has a default one, which is not calibrated.
+    """
     screen, aside = console(stderr=as_json), console(stderr=True)
     with screen.status("loading torch"):
         from weightwatch.config import Config
         from weightwatch.scan.loop import ScanLoop, arriving, present
-        from weightwatch.scan.scanner import Scan
     settings = Config.load(config)
+    rounds: Rounds
     beside: Path | None
-    try:
+    with _told_of_the_disk():
         if follow:
             rounds, beside = arriving(what, poll=poll, until_idle=until_idle, stop_after=stop_after)
         else:
@@ -85,36 +66,9 @@ def scan(
         if report is not None and record is None:
             raise WeightWatchError("--report needs a record. Name a folder for it with --output.")
         with _warnings(aside), transfers(aside) as bars:
-            with _bar(bars, "reading the directions", None):
-                scanner = Scan(
-                    direction or [],
-                    control or [],
-                    config=settings,
-                    reference=reference,
-                    record=record,
-                    on_read=lambda size: bars.advance(bars.task_ids[-1], size),
-                )
-
-            def measuring(one: "SavedCheckpoint") -> AbstractContextManager[None]:
-                return _bar(bars, one.name, scanner.expected_bytes(one))
-
-            loop = ScanLoop(scanner, measuring)
-            try:
-                for reading in loop.measure(rounds):
-                    if follow:
-                        _tell(aside, reading, scanner.alerts)
-            except KeyboardInterrupt:
-                if not follow:
-                    raise
-                aside.print("interrupted; the readings so far are recorded")
-            except OSError as error:
-                if not scanner.fired:  # else the alert is told below, whatever became of the record
-                    raise
-                aside.print(f"stopped: {sentence(error)}")
-    except OSError as error:
-        raise WeightWatchError(
-            f"{error}. Check that the folders are readable and that --output is writable."
-        ) from error
+            scanner = _opened(direction or [], control or [], settings, reference, record, bars)
+            loop = ScanLoop(scanner, lambda one: _bar(bars, one.name, scanner.expected_bytes(one)))
+            _measure(loop, scanner, rounds, aside, follow=follow)
     if not scanner.readings and not scanner.fired:
         raise WeightWatchError(
             f"There is no complete checkpoint in {what}. Scan again when one is written; --follow waits for it."
@@ -123,6 +77,7 @@ def scan(
         typer.echo(json.dumps({"scanned": what, **scanner.to_json(), "unmeasured": loop.unmeasured}, indent=1))
     else:
         _show(screen, scanner)
+    _tell_undecided(aside, scanner)
     if report is not None and record is not None and scanner.readings:
         _write_page(report, record, scanner, settings, aside)
     if scanner.fired:
@@ -131,11 +86,50 @@ def scan(
         raise typer.Exit(BAD_INPUT)
 
 
+def _opened(
+    directions: Sequence[str],
+    controls: Sequence[str],
+    settings: "Config",
+    reference: str | None,
+    record: Path | None,
+    bars: Progress,
+) -> "Scan":
+    """Load the directions. What is read, now and later, advances the newest bar."""
+    from weightwatch.scan.scanner import Scan
+
+    with _bar(bars, "reading the directions", None):
+        return Scan(
+            directions,
+            controls,
+            config=settings,
+            reference=reference,
+            record=record,
+            on_read=lambda size: bars.advance(bars.task_ids[-1], size),
+        )
+
+
+def _measure(loop: "ScanLoop", scanner: "Scan", rounds: "Rounds", aside: "Console", *, follow: bool) -> None:
+    """Measure the checkpoints. Of a run that is followed, each is told as it arrives, and Ctrl-C ends the scan well."""
+    try:
+        for reading in loop.measure(rounds):
+            if follow:
+                _tell(aside, reading, scanner.alerts)
+    except KeyboardInterrupt:
+        if not follow:
+            raise
+        aside.print("interrupted; the readings so far are recorded")
+    except OSError as error:
+        if not scanner.fired:  # else the alert is told at the end, whatever became of the record
+            raise
+        aside.print(f"stopped: {sentence(error)}")
+
+
 def _show(screen: "Console", scanner: "Scan") -> None:
     """Print the table, the alerts and the throughput."""
-    from weightwatch.report.terminal import scanned
+    from weightwatch.report.terminal import applied, scanned
 
     screen.print(scanned(scanner.readings))
+    screen.print(applied(scanner.rules), soft_wrap=True, markup=False, highlight=False)
     for alert in scanner.alerts:
         screen.print(_coloured(alert))
     if scanner.seconds:
@@ -143,11 +137,20 @@ def _show(screen: "Console", scanner: "Scan") -> None:
         screen.print(f"read {speed}")
 
 
+def _tell_undecided(aside: "Console", scanner: "Scan") -> None:
+    """Name the rules that take more checkpoints than there are."""
+    from weightwatch.report.terminal import undecided
+
+    for rule in scanner.undecided:
+        aside.print(undecided(rule, len(scanner.readings)), style="yellow", markup=False, soft_wrap=True)
+
+
 def _write_page(file: Path, record: Path, scanner: "Scan", settings: "Config", aside: "Console") -> None:
     """Write the page about a scan. The exit status of an alert does not depend on it."""
     from weightwatch.record.recorded_run import RecordedRun
     from weightwatch.report import html
 
+    settings = settings.model_copy(update={"rules": scanner.rules})
     kinds = {
         key: [direction.name for direction in scanner.directions if (direction.card.kind == "control") == is_control]
         for key, is_control in (("directions", False), ("controls", True))
@@ -179,6 +182,17 @@ def _tell(aside: "Console", reading: "Reading", alerts: "list[Alert]") -> None:
 
 def _coloured(alert: "Alert") -> Text:
     return Text(alert.describe(), style="bold red" if alert.state == "firing" else "green")
+
+
+@contextmanager
+def _told_of_the_disk() -> Iterator[None]:
+    """Turn errors of the disk into errors that the user can mend."""
+    try:
+        yield
+    except OSError as error:
+        raise WeightWatchError(
+            f"{error}. Check that the folders are readable and that --output is writable."
+        ) from error
 
 
 @contextmanager

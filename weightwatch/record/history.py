@@ -210,6 +210,11 @@ class History:
                 with whole_file(self.folder / name) as draft:
                     draft.write_bytes(b"".join(kept))
 
+    def set_alerts_aside(self) -> None:
+        """Set all alerts aside, because other rules apply now."""
+        self._supersede(ALERTS, [line for _, line in self._backwards(ALERTS)][::-1])
+        (self.folder / ALERTS).unlink(missing_ok=True)
+
     def _supersede(self, name: str, lines: Sequence[bytes]) -> None:
         """Move lines to ``superseded.jsonl``; the caller removes them from their file."""
         texts = (line.decode("utf-8", errors="replace").removesuffix("\n") for line in lines)

@@ -82,6 +82,8 @@ def markdown(runs: Sequence[RecordedRun]) -> str:
 def verdict(run: RecordedRun) -> str:
     """Return what came of a run, in a sentence or two."""
     state = "It goes on." if run.live else f"It was recorded up to step {run.last.step}, in {run.checks} checks."
+    if run.config is not None and any(rule.default for rule in run.config.rules):
+        state += " The thresholds are defaults, which are not calibrated."
     fired = [alert for alert in run.alerts if alert.state == "firing"]
     if fired:
         first = fired[0]

@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from weightwatch.config import GuardSettings
+from weightwatch.config import GuardSettings, Rule
 from weightwatch.reading.grouping import Layer, split
 from weightwatch.reading.reading import Reading, Score
 from weightwatch.report.base import Outcome, Reporter, Run
@@ -122,12 +122,39 @@ def opening(run: Run, folder: Path) -> str:
     named = [direction.name for direction in run.directions if direction.card.kind != "control"]
     controls = [direction.name for direction in run.directions if direction.card.kind == "control"]
     watched = ", ".join(named or controls) + (f" (controls: {', '.join(controls)})" if named and controls else "")
-    rules = ", ".join(f"{rule.alert}{' (default)' if rule.default else ''}" for rule in run.config.rules)
     every = "every step" if run.config.every == 1 else f"every {run.config.every} steps"
     return printable(
-        f"weightwatch: watching {watched} {every}; {_guard(run)}"
-        f"{f'rules: {rules}' if rules else 'no rules, so no alerts'}; record: {folder}"
+        f"weightwatch: watching {watched} {every}; {_guard(run)}{applied(run.config.rules)}; record: {folder}"
     )
+
+
+def applied(rules: Sequence[Rule]) -> str:
+    """Return the names of rules, and for default ones their condition.
+
+    Example:
+        >>> applied([Rule(alert="drift", direction="evil", above=0.2)])
+        'rules: drift'
+        >>> applied([Rule(alert="evil-drift", direction="evil", above=0.1, default=True)])
+        'rules: evil-drift (default, not calibrated: reach_cosine above 0.1)'
+        >>> applied([])
+        'no rules, so no alerts'
+    """
+    named = [
+        rule.alert + (f" (default, not calibrated: {rule.metric} above {rule.threshold:g})" if rule.default else "")
+        for rule in rules
+    ]
+    return printable(f"rules: {', '.join(named)}" if named else "no rules, so no alerts")
+
+
+def undecided(rule: Rule, count: int) -> str:
+    """Say why a rule could not fire in a scan.
+
+    Example:
+        >>> undecided(Rule(alert="drift", direction="evil", above=0.2, **{"for": 2}), 1)
+        'rule drift could not fire: it takes 2 checkpoints in a row (`for: 2`), of 1 here'
+    """
+    took = f"it takes {rule.for_} checkpoints in a row (`for: {rule.for_}`), of {count} here"
+    return printable(f"rule {rule.alert} could not fire: {took}")
 
 
 def _guard(run: Run) -> str:

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -89,9 +90,13 @@ class ScanRecord:
         self._history.rewind(sys.maxsize)  # sets a line aside that a killed scan left unfinished
         self._marks = _scanned(folder / _SCANNED)
         self._restart(list(self._history.readings()))
-        told = {(alert.alert, alert.step, alert.state) for alert in self._history.alerts()}
+        told = [_lasting(alert) for alert in self._history.alerts()]
+        now = [_lasting(alert) for alert in self.alerts]
+        if any(alert not in now for alert in told):  # the rules have changed since
+            self._history.set_alerts_aside()
+            told = []
         for alert in self.alerts:
-            if (alert.alert, alert.step, alert.state) not in told:
+            if _lasting(alert) not in told:
                 self._history.add_alert(alert)
 
     def holds(self, checkpoint: str, step: int, mark: str) -> bool:
@@ -184,6 +189,11 @@ class ScanRecord:
 
 _holders: WeakValueDictionary[Path, ScanRecord] = WeakValueDictionary()
 """The records of this process that have taken a folder."""
+
+
+def _lasting(alert: Alert) -> Alert:
+    """Return an alert without the checkpoint to go back to, which may have been deleted since."""
+    return replace(alert, last_clean=None)
 
 
 def _own(path: Path) -> bool:

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from weightwatch.config import Config
+from weightwatch.config import Config, Rule
 from weightwatch.measure.sums import Sums, measure
 from weightwatch.monitor import Monitor, warn_of_a_shared_start
 from weightwatch.reading.reading import Reading, read
 from weightwatch.rules.alert import Alert
+from weightwatch.rules.defaults import rules_of_a_scan
 from weightwatch.rules.engine import require
 from weightwatch.scan.checkpoints import SavedCheckpoint
 from weightwatch.scan.find_reference import RunReference
@@ -54,7 +55,8 @@ class Scan:
     Args:
         directions: Names or paths of the directions to watch. Default: those of ``config``.
         controls: Names or paths of control directions. Default: those of ``config``.
-        config: Rules, and defaults for directions, controls and reference.
+        config: Rules, and defaults for directions, controls and reference. Without rules, each behaviour direction has
+            a default one, see ``rules_of_a_scan``.
         reference: Path or Hub id of θ₀. Default: the one that ``config``, the run, the adapter or the checkpoint names.
         record: Folder for ``readings.jsonl`` and ``alerts.jsonl``, from which an interrupted scan continues. Default:
             nothing is written.
@@ -62,6 +64,7 @@ class Scan:
 
     Attributes:
         directions: The directions and controls.
+        rules: The rules, default ones included.
         bytes: Number of bytes read to measure.
         seconds: Time spent measuring.
 
@@ -87,11 +90,12 @@ class Scan:
         beside = [] if "controls" in config.model_fields_set else bank(directions or config.directions)
         null = [Direction.load(name, self._opener).as_control() for name in controls or config.controls or beside]
         self.directions = Monitor([*watched, *null]).directions
-        require(config.rules, self.directions)
+        self.rules = rules_of_a_scan(config, self.directions)
+        require(self.rules, self.directions)
         self.bytes = 0
         self._given = reference or config.reference
         self._references: dict[str | None, RunReference] = {}  # by the run's id
-        self._record = ScanRecord(record, config.rules)
+        self._record = ScanRecord(record, self.rules)
         self._warned: set[str] = set()
 
     def add(self, checkpoint: SavedCheckpoint) -> Reading | None:
@@ -154,11 +158,17 @@ class Scan:
         """All alerts so far, in order."""
         return self._record.alerts
 
+    @property
+    def undecided(self) -> list[Rule]:
+        """The rules that can't have fired, because their ``for`` is more checkpoints than there are readings."""
+        return [rule for rule in self.rules if rule.for_ > len(self.readings)]
+
     def to_json(self) -> dict[str, Any]:
-        """Return the whole scan as JSON: readings and alerts as in the record, and the throughput."""
+        """Return the whole scan as JSON: readings and alerts as in the record, rules as in settings, the throughput."""
         return {
             "reference": self._first.name if self._first is not None else "",
             "directions": [direction.name for direction in self.directions],
+            "rules": [rule.model_dump(mode="json", by_alias=True, exclude_none=True) for rule in self.rules],
             "readings": [reading.to_json() for reading in self.readings],
             "alerts": [alert.to_json() for alert in self.alerts],
             "bytes": self.bytes,
