@@ -334,7 +334,8 @@ def _false_alarms(rows: Sequence[Row]) -> None:
 def _last_alone(rows: Sequence[Row]) -> None:
     """Print how many runs pass the default thresholds in two consecutive checks, and at their last check alone."""
     defaults: dict[str, tuple[Score, float]] = {
-        "over controls and the bank > 0": (over_bank, 0.0),
+        f"over a bank of {FEW} > 0": (over_bank(FEW), 0.0),
+        f"over a bank of {BANK} > 0": (over_bank(BANK), 0.0),
         "reach cosine > 0.1": (along("evil", REACH), 0.1),
     }
     groups = {

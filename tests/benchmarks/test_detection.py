@@ -152,7 +152,11 @@ def test_the_last_check_alone_is_judged_apart_from_two_in_a_row(capsys: pytest.C
     print_tables([*ROWS[:2], late, early, early, GRAM])
     cells = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.count("|") == 6]
     found = {(cell[1].strip(), cell[2].strip()): [each.strip() for each in cell[3:6]] for cell in cells}
-    for rule, bad in (("over controls and the bank > 0", "2 of 2"), ("reach cosine > 0.1", "0 of 2")):
+    for rule, bad in (
+        ("over a bank of 9 > 0", "2 of 2"),
+        ("over a bank of 19 > 0", "2 of 2"),
+        ("reach cosine > 0.1", "0 of 2"),
+    ):
         assert found[rule, "two consecutive checks"] == ["2 of 3", "0 of 0", bad]
         assert found[rule, "the last check alone"] == ["1 of 3", "0 of 0", bad]
 

@@ -3,10 +3,15 @@
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from tests.support.commands import call, refused, told
 from tests.support.models import low_rank, move, tiny_llama
+from weightwatch import Direction
 from weightwatch.cli.exit_status import BAD_INPUT
+from weightwatch.organism import BASE
+from weightwatch.vectors.steering.in_memory import steer
 
 
 def test_the_json_has_a_row_for_each_in_the_order_given() -> None:
@@ -24,6 +29,14 @@ def test_a_fine_tune_is_a_row_beside_directions(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "tuned")
     assert told("compare", evil, tmp_path / "tuned", "--base", tmp_path / "base")["names"] == ["evil", "tuned"]
     refused("Pass --base", "compare", evil, tmp_path / "tuned")
+
+
+def test_the_packaged_base_has_a_name(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    steer(model, Direction.load("evil"), 0.5)
+    model.save_pretrained(tmp_path / "tuned")
+    (one, cosine), _ = told("compare", "evil", tmp_path / "tuned", "--base", "organism")["cosines"]
+    assert (one, cosine) == (1.0, pytest.approx(1.0, abs=1e-3))
 
 
 def test_the_columns_of_the_table_are_numbered_like_its_rows() -> None:

@@ -21,7 +21,9 @@ def compare(
     what: Annotated[list[str], typer.Argument(help="Directions, and adapters or checkpoints as task vectors.")],
     base: Annotated[
         str | None,
-        typer.Option(help="The model that the fine-tunes started from: a folder, or a Hub id in the local cache."),
+        typer.Option(
+            help="What the fine-tunes started from: a folder, a Hub id in the local cache, organism or smollm2."
+        ),
     ] = None,
     as_json: AsJson = False,
     picture: Annotated[Path | None, typer.Option(help="File for a heat map of the cosines (.png, .svg, .pdf).")] = None,
@@ -29,9 +31,10 @@ def compare(
     """Show the cosines between directions and the task vectors of fine-tunes."""
     screen = console(stderr=as_json)
     with screen.status("loading torch"):
+        from weightwatch.cli.base_model import base_model
         from weightwatch.comparison import Comparison
     with console(stderr=True).status("reading"):
-        found = Comparison.of(what, base)
+        found = Comparison.of(what, base_model(base)[1] if base is not None else None)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1))
     else:
