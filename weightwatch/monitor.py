@@ -19,6 +19,7 @@ from weightwatch.update.base_weights import BaseWeights
 from weightwatch.update.change import Change
 from weightwatch.update.frozen import FrozenBase
 from weightwatch.update.heads import counted_once
+from weightwatch.update.layout import Layout
 from weightwatch.update.live import Update
 from weightwatch.update.model_view import ModelView
 from weightwatch.update.peft.adapters import starts
@@ -103,6 +104,7 @@ class Monitor:
         self._together = ALONE
         self._table: tuple[int, ...] = ()
         self._trained: frozenset[str] = frozenset()
+        self._layout: Layout | None = None
         self._told: set[str] = set()
         self._rounded = False
 
@@ -140,14 +142,16 @@ class Monitor:
         Raises:
             WeightWatchError: See ``ModelView``.
         """
-        if not self.knows(model):
-            return ModelView(model, self._ranks)
+        known = self.knows(model)
         try:
-            return ModelView(model, self._ranks, self._trained)
-        except BaseException as fault:  # the other processes are about to measure, and wait for this one's part
-            if not interrupts(fault):
+            view = ModelView(model, self._ranks, self._trained if known else (), self._layout)
+        except BaseException as fault:
+            # the other processes are about to measure, and wait for this one's part
+            if known and not interrupts(fault):
                 self._together.add(np.zeros(self._table), fault)
             raise
+        self._layout = view.layout
+        return view
 
     def read(self, view: ModelView, step: int, *, tensors: bool = False) -> Reading:
         """Measure a model, validating it first if it is a new one; see ``measure``.

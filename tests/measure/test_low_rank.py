@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from weightwatch import Direction
+from weightwatch.measure import low_rank
 from weightwatch.measure.sums import measure
 from weightwatch.vectors import LowRank
 
@@ -67,3 +68,27 @@ def test_a_direction_has_the_scale_of_what_it_is_made_of_in_its_factors() -> Non
     assert delta.scale == 1.0
     assert torch.equal(delta.dense(), change.dense())
     assert direction.norm == pytest.approx(4 * 3**0.5)
+
+
+def test_small_factors_take_one_thread_large_ones_all_and_the_number_is_restored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    direction = Direction.from_tensors({"w": factors(2, 3, generator)}, name="w")
+    seen: list[int] = []
+    products = low_rank._products
+    monkeypatch.setattr(low_rank, "_products", lambda *given: seen.append(torch.get_num_threads()) or products(*given))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for largest in (low_rank._SMALL, 0):
+            monkeypatch.setattr(low_rank, "_SMALL", largest)
+            measure({"w": factors(4, 2, generator)}, [direction])
+            assert torch.get_num_threads() == 2
+        monkeypatch.setattr(low_rank, "_SMALL", OUT * INTO)
+        with pytest.raises(RuntimeError):
+            measure({"w": LowRank(torch.ones(OUT, 2), torch.ones(3, INTO))}, [direction])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen[:2] == [1, 2]

@@ -9,6 +9,7 @@ many tensors are stacked and processed together, in fp64: one by one they would 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,9 @@ DEPENDENT = 1e-6
 
 _INDEPENDENT = 0.03  # least length of each unit row outside the span of the rows before it
 _PART = 1 << 24  # elements of a direction on disk that are read at a time
-_TOGETHER = 32  # tensors whose small matrices are in memory at a time
+_TOGETHER = 32  # tensors, at least, whose small matrices are in memory at a time
+_STACKED = 1 << 15  # elements of the small matrices of one kind that are in memory at a time, if there are more tensors
+_SMALL = 1 << 16  # elements of the largest factor up to which one thread multiplies it
 
 Found = Sequence[tuple[int, Any]]
 """The directions that have a tensor: the index of each, and its tensor as a ``Delta`` or ``OnDisk``."""
@@ -54,15 +57,16 @@ def alike(changes: Mapping[str, LowRank], found: Mapping[str, Found]) -> Iterato
         found: The directions that have each tensor.
 
     Yields:
-        Names of at most 32 tensors.
+        Names of some tensors.
     """
     groups: dict[object, list[str]] = {}
     for name, change in changes.items():
         kinds = tuple((k, w.rank if isinstance(w, LowRank) else None) for k, w in found[name])
         groups.setdefault((change.rank, change.limited, change.left.device, kinds), []).append(name)
     for names in groups.values():
-        for first in range(0, len(names), _TOGETHER):
-            yield names[first : first + _TOGETHER]
+        count = max(_TOGETHER, _STACKED // max(1, changes[names[0]].rank) ** 2)
+        for first in range(0, len(names), count):
+            yield names[first : first + count]
 
 
 def factored(changes: Sequence[LowRank], found: Sequence[Found]) -> Figures:
@@ -72,6 +76,11 @@ def factored(changes: Sequence[LowRank], found: Sequence[Found]) -> Figures:
         changes: The change of each tensor.
         found: The directions that have each tensor; the same directions for all.
     """
+    with _one_thread(changes):
+        return _factored(changes, found)
+
+
+def _factored(changes: Sequence[LowRank], found: Sequence[Found]) -> Figures:
     on_right = changes[0].limited == "right"
     products = [list(_products(change, ws)) for change, ws in zip(changes, found, strict=True)]
     stacks = (wide(torch.stack(product)) for product in zip(*products, strict=True))
@@ -93,21 +102,40 @@ def factored(changes: Sequence[LowRank], found: Sequence[Found]) -> Figures:
     return own, inner, reached
 
 
+@contextmanager
+def _one_thread(changes: Sequence[LowRank]) -> Iterator[None]:
+    """Compute with one thread if the factors are small; a second one costs more than it saves, above all on busy cores.
+
+    Args:
+        changes: The changes whose factors are multiplied.
+    """
+    before = torch.get_num_threads()
+    large = any(max(change.left.numel(), change.right.numel()) > _SMALL for change in changes)
+    if before == 1 or large or changes[0].left.device.type != "cpu":
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _products(change: LowRank, found: Found) -> Iterator[Tensor]:
     """Yield LᵀL and R Rᵀ, shape (r, r); then LᵀL' and R R'ᵀ, shape (r, r'), for each direction in factors.
 
     For a dense direction, yield ⟨L R,w⟩ and the Gram matrix of w Rᵀ (of wᵀL if L limits the change), shape (r, r).
     """
     left, right = change.left, change.right
-    yield left.T @ left
-    yield right @ right.T
+    yield torch.mm(left.T, left)
+    yield torch.mm(right, right.T)
     for _, w in found:
         if isinstance(w, LowRank):
             beside_left, beside_right = w.left, w.right.T
             if w.transposed != change.transposed:
                 beside_left, beside_right = beside_right, beside_left
-            yield left.T @ beside_left.to(left.device, torch.float32)
-            yield right @ beside_right.to(right.device, torch.float32)
+            yield torch.mm(left.T, beside_left.to(left.device, torch.float32))
+            yield torch.mm(right, beside_right.to(right.device, torch.float32))
         else:
             on_right = change.limited == "right"
             free, limiting = (left, right.T) if on_right else (right.T, left)

@@ -1,4 +1,4 @@
-"""The view of a model at one check: its parameters, adapter modules and saved copies, found in one walk."""
+"""The view of a model at one check: its parameters, adapter modules and saved copies."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -6,9 +6,16 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from weightwatch.update.peft.modules import Values, adapter_modules, changes_base, inactive_copies, saved_copies
+from weightwatch.update.layout import Layout, ModuleTree
+from weightwatch.update.peft.modules import (
+    Values,
+    changes_base,
+    inactive_copies,
+    require_weights_change,
+    saved_copies,
+)
 from weightwatch.update.sharding.local import LocalTensor
-from weightwatch.update.sharding.parameters import local_parameters, named
+from weightwatch.update.sharding.parameters import local_parameters
 from weightwatch.update.sharding.ranks import ALONE, Ranks
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.names import canonical
@@ -22,6 +29,7 @@ class ModelView:
         ranks: The processes that measure together. Default: all processes if the model is sharded, else this one.
         before: Names of parameters that were trained earlier in the run. They count as trained even if they are frozen
             now.
+        layout: The layout that an earlier view found. It is used as long as it fits.
 
     Attributes:
         model: The model.
@@ -31,31 +39,40 @@ class ModelView:
         copies: Name of each parameter of an active ``modules_to_save`` copy, with the name of its original.
         every: True if nothing requires a gradient; everything counts as trained then.
         ranks: The processes that measure together.
+        layout: The layout of the model, for the next view.
         changed_by: The ``init_lora_weights`` of an adapter that changed the base when it was created; None if none did.
 
     Raises:
         WeightWatchError: A parameter is sharded in an unknown way, or an adapter does not change weights.
     """
 
-    def __init__(self, model: nn.Module, ranks: Ranks | None = None, before: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        ranks: Ranks | None = None,
+        before: Collection[str] = (),
+        layout: Layout | None = None,
+    ) -> None:
         self.model, self.before = model, frozenset(before)
-        modules = dict(model.named_modules())
-        parameters = named(model, modules)
-        names = {id(parameter): name for name, parameter in parameters.items()}
-        self.parameters = local_parameters(modules, parameters)
+        tree = ModuleTree.of(model)
+        self.layout = layout if layout is not None and layout.fits(tree) else Layout.of(model, tree)
+        parameters = {name: tree.parameters[place] for name, place in self.layout.parameters.items()}
+        flat = {path: tree.modules[place] for path, place in self.layout.flat.items()}
+        self.parameters = local_parameters(flat, parameters)
         for name in before:  # most of them still are
             if name in self.parameters and not self.parameters[name].trained:
                 self.parameters[name] = replace(self.parameters[name], trained=True)
-        self.adapters = list(adapter_modules(modules, self.parameters, names))
-        self.copies = saved_copies(modules, self.parameters, names)
+        wrappers = {path: tree.modules[place] for path, place in self.layout.wrappers.items()}
+        require_weights_change(wrappers)
+        self.adapters = self.layout.adapter_modules(tree, self.parameters)
+        self.copies = saved_copies(wrappers, self.parameters, {id(p): name for name, p in parameters.items()})
         self.every = not any(parameter.trained for parameter in self.parameters.values())
         self.ranks = ranks or (Ranks.world() if self.sharded else ALONE)
-        self._modules = modules
 
     @cached_property
     def changed_by(self) -> str | None:
         """The ``init_lora_weights`` of an adapter that changed the base when it was made; None if none did."""
-        return changes_base(self._modules)
+        return changes_base(dict(self.model.named_modules()))
 
     @property
     def base_name(self) -> str:

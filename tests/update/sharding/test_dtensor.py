@@ -69,7 +69,7 @@ def test_several_strides_are_refused_by_name() -> None:
 def test_modules_without_fsdp_have_nothing_to_reshard() -> None:
     module = nn.Linear(2, 2)
     weight = module.weight
-    reshard({"": module})
+    reshard([module])
     assert module.weight is weight
 
 

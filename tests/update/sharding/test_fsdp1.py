@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from weightwatch.update.model_view import ModelView
 from weightwatch.update.sharding.fsdp1 import flat_parameters, fsdp1_modules
 from weightwatch.update.sharding.parameters import local_parameters, named
 
@@ -31,3 +32,16 @@ def test_a_flat_parameter_is_read_as_the_parameters_in_it(group: None, original:
         (piece,) = found[name].pieces
         assert (found[name].shape, found[name].trained, found[name].sharded) == (tuple(want[name].shape), True, False)
         assert torch.equal(piece.values, want[name])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_modules_that_are_wrapped_after_a_check_are_found_at_the_next(group: None) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 4, bias=False))
+    layout = ModelView(model).layout
+    model[0] = FullyShardedDataParallel(model[0], device_id=torch.device("cpu"))
+    view = ModelView(model, layout=layout)
+    assert view.layout.flat.keys() == {"0"}
+    assert view.parameters.keys() == ModelView(model).parameters.keys() >= {"0.weight", "0.bias", "1.weight"}
+    assert ModelView(model, layout=view.layout).layout is not view.layout  # flattened ones are found at each check

@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -56,15 +56,15 @@ def changes(adapted: AdapterModule, now: Values, start: Start, every: bool) -> d
     Raises:
         WeightWatchError: The adapters are disabled, or their change can't be computed exactly.
     """
-    found = _changes(adapted, now, start, every)
-    fixed = not adapted.adapters(every) and not any(_moves(change) for change in found.values())
+    trained = adapted.adapters(every)
+    found = _changes(adapted, now, start, trained)
+    fixed = not trained and not any(_moves(change) for change in found.values())
     return {} if fixed else found
 
 
-def _changes(adapted: AdapterModule, now: Values, start: Start, every: bool) -> dict[str, Change]:
-    trained = adapted.adapters(every)
+def _changes(adapted: AdapterModule, now: Values, start: Start, trained: Names) -> dict[str, Change]:
     adapters = [a for a in adapted.active if a in trained or (start.frozen is not None and a not in start.frozen)]
-    if adapted.module.disable_adapters and adapted.available.intersection(adapted.module.active_adapters):
+    if adapted.module.disable_adapters and adapted.active:
         raise WeightWatchError(
             f"The adapters of {adapted.path} are disabled, so the model equals its base now. Enable them to measure."
         )
@@ -179,9 +179,14 @@ def _require_known(adapted: AdapterModule, recorded: Names, start: Start) -> Non
 
 def _has_tokens(adapted: AdapterModule) -> bool:
     """Whether a module trains single rows of an embedding (``trainable_token_indices``)."""
+    return _selects_rows(adapted.module.__class__)
+
+
+@cache
+def _selects_rows(kind: type) -> bool:
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
-    return isinstance(adapted.module, TrainableTokensLayer)
+    return issubclass(kind, TrainableTokensLayer)
 
 
 def _tokens(adapted: AdapterModule, now: Values, adapters: Names, before: Values, recorded: Names) -> LowRank:

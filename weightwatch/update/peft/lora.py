@@ -10,6 +10,7 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -31,19 +32,28 @@ Pairs = Mapping[str, tuple[Tensor, Tensor]]
 
 def has_factors(adapted: AdapterModule, adapter: str) -> bool:
     """Whether an adapter's change consists of two factors, plain or under DoRA."""
-    from peft.tuners.adalora import AdaLoraLayer
-    from peft.tuners.lora import LoraLayer
-    from peft.tuners.lora.layer import MultiheadAttention, _ConvNd
-
     module = adapted.module
-    if not isinstance(module, LoraLayer) or isinstance(module, AdaLoraLayer | MultiheadAttention):
+    linear = _linear(module.__class__)
+    if linear is None:
         return False
     variant = type(module.lora_variant.get(adapter)).__name__
     if adapter in module.lora_embedding_A:
         return variant in ("NoneType", "MiCAEmbeddingVariant")
     if is_rescaled(adapted, adapted.active) and module.lora_bias.get(adapter):
         return False
-    return not isinstance(module, _ConvNd) and variant in ("NoneType", "MiCALinearVariant", "DoraLinearVariant")
+    return linear and variant in ("NoneType", "MiCALinearVariant", "DoraLinearVariant")
+
+
+@cache
+def _linear(kind: type) -> bool | None:
+    """Whether LoRA of a class changes a matrix, not the kernel of a convolution; None if the class is another."""
+    from peft.tuners.adalora import AdaLoraLayer
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import MultiheadAttention, _ConvNd
+
+    if not issubclass(kind, LoraLayer) or issubclass(kind, AdaLoraLayer | MultiheadAttention):
+        return None
+    return not issubclass(kind, _ConvNd)
 
 
 def is_rescaled(adapted: AdapterModule, adapters: Names) -> bool:

@@ -6,7 +6,7 @@ PEFT is imported only where a model can have been made with it. Parameters have 
 
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -59,7 +59,7 @@ class Start:
 
 @dataclass(frozen=True)
 class AdapterModule:
-    """A module of PEFT (``BaseTunerLayer``): a base layer and its adapters.
+    """A module of PEFT (``BaseTunerLayer``) at one check: a base layer and its adapters.
 
     Attributes:
         path: Name of the module in the model.
@@ -100,7 +100,7 @@ class AdapterModule:
     def adapters(self, every: bool) -> list[str]:
         """Return the active adapters that count: the trained ones, or with ``every`` all of them."""
         trained = {owner for local, owner in self.owners.items() if every or self.names[local] in self.trained}
-        return [adapter for adapter in self.module.active_adapters if adapter in trained]
+        return [adapter for adapter in self.active if adapter in trained]
 
     def frozen(self, every: bool) -> list[str]:
         """Return the names in the model of the parameters of active adapters that are not trained at all."""
@@ -127,43 +127,69 @@ class AdapterModule:
         recorded = value(f"{self.path}{SCALING}{adapter}")
         return float(self.module.scaling[adapter] if recorded is None else recorded)
 
-    @property
+    @cached_property
     def active(self) -> list[str]:
         """The active adapters of this module, in the order in which PEFT applies them."""
         available = self.available
         return [adapter for adapter in self.module.active_adapters if adapter in available]
 
-    @property
+    @cached_property
     def available(self) -> set[str]:
         """All adapters of this module, active or not."""
         return set(self.owners.values())
 
 
-def adapter_modules(
-    modules: Mapping[str, nn.Module], parameters: Mapping[str, LocalTensor], names: Mapping[int, str]
-) -> Iterator[AdapterModule]:
+@dataclass(frozen=True)
+class AdapterPlace:
+    """What is known of an adapter module from the tree of modules alone.
+
+    Attributes:
+        path: See ``AdapterModule``.
+        names: See ``AdapterModule``.
+        owners: See ``AdapterModule``.
+        every: Names in the model of all its parameters, those of the base layer included.
+    """
+
+    path: str
+    names: Mapping[str, str]
+    owners: Mapping[str, str]
+    every: Sequence[str]
+
+    def read(self, module: nn.Module, parameters: Mapping[str, LocalTensor]) -> AdapterModule:
+        """Return the adapter module as it is now.
+
+        Args:
+            module: The module in this place.
+            parameters: Local shards of the model's parameters, as ``local_parameters`` returns them.
+        """
+        return AdapterModule(
+            self.path,
+            module,
+            self.names,
+            self.owners,
+            frozenset(name for name in self.names.values() if parameters[name].trained),
+            any(parameters[name].sharded for name in self.every),
+        )
+
+
+def adapter_places(
+    modules: Mapping[str, nn.Module], parameters: Collection[str], names: Mapping[int, str]
+) -> Iterator[tuple[nn.Module, AdapterPlace]]:
     """Yield the adapter modules of a model. Modules that share their adapters and their weight are yielded once.
 
     Args:
         modules: All modules of the model by name.
-        parameters: Local shards of its parameters, as ``local_parameters`` returns them.
+        parameters: Names of its parameters, as ``local_parameters`` returns them.
         names: Name of each parameter by its ``id``; the first name of a tied one.
-
-    Raises:
-        WeightWatchError: The model has adapters that do not change its weights.
     """
     if "peft" not in sys.modules:
         return
-    from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
 
     known = set(names.values())
     flattened = [name for name in parameters if name not in known]  # by FSDP1: no longer parameters of their modules
     seen: set[object] = set()
     for path, module in modules.items():
-        if isinstance(module, PeftModel | AuxiliaryTrainingWrapper):
-            _require_weights_change(path, module)
         if not isinstance(module, BaseTunerLayer) or id(module) in seen:
             continue
         inside = _inside(module)
@@ -183,14 +209,19 @@ def adapter_modules(
         seen.add(shared)
         available = module._get_available_adapters()
         owners = {local: owner for local in own if (owner := _owner(local, available)) is not None}
-        yield AdapterModule(
-            unwrapped(f"{path}.").removesuffix("."),
-            module,
-            own,
-            owners,
-            frozenset(name for name in own.values() if parameters[name].trained),
-            any(parameters[name].sharded for _, _, name in named if name in parameters),
-        )
+        yield module, AdapterPlace(above.removesuffix("."), own, owners, [name for _, _, name in named])
+
+
+def wrappers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the path and the module of each module of PEFT that is no adapter module: ``PeftModel``, and wrappers."""
+    if "peft" not in sys.modules:
+        return
+    from peft import PeftModel
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for path, module in modules.items():
+        if isinstance(module, PeftModel | AuxiliaryTrainingWrapper):
+            yield path, module
 
 
 def saved_copies(
@@ -199,11 +230,11 @@ def saved_copies(
     """Return the name of each parameter of an active ``modules_to_save`` copy, with the name of its original.
 
     Args:
-        modules: All modules of the model by name.
+        modules: The model's modules that ``wrappers`` yields, by name.
         parameters: Local shards of its parameters, as ``local_parameters`` returns them.
         names: Name of each parameter by its ``id``.
     """
-    if "peft" not in sys.modules:
+    if not modules:
         return {}
     from peft.utils.other import ModulesToSaveWrapper
 
@@ -217,6 +248,36 @@ def saved_copies(
                     if copied in parameters:
                         found[copied] = names[id(originals[local])]
     return found
+
+
+def require_weights_change(modules: Mapping[str, nn.Module]) -> None:
+    """Refuse adapters that change something other than weights.
+
+    Args:
+        modules: The model's modules that ``wrappers`` yields, by name.
+
+    Raises:
+        WeightWatchError: There is such an adapter.
+    """
+    if not modules:
+        return
+    from peft import PeftModel
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+
+    for path, module in modules.items():
+        if isinstance(module, PeftModel):
+            for adapter, config in module.peft_config.items():
+                beside = adapter in module.active_adapters and (config.is_prompt_learning or config.is_adaption_prompt)
+                if beside or config.peft_type in _BESIDE_WEIGHTS:
+                    raise WeightWatchError(
+                        f"The adapter {adapter!r} is of type {config.peft_type.value}, which is not supported, since "
+                        f"it changes the model's inputs or its computation instead of its weights. {OUT}"
+                    )
+        elif not isinstance(module, ModulesToSaveWrapper | TrainableTokensWrapper):
+            raise WeightWatchError(
+                f"{path} is trained through PEFT's {type(module).__name__}, which is not supported. Train it with "
+                "modules_to_save."
+            )
 
 
 def inactive_copies(parameters: Iterable[str], copies: Collection[str]) -> set[str]:
@@ -258,23 +319,3 @@ def _is_own(local: str, inside: Mapping[str, nn.Module]) -> bool:
     """Whether a parameter belongs to an adapter, not to the base layer."""
     above = next((path for path in inside if local.startswith(path)), "")
     return not local.removeprefix(above).startswith("base_layer.")
-
-
-def _require_weights_change(path: str, module: nn.Module) -> None:
-    """Refuse adapters that change something other than weights."""
-    from peft import PeftModel
-    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
-
-    if isinstance(module, PeftModel):
-        for adapter, config in module.peft_config.items():
-            beside = adapter in module.active_adapters and (config.is_prompt_learning or config.is_adaption_prompt)
-            if beside or config.peft_type in _BESIDE_WEIGHTS:
-                raise WeightWatchError(
-                    f"The adapter {adapter!r} is of type {config.peft_type.value}, which is not supported, since it "
-                    f"changes the model's inputs or its computation instead of its weights. {OUT}"
-                )
-    elif not isinstance(module, ModulesToSaveWrapper | TrainableTokensWrapper):
-        raise WeightWatchError(
-            f"{path} is trained through PEFT's {type(module).__name__}, which is not supported. Train it with "
-            "modules_to_save."
-        )

@@ -1,7 +1,7 @@
 """Local shards of DTensors: FSDP2, tensor parallelism, and both together."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from math import prod
 from typing import Any
@@ -13,12 +13,12 @@ from weightwatch.update.sharding.local import LocalTensor, Piece, require_all_pr
 from weightwatch.vectors.errors import WeightWatchError
 
 
-def reshard(modules: Mapping[str, nn.Module]) -> None:
+def reshard(modules: Iterable[nn.Module]) -> None:
     """Reshard FSDP2 modules that still have their gathered weights after a forward pass."""
     if "torch.distributed.fsdp" in sys.modules:
         from torch.distributed.fsdp import FSDPModule
 
-        for module in modules.values():
+        for module in modules:
             if isinstance(module, FSDPModule):
                 module.reshard()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.reader import Box
+
+_KNOWN = 1 << 12  # size of the cache: every check asks for the same few shapes
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,10 @@ class LocalTensor:
         return replace(self, pieces=tuple(Piece(*part) for part in parts))
 
 
-def whole(shape: Sequence[int]) -> Box:
+@lru_cache(_KNOWN)
+def whole(shape: tuple[int, ...]) -> Box:
     """Return the box of a whole tensor."""
-    return tuple([slice(0, size) for size in shape])
+    return tuple(slice(0, size) for size in shape)
 
 
 def whole_tensor(values: Tensor, trained: bool) -> LocalTensor:

@@ -16,6 +16,9 @@ from weightwatch.update.sharding.local import LocalTensor, whole_tensor
 from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.weights.names import unwrapped
 
+_MARKS = {"ds_id", "_hp_mapping", "tensor_model_parallel", "_fsdp_flattened"}
+"""Attributes by which an engine marks an ordinary parameter that it shards, or of which it has the masters."""
+
 
 def local_parameters(
     modules: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter]
@@ -23,8 +26,8 @@ def local_parameters(
     """Return the local shards of each parameter of a model.
 
     Args:
-        modules: All modules of the model by name. It is plain or under DDP, FSDP1, FSDP2, tensor parallelism or
-            DeepSpeed ZeRO.
+        modules: The model's modules by name, at least those of FSDP1. The model is plain or under DDP, FSDP1, FSDP2,
+            tensor parallelism or DeepSpeed ZeRO.
         parameters: Its parameters, as ``named`` returns them.
 
     Returns:
@@ -60,18 +63,20 @@ def named(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, nn.Pa
         model: The model.
         modules: Its modules by name.
     """
-    reshard(modules)
+    reshard(modules.values())
     return {unwrapped(path): parameter for path, parameter in model.named_parameters()}
 
 
 def reshard_all(model: nn.Module) -> None:
     """Reshard what FSDP still has gathered after a forward pass, so that its next one sees changes of the shards."""
     modules = dict(model.named_modules())
-    reshard(modules)
+    reshard(modules.values())
     reshard_flat(modules)
 
 
 def _local(name: str, parameter: Tensor) -> LocalTensor:
+    if type(parameter) is nn.Parameter and _MARKS.isdisjoint(vars(parameter)):
+        return whole_tensor(parameter, parameter.requires_grad)
     if hasattr(parameter, "ds_id"):
         return zero3(name, parameter)
     if getattr(parameter, "tensor_model_parallel", False) or type(parameter).__name__ == "ShardedTensor":
