@@ -294,6 +294,7 @@ def _false_alarms(rows: Sequence[Row]) -> None:
         "over controls": over,
         f"over a bank of {FEW}": over_bank(FEW),
         f"over a bank of {BANK}": over_bank(BANK),
+        "over the bank, mean of layers": layers,
         "over controls and the bank": over_all,
     }
     usual = [row for row in rows if trained(row) == USUAL]
@@ -336,6 +337,7 @@ def _last_alone(rows: Sequence[Row]) -> None:
     defaults: dict[str, tuple[Score, float]] = {
         f"over a bank of {FEW} > 0": (over_bank(FEW), 0.0),
         f"over a bank of {BANK} > 0": (over_bank(BANK), 0.0),
+        "over the bank, mean of layers > 0": (layers, 0.0),
         "reach cosine > 0.1": (along("evil", REACH), 0.1),
     }
     groups = {
