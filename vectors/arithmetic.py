@@ -160,7 +160,7 @@ def small(direction: Direction, rank: int) -> Direction:
     Example:
         >>> found = small(Direction.load("evil"), 2)
         >>> found.card.hyperparameters["compressed"]
-        {'rank': 2, 'cosine': 0.8458}
+        {'rank': 2, 'cosine': 0.897}
     """
     nearest = compressed(direction, rank=rank)
     found = Direction(converted(nearest.deltas, torch.bfloat16, dense=False), nearest.card)

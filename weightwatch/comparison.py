@@ -30,9 +30,9 @@ class Comparison:
         cosines: One row for each name; NaN where two of them have no tensor in common.
 
     Example:
-        >>> found = Comparison.of(["evil", "evil-witness", "style"])
+        >>> found = Comparison.of(["evil", "evil-witness", "careless"])
         >>> round(found.cosines[0][1], 2), round(found.cosines[0][2], 2)
-        (0.42, -0.01)
+        (0.42, 0.22)
     """
 
     names: Sequence[str]

@@ -44,7 +44,7 @@ def settings(directions: Sequence[tuple[str, Direction]], controls: Sequence[tup
         "# Harmless contrasts to compare with. With them, rules can use over_controls and z.",
         _part(controls=[source for source, _ in controls])
         if controls
-        else "# `weightwatch build --num-controls 6` puts some beside a direction, which are then watched with it.\n",
+        else "# `weightwatch build --num-controls 9` puts some beside a direction, which are then watched with it.\n",
         "# Optimizer steps between checks. Checkpoints are always checked.",
         _part(every=every),
         "# The thresholds are cautious guesses. `weightwatch calibrate` replaces them by ones with a known rate of",
