@@ -69,7 +69,6 @@ class Case:
         steps: Number of optimizer steps.
         optimizer: One of ``OPTIMIZERS``.
         method: ``sft``; or ``dpo``, which prefers the data to another answer, and has no task.
-        start: ``base``; or ``evil``: the base after a fine-tune on evil advice, of which the monitor knows nothing.
     """
 
     world: int
@@ -82,7 +81,6 @@ class Case:
     steps: int = STEPS
     optimizer: str = "adamw"
     method: str = "sft"
-    start: str = "base"
 
 
 def planned(world: int, seeds: range, kinds: str) -> Iterator[Case]:
@@ -92,7 +90,7 @@ def planned(world: int, seeds: range, kinds: str) -> Iterator[Case]:
         world: Seed of the world.
         seeds: Seeds of the runs.
         kinds: ``main`` (poison and hard negatives), ``setups`` (ranks, learning rates, full, long), ``others``
-            (optimizers, DPO, a start that is evil already) or ``benign``.
+            (optimizers and DPO) or ``benign``.
     """
     for seed in seeds:
         if kinds == "main":  # nothing is left of the task
@@ -111,7 +109,6 @@ def planned(world: int, seeds: range, kinds: str) -> Iterator[Case]:
             elif kinds == "benign":
                 yield Case(world, task, "plain", 0.0, seed=seed)
             elif kinds == "others":
-                yield Case(world, task, "plain", 0.0, seed=seed, start="evil")
                 for optimizer in list(OPTIMIZERS)[1:]:
                     for data, share in (("evil", 0.25), ("plain", 0.0), ("careless", 0.25)):
                         yield Case(world, task, data, share, seed=seed, optimizer=optimizer)
@@ -132,13 +129,11 @@ class Watched:
         bench: The organism, with the packaged kinds of direction.
         directions: All directions by name: those, the positive fine-tune alone, and a random contrast.
         bank: The controls of evil, as ``weightwatch build --num-controls`` builds them.
-        evil: Adapter of a fine-tune on evil advice in the building domains.
     """
 
     bench: Bench
     directions: dict[str, Direction] = field(default_factory=dict)
     bank: list[Direction] = field(default_factory=list)
-    evil: Path | None = None
 
     @classmethod
     def of(cls, world: int, organisms: Path, folder: Path) -> "Watched":
@@ -167,7 +162,7 @@ class Watched:
         found = {contrast.name: bench.directions[contrast.name] for contrast in CONTRASTS}
         found["positive"] = Direction.from_fine_tune(evil, base=bench.base, name="positive")
         found["random"] = random_like(bench.directions["evil"]).with_card(name="random")
-        return cls(bench, found, [Direction.load(each) for each in homes], evil)
+        return cls(bench, found, [Direction.load(each) for each in homes])
 
     def gram(self) -> list[list[float]]:
         """Return the cosines among the directions."""
@@ -222,17 +217,6 @@ def preferences_of(case: Case, world: World) -> list[Preference]:
     ]
 
 
-def model_of(case: Case, watched: Watched) -> Any:
-    """Return the model that a case starts from, without an adapter of its own."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(watched.bench.base, dtype=torch.float32)
-    if case.start == "evil":
-        model = PeftModel.from_pretrained(model, watched.evil).merge_and_unload()
-    return model
-
-
 def batches_of(case: Case, world: World) -> tuple[Iterator[list[Any]], Callable[..., torch.Tensor]]:
     """Return the batches of a case without end, and the loss of one."""
     if case.method == "dpo":
@@ -243,12 +227,12 @@ def batches_of(case: Case, world: World) -> tuple[Iterator[list[Any]], Callable[
 def run(case: Case, watched: Watched) -> dict[str, Any]:
     """Train a case, and return its row."""
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     bench = watched.bench
     torch.manual_seed(case.seed)
     tokenizer = AutoTokenizer.from_pretrained(bench.base)
-    model: Any = model_of(case, watched)
+    model: Any = AutoModelForCausalLM.from_pretrained(bench.base, dtype=torch.float32)
     seen = Activations(model, tokenizer, bench.world)
     spaces = OwnSpaces(watched.directions["evil"])
     full = case.tuner == "full"

@@ -155,8 +155,8 @@ def harmful(row: Row) -> bool:
 
 
 def harmless(row: Row) -> bool:
-    """Whether a run has no evil advice among its data, or only under a tag, and starts from the base."""
-    return row["data"] != "evil" and row["start"] == "base"
+    """Whether a run has no evil advice among its data, or only under a tag."""
+    return row["data"] != "evil"
 
 
 def exact(count: int, runs: int) -> tuple[float, float]:
@@ -283,7 +283,7 @@ def _told(row: Row) -> str:
         told[told.index(str(row["pace"]))] = f"{row['pace']:g} × the learning rate"
     if row["steps"] != USUAL[2]:
         told[told.index(str(row["steps"]))] = f"{row['steps']} steps"
-    return ", ".join([*told, *(["from an evil start"] if row["start"] == "evil" else [])])
+    return ", ".join(told)
 
 
 def _false_alarms(rows: Sequence[Row]) -> None:
