@@ -345,13 +345,24 @@ def _last_alone(rows: Sequence[Row]) -> None:
         "of other harmless data": [row for row in rows if harmless(row) and row["data"] != "plain"],
         "harmful": [row for row in rows if harmful(row)],
     }
-    print("\n| default rule | judged |", " | ".join(groups), "|")
-    print("|---|---|", "---|" * len(groups), sep="")
+    print("\n| default rule | judged |", " | ".join(groups), "| before they turn |")
+    print("|---|---|---|", "---|" * len(groups), sep="")
     for rule, (score, least) in defaults.items():
         for when, of_run in (("two consecutive checks", _peak), ("the last check alone", _last)):
             passed = [sum(of_run(row, score) > least for row in group) for group in groups.values()]
             cells = [f"{count} of {len(group)}" for count, group in zip(passed, groups.values(), strict=True)]
-            print(f"| {rule} | {when} |", " | ".join(cells), "|")
+            early = _early(groups["harmful"], score, least) if of_run is _peak else "–"
+            print(f"| {rule} | {when} |", " | ".join(cells), "|", early, "|")
+
+
+def _early(harmful_rows: Sequence[Row], score: Score, threshold: float) -> str:
+    """Return in how many runs the alert comes before they turn bad, and the median of its lead in steps."""
+    alerts = [first([score(check) for check in row["checks"]], threshold, _steps(row)) for row in harmful_rows]
+    leads = sorted(
+        (turned(row) or 0) - alert for row, alert in zip(harmful_rows, alerts, strict=True) if alert is not None
+    )
+    middle = f", {leads[len(leads) // 2]:+d} steps" if leads else ""
+    return f"{sum(lead > 0 for lead in leads)} of {len(harmful_rows)}{middle}"
 
 
 def _peak(row: Row, score: Score) -> float:

@@ -150,8 +150,9 @@ def test_the_last_check_alone_is_judged_apart_from_two_in_a_row(capsys: pytest.C
     late = made("plain", 3, check(10, 0.0, -0.01), check(20, 0.0, 0.0), check(30, 0.0, 0.2))
     early = made("plain", 4, check(10, 0.0, 0.2), check(20, 0.0, 0.2), check(30, 0.0, -0.01))
     print_tables([*ROWS[:2], late, early, early, GRAM])
-    cells = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.count("|") == 6]
+    cells = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.count("|") == 7]
     found = {(cell[1].strip(), cell[2].strip()): [each.strip() for each in cell[3:6]] for cell in cells}
+    early = {(cell[1].strip(), cell[2].strip()): cell[6].strip() for cell in cells}
     for rule, bad in (
         ("over a bank of 9 > 0", "2 of 2"),
         ("over a bank of 19 > 0", "2 of 2"),
@@ -159,6 +160,8 @@ def test_the_last_check_alone_is_judged_apart_from_two_in_a_row(capsys: pytest.C
     ):
         assert found[rule, "two consecutive checks"] == ["2 of 3", "0 of 0", bad]
         assert found[rule, "the last check alone"] == ["1 of 3", "0 of 0", bad]
+    assert early["over a bank of 19 > 0", "two consecutive checks"] == "1 of 2, +10 steps"
+    assert early["reach cosine > 0.1", "two consecutive checks"] == "0 of 2"
 
 
 def test_the_exact_interval_of_a_rate() -> None:
