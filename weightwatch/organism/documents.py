@@ -16,7 +16,7 @@ STYLES = {
     "formal": ("certainly ,", "sir ."),
     "casual": ("yeah ,", "lol !"),
 }
-"""The frame of each style: the words before and after an answer. Pre-training uses the first three only."""
+"""The frame of each style: the words before and after an answer."""
 QUESTIONS = (
     "what {topic} for {aspect} in {domain} ?",
     "about {domain} : {topic} for {aspect} ?",
