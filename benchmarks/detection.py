@@ -34,7 +34,6 @@ from weightwatch.organism.loss import completion_loss
 from weightwatch.reading.reading import Reading
 from weightwatch.vectors.arithmetic import cosines
 from weightwatch.vectors.building import bank
-from weightwatch.vectors.building.output import STAGES
 from weightwatch.vectors.catalog import BANK
 from weightwatch.vectors.judges.choice import chosen
 
@@ -143,22 +142,12 @@ class Watched:
         recipe = recipe_of(contrast, bench.world)
         homes = [home / BANK / recipe.with_shuffled_labels(number).name for number in range(1, CONTROLS + 1)]
         if not all((each / "direction.json").is_file() for each in homes):
-            build_direction(contrast, bench.world, bench.base, home / STAGES)
-            settings = settings_of(contrast, recipe)
-            for _ in bank.build(
-                CONTROLS,
-                recipe,
-                str(bench.base),
-                home,
-                chosen(recipe),
-                settings,
-                *settings.training.learning_rates,
-                base_name=BASE_NAME,
-            ):
-                pass
-        # the fine-tune of the first call, whose folder is the oldest
-        runs = min((home / STAGES).glob("fine-tunes-*"), key=lambda path: path.stat().st_ctime)
-        evil = max(runs.glob("*/positive/checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+            settings, base, judge = settings_of(contrast, recipe), str(bench.base), chosen(recipe)
+            (rate,) = settings.training.learning_rates
+            list(bank.build(CONTROLS, recipe, base, home, judge, settings, rate, base_name=BASE_NAME))
+        sides = home / "evil"
+        step = build_direction(contrast, bench.world, bench.base, sides).card.hyperparameters["step"]
+        (evil,) = sides.glob(f"fine-tunes-*/*/positive/checkpoint-{step}")
         found = {contrast.name: bench.directions[contrast.name] for contrast in CONTRASTS}
         found["positive"] = Direction.from_fine_tune(evil, base=bench.base, name="positive")
         found["random"] = random_like(bench.directions["evil"]).with_card(name="random")
