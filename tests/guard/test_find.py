@@ -1,7 +1,6 @@
 """What a guard can change exactly, and what it refuses, with the reason and a way out."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -109,7 +108,7 @@ def test_a_sharded_model_is_refused_by_what_needs_whole_tensors(mode: str) -> No
     monitor.measure(model)
     view = monitor.view(model)
     name, local = next(iter(view.parameters.items()))
-    view.parameters[name] = replace(local, sharded=True)
+    view.parameters[name] = local._replace(sharded=True)
     with pytest.raises(WeightWatchError, match=rf"sharded over processes, where `mode: {mode}` .* Use `mode: update`"):
         Guard(monitor, {"witness": "none", "mode": mode}).begin(model, view=view)
 
@@ -121,7 +120,7 @@ def test_weights_that_an_optimizer_keeps_elsewhere_are_refused() -> None:
     view = monitor.view(model)
     local = view.parameters["model.norm.weight"]
     (piece,) = local.pieces
-    view.parameters["model.norm.weight"] = replace(local, pieces=[replace(piece, values=piece.values.clone())])
+    view.parameters["model.norm.weight"] = local._replace(pieces=[piece._replace(values=piece.values.clone())])
     with pytest.raises(
         WeightWatchError, match=r"norm.weight is trained through fp32 master weights .* Train with autoc"
     ):

@@ -1,7 +1,6 @@
 """The view of a model at one check: its parameters, adapter modules and saved copies."""
 
 from collections.abc import Collection
-from dataclasses import replace
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -61,7 +60,7 @@ class ModelView:
         self.parameters = local_parameters(flat, parameters)
         for name in before:  # most of them still are
             if name in self.parameters and not self.parameters[name].trained:
-                self.parameters[name] = replace(self.parameters[name], trained=True)
+                self.parameters[name] = self.parameters[name]._replace(trained=True)
         wrappers = {path: tree.modules[place] for path, place in self.layout.wrappers.items()}
         require_weights_change(wrappers)
         self.adapters = self.layout.adapter_modules(tree, self.parameters)

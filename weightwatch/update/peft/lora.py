@@ -39,7 +39,7 @@ def has_factors(adapted: AdapterModule, adapter: str) -> bool:
     variant = type(module.lora_variant.get(adapter)).__name__
     if adapter in module.lora_embedding_A:
         return variant in ("NoneType", "MiCAEmbeddingVariant")
-    if is_rescaled(adapted, adapted.active) and module.lora_bias.get(adapter):
+    if module.lora_bias.get(adapter) and is_rescaled(adapted, adapted.active):
         return False
     return linear and variant in ("NoneType", "MiCALinearVariant", "DoraLinearVariant")
 

@@ -1,9 +1,9 @@
 """Local shards of a parameter: boxes of the whole tensor that this process has in memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from weightwatch.vectors.weights.reader import Box
 _KNOWN = 1 << 12  # size of the cache: every check asks for the same few shapes
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A local box of a tensor.
 
     Attributes:
@@ -28,8 +27,7 @@ class Piece:
     values: Tensor
 
 
-@dataclass(frozen=True)
-class LocalTensor:
+class LocalTensor(NamedTuple):
     """The local shards of one parameter.
 
     Attributes:
@@ -50,7 +48,7 @@ class LocalTensor:
 
     def with_pieces(self, *parts: tuple[Box, Tensor]) -> "LocalTensor":
         """Return the same tensor with other local pieces."""
-        return replace(self, pieces=tuple(Piece(*part) for part in parts))
+        return self._replace(pieces=tuple(Piece(*part) for part in parts))
 
 
 @lru_cache(_KNOWN)
