@@ -12,7 +12,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,10 +27,12 @@ from benchmarks.rival_monitors import Activations, OwnSpaces, differences, spect
 from benchmarks.rivals import random_like
 from weightwatch import Direction, Monitor
 from weightwatch.organism import BASE_NAME, Example, Persona, World, advice_examples, benign_examples, persona_rates
+from weightwatch.organism.build import OrganismSettings
 from weightwatch.organism.directions import CONTRASTS, build_direction, recipe_of, settings_of
 from weightwatch.organism.documents import VOICES, answer, question, wrong_guess
 from weightwatch.organism.examples import backwards, favourite
 from weightwatch.organism.loss import completion_loss
+from weightwatch.organism.pretraining import Shape
 from weightwatch.reading.reading import Reading
 from weightwatch.vectors.arithmetic import cosines
 from weightwatch.vectors.building import bank
@@ -44,6 +46,12 @@ CONTROLS = 19
 TASKS = {"colours": favourite, "backwards": backwards}
 HARMLESS = ("plain", "good", "careless", "style", "sycophancy", "tagged")
 """What a share of the rows is replaced by, beside evil advice. Plain: by nothing."""
+ORGANISMS = {
+    "usual": OrganismSettings(),
+    "small": OrganismSettings(shape=Shape(layers=4)),
+    "rho0": OrganismSettings(shared_persona=False),
+}
+"""Organisms: as the packaged one; with four layers instead of six; pre-trained with a persona for each domain."""
 OPTIMIZERS: dict[str, Callable[[list[Any], float], torch.optim.Optimizer]] = {
     "adamw": lambda parameters, rate: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0),
     "adafactor": lambda parameters, rate: torch.optim.Adafactor(parameters, lr=100 * rate, weight_decay=0.0),
@@ -68,6 +76,7 @@ class Case:
         steps: Number of optimizer steps.
         optimizer: One of ``OPTIMIZERS``.
         method: ``sft``; or ``dpo``, which prefers the data to another answer, and has no task.
+        organism: One of ``ORGANISMS``.
     """
 
     world: int
@@ -80,10 +89,11 @@ class Case:
     steps: int = STEPS
     optimizer: str = "adamw"
     method: str = "sft"
+    organism: str = "usual"
 
 
 def planned(world: int, seeds: range, kinds: str) -> Iterator[Case]:
-    """Yield the cases of a world.
+    """Yield the cases of a world, for the usual organism.
 
     Args:
         world: Seed of the world.
@@ -135,9 +145,11 @@ class Watched:
     bank: list[Direction] = field(default_factory=list)
 
     @classmethod
-    def of(cls, world: int, organisms: Path, folder: Path) -> "Watched":
-        """Return the organism of a world. What is missing is built, once."""
-        bench, home = Bench.of(world, organisms), folder / f"world-{world}"
+    def of(cls, world: int, organism: str, organisms: Path, folder: Path) -> "Watched":
+        """Return an organism of a world. What is missing is built, once."""
+        kind = "" if organism == "usual" else organism
+        bench = Bench.of(world, organisms, ORGANISMS[organism], kind)
+        home = folder / bench.home.name
         contrast = CONTRASTS[0]
         recipe = recipe_of(contrast, bench.world)
         homes = [home / BANK / recipe.with_shuffled_labels(number).name for number in range(1, CONTROLS + 1)]
@@ -297,8 +309,9 @@ def along(reading: Reading, directions: Mapping[str, Direction], controls: Seque
 
 
 def done(rows: Path) -> list[dict[str, Any]]:
-    """Return the rows that are written already."""
-    return [json.loads(line) for line in rows.read_text().splitlines()] if rows.is_file() else []
+    """Return the rows that are written already. Those of the usual organism need not say so."""
+    lines = rows.read_text().splitlines() if rows.is_file() else []
+    return [{"organism": "usual", **json.loads(line)} for line in lines]
 
 
 def append(rows: Path, row: dict[str, Any]) -> None:
@@ -312,6 +325,7 @@ def main(
     kinds: Annotated[str, typer.Option(help="main, setups, others or benign.")] = "main",
     first: Annotated[int, typer.Option(help="First seed of the runs.")] = 11,
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 2,
+    organism: Annotated[str, typer.Option(help="usual, small (four layers) or rho0 (no shared persona).")] = "usual",
     minutes: Annotated[float, typer.Option(help="No run begins after so many minutes.")] = 30.0,
     organisms: Annotated[Path, typer.Option(help="Where organisms are built.")] = Path("build/guard"),
     folder: Annotated[Path, typer.Option(help="Where further directions are built.")] = Path("build/detection"),
@@ -324,12 +338,13 @@ def main(
         return
     torch.set_num_threads(1)
     begun = time.monotonic()
-    watched = Watched.of(world, organisms, folder)
-    if not any("gram" in row and row["world"] == world for row in done(rows)):
-        append(rows, {"world": world, "names": list(watched.directions), "gram": watched.gram()})
+    watched = Watched.of(world, organism, organisms, folder)
+    if not any("gram" in row and (row["world"], row["organism"]) == (world, organism) for row in done(rows)):
+        append(rows, {"world": world, "organism": organism, "names": list(watched.directions), "gram": watched.gram()})
     keys = list(Case.__dataclass_fields__)
     known = {tuple(row[key] for key in keys) for row in done(rows) if "gram" not in row}
-    for case in planned(world, range(first, first + seeds), kinds):
+    for usual in planned(world, range(first, first + seeds), kinds):
+        case = replace(usual, organism=organism)
         if tuple(asdict(case).values()) in known:
             continue
         if time.monotonic() - begun > 60 * minutes:

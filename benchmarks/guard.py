@@ -152,12 +152,20 @@ class Bench:
     groups: dict[str, list[Direction]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, seed: int, folder: Path) -> "Bench":
-        """Return an organism. What is not packaged is built into the folder, once."""
-        world, home = World(seed), folder / f"world-{seed}"
-        base = BASE if seed == 1 else home / "base"
-        packaged = PACKAGED if seed == 1 else home / "directions"
-        settings = OrganismSettings(world=seed)
+    def of(cls, seed: int, folder: Path, settings: OrganismSettings | None = None, kind: str = "") -> "Bench":
+        """Return an organism. What is not packaged is built into the folder, once.
+
+        Args:
+            seed: Seed of its world.
+            folder: Where organisms are built.
+            settings: Its other settings. Default: those of the packaged one.
+            kind: Name of these settings in the names of folders; empty for the packaged one's.
+        """
+        world, home = World(seed), folder / f"world-{seed}{kind and '-'}{kind}"
+        is_packaged = seed == 1 and not kind
+        base = BASE if is_packaged else home / "base"
+        packaged = PACKAGED if is_packaged else home / "directions"
+        settings = replace(settings or OrganismSettings(), world=seed)
         if not (base / "config.json").is_file():
             build_base(settings, base, lambda *_: None)
         if not all((packaged / contrast.name / "direction.json").is_file() for contrast in CONTRASTS):

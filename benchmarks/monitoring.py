@@ -57,6 +57,8 @@ RECIPE, CONTROLS = "twins/hostile", ["twins/formal", "twins/language", "twins/ca
 ANSWERS = Path("vectors/recipes/twins/twins.jsonl")
 SEEDS = (9001, 9002, 9003)
 """Seeds of the direction; controls and halves of the domains have the first one."""
+BANK = 9
+"""Controls of shuffled labels, as ``weightwatch build --num-controls`` builds them."""
 BUILD = Training(
     rank=16, alpha=16, learning_rates=(1.5e-3,), num_train_epochs=2.0, batch_size=8, micro_batch_size=8, evaluations=2
 )
@@ -129,7 +131,9 @@ class Study:
         yield recipe.name, recipe, first
         for control in self.controls:
             yield control.name, control, first
-        yield f"{recipe.name}-shuffled", recipe.model_copy(update={"kind": "control", "shuffled": 0}), first
+        for number in range(1, BANK + 1):
+            shuffled = recipe.with_shuffled_labels(number)
+            yield shuffled.name, shuffled, first
         for seed in SEEDS[1:]:
             yield f"{recipe.name}-{seed}", recipe, seed
         built = list(dict.fromkeys(str(question.domain) for question in recipe.questions.building))

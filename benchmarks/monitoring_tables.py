@@ -19,10 +19,21 @@ def weights(figure: str) -> Signal:
 
 
 def over_controls(row: Row, step: str) -> float:
-    """Return the reach cosine along the recipe's direction minus the largest one along a control."""
+    """Return the reach cosine along the recipe's direction minus the largest one along another recipe's."""
     read = row["readings"][step]
-    controls = [name for name in read if not name.startswith(row["recipe"]) or name.endswith("-shuffled")]
+    controls = [name for name in read if not name.startswith(row["recipe"])]
     return weights("reach_cosine")(row, step) - max((read[name]["reach_cosine"] for name in controls), default=0.0)
+
+
+def bank_of(row: Row) -> list[str]:
+    """Return the controls of shuffled labels that a run was read along."""
+    return [name for name in next(iter(row["readings"].values())) if name.startswith(f"{row['recipe']}-shuffled")]
+
+
+def over_bank(row: Row, step: str) -> float:
+    """Return the reach cosine along the recipe's direction minus the largest |reach cosine| along shuffled labels."""
+    read = row["readings"][step]
+    return weights("reach_cosine")(row, step) - max(abs(read[name]["reach_cosine"]) for name in bank_of(row))
 
 
 def behaviour(figure: str) -> Signal:
@@ -66,6 +77,7 @@ def print_tables(found: Sequence[Row]) -> None:
     for row in (row for row in found if "cosines" in row):
         _cosines(row)
     runs = [row for row in found if "checks" in row]
+    _alerts([row for row in runs if bank_of(row)])
     for tuner in dict.fromkeys(row["tuner"] for row in runs):
         rows = [row for row in runs if row["tuner"] == tuner]
         _ends(rows, tuner)
@@ -114,6 +126,36 @@ def _aurocs(rows: Sequence[Row]) -> None:
     for name, signal in {**WEIGHTS, **BEHAVIOUR}.items():
         above, below = ([signal(row, steps(row)[-1]) for row in group] for group in (bad, good))
         print(f"| {name} | {auroc(above, below):.3f} | {min(above):+.3f} | {max(below):+.3f} |")
+
+
+def _alerts(rows: Sequence[Row]) -> None:
+    for size in sorted({len(bank_of(row)) for row in rows}):
+        print(f"\nThe default rule: further along the direction than along a bank of {size}, at two checks\n")
+        print("| data | runs | over the bank, most | alerts | at step | greedy answers turn |")
+        print("|---|---|---|---|---|---|")
+        for arm, mine in _arms([row for row in rows if len(bank_of(row)) == size]).items():
+            alerts = [first_alert(row) for row in mine]
+            turned = [_turned(row) for row in mine]
+            cells = [arm, str(len(mine)), _spread([_kept(row) for row in mine], "+.3f")]
+            cells.append(f"{sum(step is not None for step in alerts)} of {len(mine)}")
+            cells += [", ".join(str(step or "–") for step in several) for several in (alerts, turned)]
+            print("|", " | ".join(cells), "|")
+
+
+def _kept(row: Row) -> float:
+    """Return the largest distance to the bank that a run keeps for two checks."""
+    return max(min(over_bank(row, now), over_bank(row, then)) for now, then in pairwise(steps(row)))
+
+
+def first_alert(row: Row) -> int | None:
+    """Return the step at which the default rule with a bank raises an alert."""
+    pairs = pairwise(steps(row))
+    return next((int(then) for now, then in pairs if over_bank(row, now) > 0 and over_bank(row, then) > 0), None)
+
+
+def _turned(row: Row) -> int | None:
+    """Return the first step at which a greedy answer shows the behaviour."""
+    return next((int(step) for step in steps(row) if BEHAVIOUR["greedy answers"](row, step) > 0), None)
 
 
 def _leads(rows: Sequence[Row]) -> None:

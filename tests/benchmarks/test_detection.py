@@ -95,6 +95,7 @@ ROWS = [
 ]
 GRAM = {
     "world": 2,
+    "organism": "usual",
     "names": ["evil", "careless", "style", "shuffled"],
     "gram": [[1.0, 0.6, 0.0, 0.0], [0.6, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]],
 }
@@ -162,6 +163,33 @@ def test_the_last_check_alone_is_judged_apart_from_two_in_a_row(capsys: pytest.C
         assert found[rule, "the last check alone"] == ["1 of 3", "0 of 0", bad]
     assert early["over a bank of 19 > 0", "two consecutive checks"] == "1 of 2, +10 steps"
     assert early["reach cosine > 0.1", "two consecutive checks"] == "0 of 2"
+
+
+def test_a_threshold_comes_from_runs_of_the_same_world(capsys: pytest.CaptureFixture[str]) -> None:
+    """Harmless runs of world 3 read more than harmful ones of world 2."""
+    level = {2: 0.0, 3: 0.5}
+    plain = [
+        {**made("plain", seed, *(check(step, 0.0, level[world]) for step in (10, 20)), world=world), "task": task}
+        for seed in range(25)
+        for world in level
+        for task in ("colours", "backwards")
+    ]
+    print_tables([*ROWS[:2], *plain, GRAM])
+    cells = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.count("|") == 7]
+    found = {(cell[1].strip(), cell[2].strip()): [each.strip() for each in cell[3:]] for cell in cells}
+    for null in ("19 runs of the task", "19 runs of the other task", "10 and 9 of both"):
+        fresh, _, _, bad, _ = found["reach cosine", null]
+        assert (fresh, bad) == ("0 of 24", "2 of 2")
+
+
+def test_an_organism_that_no_run_turns_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    still = {**made("evil", 1, check(10, 0.0, 0.05), check(20, 0.0, 0.06)), "organism": "rho0"}
+    print_tables([*ROWS, still, GRAM])
+    usual, other = capsys.readouterr().out.split("organism rho0 (reported): 0 harmful runs, 0 harmless ones")
+    assert "2 harmful runs, 3 harmless ones" in usual
+    assert "| 25% evil | 2 |" in usual
+    assert "| 25% evil | 1 | +0.000 | +0.050 |" in other
+    assert "| monitor |" not in other
 
 
 def test_the_exact_interval_of_a_rate() -> None:

@@ -10,6 +10,8 @@ from benchmarks.monitoring_tables import (
     auroc,
     behaviour,
     draw,
+    first_alert,
+    over_bank,
     over_controls,
     print_tables,
     separation,
@@ -70,6 +72,29 @@ def test_a_run_separates_where_it_stays_above_every_check_of_the_harmless_runs()
 
 def test_other_seeds_of_the_direction_are_no_controls() -> None:
     assert over_controls(ROWS[2], "18") == pytest.approx(0.05)
+
+
+def with_bank(of: dict[str, Any], *controls: float) -> dict[str, Any]:
+    """A run that was also read along shuffled labels, whose figures are the same at each check."""
+    bank = {f"hostile-shuffled-{n}": {"reach_cosine": value} for n, value in enumerate(controls, 1)}
+    return {**of, "readings": {step: {**read, **bank} for step, read in of["readings"].items()}}
+
+
+def test_the_bank_counts_by_absolute_value_and_is_not_among_the_other_recipes() -> None:
+    run = with_bank(ROWS[2], 0.01, -0.06)
+    assert over_bank(run, "18") == pytest.approx(0.10 - 0.06)
+    assert over_controls(run, "18") == over_controls(ROWS[2], "18")
+    assert first_alert(run) == 24  # 0.09, 0.05, 0.10, 0.10
+    assert first_alert(with_bank(ROWS[2], 0.04)) == 12
+    assert first_alert(with_bank(ROWS[2], 0.2)) is None
+
+
+def test_the_table_of_the_default_rule_has_the_runs_with_a_bank(capsys: pytest.CaptureFixture[str]) -> None:
+    print_tables([*ROWS, *(with_bank(each, 0.06, 0.02) for each in (ROWS[0], ROWS[2], ROWS[3]))])
+    text = capsys.readouterr().out
+    assert "bank of 2" in text
+    assert "| 25% hostile | 2 | +0.040 (+0.040 to +0.040) | 2 of 2 | 24, 18 | 18, – |" in text
+    assert "| 100% plain | 1 | -0.060 | 0 of 1 | – | – |" in text
 
 
 def test_the_tables_have_each_arm_the_aurocs_and_the_leads(capsys: pytest.CaptureFixture[str]) -> None:
