@@ -1,23 +1,28 @@
 """Cost of a check compared with a training step of SmolLM2-135M-Instruct, with LoRA.
 
 The model is trained with LoRA of rank 16 on all linear modules, on batches of 8 sequences of 128 tokens. The checks are
-along its packaged direction, and along that and three more of the same size, as with three controls. Steps and checks
-alternate, so that the load of the machine affects both alike.
+along its packaged direction, and along that and three more of the same size, as with three controls. Beside them, the
+cheapest monitor of activations: one forward pass over 24 held-out questions of the direction's recipe, of which the
+residual stream at the last token is kept. Steps and checks alternate, so that the machine's load affects all alike.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.machine import alternate, ratios, spread
 from benchmarks.rivals import random_like
 from benchmarks.step import training
 from weightwatch import Direction, Monitor, smollm2
+from weightwatch.vectors.recipes.recipe import Recipe
 
 BATCH = (8, 128)
-HEADINGS = ("directions", "step, s", "check, ms", "share of a step, %")
+PROMPTS = 24
+HEADINGS = ("check of", "step, s", "check, ms", "share of a step, %")
 
 
 def rows(rounds: int, folder: Path) -> list[list[str]]:
@@ -26,15 +31,35 @@ def rows(rounds: int, folder: Path) -> list[list[str]]:
     model = get_peft_model(base, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
     hostile = Direction.load("smollm2/hostile")
     others = [random_like(hostile).with_card(name=f"random-{number}") for number in range(3)]
-    monitors = {"1": Monitor([hostile]), "4": Monitor([hostile, *others])}
-    acts = {count: lambda monitor=monitor: monitor.measure(model) for count, monitor in monitors.items()}
+    monitors = {"one direction": Monitor([hostile]), "four directions": Monitor([hostile, *others])}
+    acts: dict[str, Callable[[], Any]] = {
+        of: lambda monitor=monitor: monitor.measure(model) for of, monitor in monitors.items()
+    }
+    acts[f"activations, {PROMPTS} prompts"] = activations(model)
     taken = alternate({"step": training(model, BATCH, base.config.vocab_size), **acts}, rounds)
     return [
         [
-            count,
+            of,
             spread(taken["step"]),
-            spread([1000 * value for value in taken[count]], "{:.0f}"),
-            spread([100 * share for share in ratios(taken[count], taken["step"])]),
+            spread([1000 * value for value in taken[of]], "{:.0f}"),
+            spread([100 * share for share in ratios(taken[of], taken["step"])]),
         ]
-        for count in monitors
+        for of in acts
     ]
+
+
+def activations(model: Any) -> Callable[[], torch.Tensor]:
+    """Return what computes the residual stream at the last token of held-out prompts: (layers + 1, prompts, width)."""
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.folder(), padding_side="left")
+    questions = Recipe.load("twins/hostile").questions.held_out[:PROMPTS]
+    chats = [[{"role": "user", "content": question.text}] for question in questions]
+    batch = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True
+    )
+
+    @torch.no_grad()
+    def read() -> torch.Tensor:
+        states = model(**batch, output_hidden_states=True).hidden_states
+        return torch.stack([layer[:, -1] for layer in states])
+
+    return read
