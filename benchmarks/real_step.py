@@ -1,9 +1,10 @@
 """Cost of a check compared with a training step of SmolLM2-135M-Instruct, with LoRA.
 
 The model is trained with LoRA of rank 16 on all linear modules, on batches of 8 sequences of 128 tokens. The checks are
-along its packaged direction, and along that and three more of the same size, as with three controls. Beside them, the
-cheapest monitor of activations: one forward pass over 24 held-out questions of the direction's recipe, of which the
-residual stream at the last token is kept. Steps and checks alternate, so that the machine's load affects all alike.
+those of a training, without figures of single tensors: along its packaged direction, and along that and three more of
+the same size, as with three controls. Beside them, the cheapest monitor of activations: one forward pass over 24
+held-out questions of the direction's recipe, of which the residual stream at the last token is kept. Steps and checks
+alternate, so that the machine's load affects all alike.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def rows(rounds: int, folder: Path) -> list[list[str]]:
     others = [random_like(hostile).with_card(name=f"random-{number}") for number in range(3)]
     monitors = {"one direction": Monitor([hostile]), "four directions": Monitor([hostile, *others])}
     acts: dict[str, Callable[[], Any]] = {
-        of: lambda monitor=monitor: monitor.measure(model) for of, monitor in monitors.items()
+        of: lambda monitor=monitor: monitor.read(monitor.view(model), 0) for of, monitor in monitors.items()
     }
     acts[f"activations, {PROMPTS} prompts"] = activations(model)
     taken = alternate({"step": training(model, BATCH, base.config.vocab_size), **acts}, rounds)

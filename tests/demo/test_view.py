@@ -101,6 +101,18 @@ def test_without_a_terminal_there_is_a_line_for_each_row_and_the_table_at_the_en
     assert lines[2].startswith("benign fine-tune")
 
 
+def test_the_lines_of_a_run_are_not_part_of_a_picture() -> None:
+    console = Console(width=80, force_terminal=False, record=True)
+    run = Run("benign", 0.0, Path("out"))
+    with console.capture() as capture, live(console, run) as show:
+        run.points.append(point(20, 0.0))
+        show(run)
+    assert "benign: step 20" in capture.get()
+    recorded = console.export_text()
+    assert "benign fine-tune" in recorded
+    assert "benign: step 20" not in recorded
+
+
 def test_the_live_table_ends_as_the_whole_table() -> None:
     console = Console(width=80, force_terminal=True, color_system=None)
     run = Run("benign", 0.0, Path("out"))

@@ -38,7 +38,8 @@ def legend(run: Run) -> Text:
 def live(console: Console, run: Run) -> Iterator[Callable[[Run], None]]:
     """Show the table of a run while it trains; yields a function to call after each check.
 
-    Where there is no terminal, each row of the table is a line before the table comes.
+    Where there is no terminal, each row of the table is a line before the table comes. Such lines are not part of a
+    picture, as the earlier states of the table in a terminal are not.
     """
     if not console.is_terminal:
 
@@ -46,7 +47,9 @@ def live(console: Console, run: Run) -> Iterator[Callable[[Run], None]]:
             point = latest.points[-1]
             if point.step % run.row_every == 0:
                 reached = f"{run.name}: step {point.step}, reach cosine {number(point.reach_cosine)}"
+                recording, console.record = console.record, False
                 console.print(f"{reached}, {run.bad} answers {point.behaviour.bad_rate:.1%}", highlight=False)
+                console.record = recording
 
         yield tell
         console.print(table(run))

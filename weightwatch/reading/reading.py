@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 
-from weightwatch.reading.grouping import Layer, group, split
+from weightwatch.reading.grouping import Groups, Layer, group, split
 
 if TYPE_CHECKING:  # what reads a record needs no torch
     from weightwatch.measure.sums import Sums
@@ -21,6 +21,7 @@ def _as_number(layer: object) -> object:
     return int(layer) if isinstance(layer, str) and layer.isdecimal() else layer
 
 
+_KNOWN = 8  # sets of tensors whose groups are kept: each check of a run asks for the same
 LINE = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 """How a line of the record is validated: nothing is converted, and figures are finite."""
 
@@ -152,7 +153,7 @@ def read(sums: "Sums", directions: Sequence["Direction"], *, step: int, time: st
     controls = np.array([direction.card.kind == "control" for direction in directions])
     shuffled = np.array([direction.card.shuffled for direction in directions])
     total = np.sqrt(sums.update.sum() * sums.direction.sum(0))
-    groups = group(dict(zip(sums.names, sums.sizes, strict=True)))
+    groups = _groups(sums.names, sums.sizes)
     model, layers, modules = (
         _scores(sums, [part(name) for name in sums.names], total, controls, shuffled)
         for part in (lambda _: "", groups.layers.__getitem__, groups.kinds.__getitem__)
@@ -168,6 +169,11 @@ def read(sums: "Sums", directions: Sequence["Direction"], *, step: int, time: st
         for k, direction in enumerate(directions)
     }
     return Reading(step, time, float(np.sqrt(sums.update.sum())), found, left_out=sums.left_out)
+
+
+@lru_cache(_KNOWN)
+def _groups(names: tuple[str, ...], sizes: tuple[int, ...]) -> Groups:
+    return group(dict(zip(names, sizes, strict=True)))
 
 
 def _scores(
