@@ -1,4 +1,5 @@
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -102,12 +103,13 @@ def test_without_a_terminal_there_is_a_line_for_each_row_and_the_table_at_the_en
 
 
 def test_the_lines_of_a_run_are_not_part_of_a_picture() -> None:
-    console = Console(width=80, force_terminal=False, record=True)
+    written = StringIO()
+    console = Console(width=80, force_terminal=False, record=True, file=written)
     run = Run("benign", 0.0, Path("out"))
-    with console.capture() as capture, live(console, run) as show:
+    with live(console, run) as show:
         run.points.append(point(20, 0.0))
         show(run)
-    assert "benign: step 20" in capture.get()
+    assert "benign: step 20" in written.getvalue()
     recorded = console.export_text()
     assert "benign fine-tune" in recorded
     assert "benign: step 20" not in recorded
