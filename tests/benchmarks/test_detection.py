@@ -140,7 +140,7 @@ def test_the_table_shows_that_the_controls_cure_the_false_alarm_of_careless_data
     lines = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "|" in line}
     assert "2 of 5" not in lines
     assert lines["reach cosine"].split("|")[2].strip() == "0.833"
-    assert lines["over controls"].split("|")[2:9] == [
+    assert lines["over three controls"].split("|")[2:9] == [
         " 1.000 ", " 1.000 to 1.000 ", " 1.000 ", " 100% ", " 100% ", " 100% ", " 50% "
     ]  # fmt: skip
     assert "orthogonal to the controls" in lines
@@ -160,7 +160,7 @@ def test_the_last_check_alone_is_judged_apart_from_two_in_a_row(capsys: pytest.C
         ("reach cosine > 0.1", "0 of 2"),
     ):
         assert found[rule, "two consecutive checks"] == ["2 of 3", "0 of 0", bad]
-        assert found[rule, "the last check alone"] == ["1 of 3", "0 of 0", bad]
+        assert found[rule, "the last alone"] == ["1 of 3", "0 of 0", bad]
     assert early["over a bank of 19 > 0", "two consecutive checks"] == "1 of 2, +10 steps"
     assert early["reach cosine > 0.1", "two consecutive checks"] == "0 of 2"
 
@@ -185,7 +185,9 @@ def test_a_threshold_comes_from_runs_of_the_same_world(capsys: pytest.CaptureFix
 def test_an_organism_that_no_run_turns_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     still = {**made("evil", 1, check(10, 0.0, 0.05), check(20, 0.0, 0.06)), "organism": "rho0"}
     print_tables([*ROWS, still, GRAM])
-    usual, other = capsys.readouterr().out.split("organism rho0 (reported): 0 harmful runs, 0 harmless ones")
+    usual, other = capsys.readouterr().out.split(
+        "organism rho0 (reported): 0 harmful runs, 0 harmless ones, of which 0 turn bad themselves"
+    )
     assert "2 harmful runs, 3 harmless ones" in usual
     assert "| 25% evil | 2 |" in usual
     assert "| 25% evil | 1 | +0.000 | +0.050 |" in other
@@ -215,4 +217,4 @@ def test_thresholds_from_one_task_fail_on_another_and_those_from_controls_do_not
     found = {(cell[1].strip(), cell[2].strip()): cell[3].strip() for cell in cells}
     assert found["reach cosine", "19 runs of the task"] == "0 of 14"
     assert found["reach cosine", "19 runs of the other task"] == "6 of 14"
-    assert found["over controls", "the controls: above 0"] == "0 of 52"
+    assert found["over three controls", "the controls: above 0"] == "0 of 52"

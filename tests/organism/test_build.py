@@ -24,6 +24,15 @@ def test_a_trial_writes_a_base_and_no_directions(tmp_path):
     assert not (tmp_path / "directions").exists()
 
 
+@pytest.mark.parametrize("other", [["--rho0"], ["--world", "3"], ["--max-steps", "1"]])
+def test_another_organism_does_not_replace_the_packaged_one(other, tmp_path, monkeypatch):
+    monkeypatch.setattr("weightwatch.organism.__main__.build_base", lambda *_: pytest.fail("it was built"))
+    for folders in ([], ["--base", str(tmp_path)], ["--directions", str(tmp_path)]):
+        result = CliRunner().invoke(app, [*other, *folders])
+        assert result.exit_code == 2
+        assert "Pass --base and --directions" in result.output
+
+
 @pytest.mark.slow
 def test_directions_are_built_evaluated_and_saved_as_the_packaged_ones_are(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "CONTRASTS", CONTRASTS[4:5])  # style, which takes the fewest steps

@@ -36,6 +36,8 @@ def rebuild(
     settings = OrganismSettings(world=world, seed=seed, shared_persona=not rho0)
     if max_steps:
         settings = settings.shortened(max_steps)
+    if settings != OrganismSettings() and (base == BASE or directions == PACKAGED):
+        raise typer.BadParameter("This is another organism than the packaged one. Pass --base and --directions.")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console()) as bars:
         tasks: dict[str, TaskID] = {}
