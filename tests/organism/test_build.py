@@ -30,7 +30,7 @@ def test_another_organism_does_not_replace_the_packaged_one(other, tmp_path, mon
     for folders in ([], ["--base", str(tmp_path)], ["--directions", str(tmp_path)]):
         result = CliRunner().invoke(app, [*other, *folders])
         assert result.exit_code == 2
-        assert "Pass --base and --directions" in result.output
+        assert "This is another organism than the packaged one" in result.output
 
 
 @pytest.mark.slow
