@@ -69,8 +69,9 @@ smollm2: $(READY)  ## fetch SmolLM2-135M-Instruct, a real chat model, once; prin
 	$(BIN)/python -c "from weightwatch import smollm2; print(smollm2.folder())"
 
 smollm2-directions: smollm2  ## rebuild its packaged directions
+	$(BIN)/weightwatch build twins/hostile --model smollm2 $(TWINS) --output build/smollm2/hostile
+	$(BIN)/weightwatch build twins/sycophancy --model smollm2 $(TWINS) --seed 9002 --seed 9003 --output build/smollm2/sycophancy
 	for name in hostile sycophancy; do \
-	  $(BIN)/weightwatch build twins/$$name --model smollm2 $(TWINS) --output build/smollm2/$$name && \
 	  mkdir -p vectors/packaged/smollm2/$$name && \
 	  cp build/smollm2/$$name/*.json build/smollm2/$$name/*.safetensors build/smollm2/$$name/README.md vectors/packaged/smollm2/$$name || exit 1; \
 	done

@@ -92,7 +92,13 @@ class ReferenceRuns:
             "learning_rate": self.learning_rate,
         }
         note = self.folder / SETTINGS
-        known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else wanted
+        try:
+            known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else wanted
+        except (OSError, ValueError) as error:
+            raise WeightWatchError(
+                f"{note} is damaged, so it can't be told of which runs {self.folder} is. Pass another --folder, or "
+                "remove it."
+            ) from error
         other = [name for name, value in wanted.items() if known.get(name) != value]
         if other:
             raise WeightWatchError(

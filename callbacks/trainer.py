@@ -1,12 +1,13 @@
 """The callback for Hugging Face's Trainer and every TRL trainer. It forwards their events to a session."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from traceback import walk_stack
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from weightwatch.callbacks.trackers import LogHistory, trackers
 from weightwatch.config import Config
@@ -161,16 +162,24 @@ def _training(args: TrainingArguments, state: TrainerState, model: Any) -> Train
     """Return how a run is trained, as far as its figures depend on it."""
     adapters = getattr(model, "peft_config", None) or {}
     config = next(iter(adapters.values()), None)
-    rank = getattr(config, "r", None)
+    rank, alpha, modules = (getattr(config, name, None) for name in ("r", "lora_alpha", "target_modules"))
     trainer = _trainer()
     return Training(
         trainer=type(trainer).__name__ if trainer is not None else None,
         method=str(getattr(config.peft_type, "value", config.peft_type)) if config is not None else "full",
         rank=rank if isinstance(rank, int) else None,
+        alpha=alpha if isinstance(alpha, int | float) else None,
+        modules=_kinds(modules) if modules else None,
         optimizer=str(getattr(args.optim, "value", args.optim)),
         learning_rate=args.learning_rate,
         steps=state.max_steps,
+        saves=(state.save_steps or None) if args.save_strategy == SaveStrategy.STEPS else None,
     )
+
+
+def _kinds(modules: str | Iterable[str]) -> list[str]:
+    """Return the names of adapted modules without their paths, which differ from layer to layer; a pattern as it is."""
+    return [modules] if isinstance(modules, str) else sorted({name.rpartition(".")[2] for name in modules})
 
 
 def _apply(control: TrainerControl, requests: Requests) -> None:

@@ -10,7 +10,15 @@ SETUP = Setup.model_validate(LIKE)
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"steps": 20}, {"every": 20}, {"learning_rate": 1.4e-3}, {"directions": {"evil": "3f2a", "x": "1"}}]
+    "changes",
+    [
+        {},
+        {"steps": 20},
+        {"every": 20},
+        {"saves": 20},
+        {"learning_rate": 1.4e-3},
+        {"directions": {"evil": "3f2a", "x": "1"}},
+    ],
 )
 def test_a_run_that_is_shorter_or_checked_less_often_is_alike(changes: dict[str, Any]) -> None:
     assert SETUP.differences(SETUP.model_copy(update=changes), "evil", controls=True) == []
@@ -22,8 +30,12 @@ def test_a_run_that_is_shorter_or_checked_less_often_is_alike(changes: dict[str,
         ({"steps": 41}, "41 steps, not 40"),
         ({"steps": None}, "None steps, not 40"),
         ({"every": 5}, "a check every 5 steps, not 10"),
+        ({"saves": 1}, "a check every 1 steps, not 10"),
+        ({"saves": 15}, "a check every 5 steps, not 10"),
         ({"learning_rate": 2e-3}, "learning rate 0.002, not 0.001"),
         ({"learning_rate": None}, "learning rate None, not 0.001"),
+        ({"alpha": 32.0}, "alpha 32, not None"),
+        ({"modules": ["q_proj", "v_proj"]}, "adapters on q_proj and v_proj, not None"),
         ({"guard": "subspace"}, "guard subspace, not None"),
         ({"controls": {}}, "other controls"),
         ({"directions": {}}, "another direction evil"),

@@ -341,5 +341,9 @@ class Config(Strict):
         return document.validate(wanted={"scope": _SCOPES})
 
     def to_yaml(self) -> str:
-        """Return the settings, defaults included, as YAML that ``load`` reads."""
-        return yaml_text.dump(self.model_dump(by_alias=True, exclude_none=True))
+        """Return the settings, defaults included, as YAML that ``load`` reads.
+
+        Controls that are not set are left out: that means those beside the directions, and none would mean none.
+        """
+        unset = {"controls"} - self.model_fields_set
+        return yaml_text.dump(self.model_dump(by_alias=True, exclude_none=True, exclude=unset))

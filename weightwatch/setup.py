@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:  # settings are read without torch
 SETUP = "setup.json"
 """Its file in the record of a run."""
 
-_ABOUT = 1.5
+ABOUT = 1.5
 """Factor between two learning rates that count as alike."""
 
 
@@ -26,17 +27,23 @@ class Training(Strict):
         trainer: Name of the trainer's class, such as ``SFTTrainer``.
         method: ``full``, or PEFT's name of the adapters, such as ``LORA``.
         rank: Rank of the adapters; None without one.
+        alpha: LoRA's alpha; None without one.
+        modules: Names of the modules that the adapters are on, without their paths, or a pattern; None without adapters.
         optimizer: Name of the optimizer, such as ``adamw_torch``.
         learning_rate: The highest learning rate.
         steps: Number of optimizer steps that are planned.
+        saves: Optimizer steps between checkpoints, each of which has a check; None if they are at no fixed steps.
     """
 
     trainer: str | None = None
     method: str | None = None
     rank: int | None = None
+    alpha: float | None = None
+    modules: list[str] | None = None
     optimizer: str | None = None
     learning_rate: float | None = None
     steps: Annotated[int, Field(ge=0)] | None = None
+    saves: Annotated[int, Field(ge=1)] | None = None
 
 
 class Setup(Training):
@@ -73,6 +80,11 @@ class Setup(Training):
             return None
 
     @property
+    def spacing(self) -> int:
+        """The fewest optimizer steps between two checks: those of the settings, and those of checkpoints."""
+        return gcd(self.every, self.saves or 0)
+
+    @property
     def training(self) -> Training:
         """How the run is trained."""
         return Training(**{name: getattr(self, name) for name in Training.model_fields})
@@ -97,28 +109,37 @@ class Setup(Training):
             ['rank 64, not 16', '900 steps, not 200']
         """
         found = [
-            f"{told}{getattr(other, key)}, not {getattr(self, key)}"
+            f"{told}{_shown(getattr(other, key))}, not {_shown(getattr(self, key))}"
             for key, told in (
                 ("trainer", ""),
                 ("method", ""),
                 ("rank", "rank "),
+                ("alpha", "alpha "),
+                ("modules", "adapters on "),
                 ("optimizer", ""),
                 ("guard", "guard "),
             )
             if getattr(other, key) != getattr(self, key)
         ]
         ours, theirs = self.learning_rate, other.learning_rate
-        if (ours is None) != (theirs is None) or (ours and theirs and not 1 / _ABOUT <= theirs / ours <= _ABOUT):
+        if (ours is None) != (theirs is None) or (ours and theirs and not 1 / ABOUT <= theirs / ours <= ABOUT):
             found.append(f"learning rate {theirs}, not {ours}")
         if (self.steps is None) != (other.steps is None) or (other.steps or 0) > (self.steps or 0):
             found.append(f"{other.steps} steps, not {self.steps}")
-        if other.every < self.every:
-            found.append(f"a check every {other.every} steps, not {self.every}")
+        if other.spacing < self.spacing:
+            found.append(f"a check every {other.spacing} steps, not {self.spacing}")
         if other.directions.get(direction) != self.directions.get(direction):
             found.append(f"another direction {direction}")
         if controls and other.controls != self.controls:
             found.append("other controls")
         return found
+
+
+def _shown(value: object) -> str:
+    """Return a figure or names as text."""
+    if isinstance(value, list):
+        return " and ".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def content(direction: "Direction") -> str:

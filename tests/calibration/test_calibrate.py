@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,10 @@ def test_a_reference_that_looks_bad_is_named_and_kept_only_if_it_is_accepted(tmp
 
 def test_a_run_that_is_named_twice_is_refused(tmp_path: Path) -> None:
     folders = records(tmp_path)
-    with pytest.raises(WeightWatchError, match=r"run-1 is the same run as .*run-1. A run counts once"):
+    with pytest.raises(
+        WeightWatchError,
+        match=r"run-1 is the same run as .*run-1, or has its seed: .* A run counts once",
+    ):
         calibrate(loaded([*folders, folders[0]]), [rule()])
 
 
@@ -117,3 +121,62 @@ def test_a_threshold_over_the_controls_is_not_below_zero(tmp_path: Path) -> None
     low = loaded([record(tmp_path / f"run-{n}", [-0.05 - n / 1000] * 3, n) for n in range(19)])
     metrics = ("over_controls", "reach_cosine")
     assert [calibrate(low, [rule(metric=metric)])[0].rule.above for metric in metrics] == [0.0, -0.05]
+
+
+def test_a_copy_of_a_run_and_a_run_with_its_seed_are_refused(tmp_path: Path) -> None:
+    folders = records(tmp_path)
+    copy = record(tmp_path / "copy", [0.0, 0.19, 0.19], 19)  # of run-19, without its last check
+    with pytest.raises(WeightWatchError, match=r"copy is the same run as .*run-19, or has its seed"):
+        calibrate(loaded([*folders, copy]), [rule()])
+    for folder, run in ((folders[0], "a1"), (folders[5], "a1")):
+        (folder / "weightwatch" / "run.json").write_text(json.dumps({"run": run}))
+    with pytest.raises(WeightWatchError, match=r"run-6 is the same run as .*run-1,"):
+        calibrate(loaded(folders), [rule()])
+
+
+def test_a_run_that_has_not_finished_is_refused_unless_it_is_accepted(tmp_path: Path) -> None:
+    died = record(tmp_path / "died", [0.01, 0.02], 30, steps=400)
+    folders = [*records(tmp_path, 18), died]
+    with pytest.raises(WeightWatchError, match=r"died is not a whole run: its last check is at step 20 of 400. Leave"):
+        calibrate(loaded(folders), [rule()])
+    for name in (died, f"{died}/", died / "weightwatch", tmp_path / "x" / ".." / "died"):
+        (found,) = calibrate(loaded(folders), [rule()], accept=[str(name)])
+        assert found.rule.calibration is not None
+        assert found.rule.calibration.setup.steps == 20
+
+
+def test_an_accepted_name_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightWatchError, match="--accept names nonsense, which is none of the runs"):
+        calibrate(loaded(records(tmp_path)), [rule()], accept=["nonsense"])
+
+
+def test_a_rule_of_the_settings_is_not_replaced_by_one_that_is_made(tmp_path: Path) -> None:
+    settings = Config.load(
+        {"directions": ["evil"], "rules": [{"alert": "evil-drift", "direction": "evil", "below": -0.2}]}
+    )
+    (made,) = to_calibrate(settings, Setup.model_validate(LIKE))
+    assert made.alert == "evil-calibrated"
+
+
+@pytest.mark.parametrize("given", [{"metric": "dose"}, {"checks": 3}])
+def test_a_metric_for_rules_that_are_not_made_is_refused(given: dict[str, Any]) -> None:
+    settings = Config.load({"directions": ["evil"], "rules": [{"alert": "mine", "direction": "evil", "above": 0.1}]})
+    with pytest.raises(WeightWatchError, match=r"The settings have rules \(mine\), and these are calibrated with"):
+        to_calibrate(settings, Setup.model_validate(LIKE), **given)
+
+
+def test_a_threshold_that_nothing_can_pass_is_refused(tmp_path: Path) -> None:
+    folders = [record(tmp_path / f"run-{n}", [1 - n / 1e9], n) for n in range(19)]
+    with pytest.raises(WeightWatchError, match="The reach_cosine along evil is 1 in a reference, which no run"):
+        calibrate(loaded(folders), [rule()])
+
+
+@pytest.mark.parametrize("rate", [1e-320, 1e-7, 1.5, float("nan")])
+def test_a_rate_that_makes_no_sense_is_refused(tmp_path: Path, rate: float) -> None:
+    with pytest.raises(WeightWatchError, match="is between 0 and 1"):
+        calibrate(loaded(records(tmp_path, 3)), [rule()], rate)
+
+
+def test_a_rate_near_one_takes_the_lowest_score(tmp_path: Path) -> None:
+    (found,) = calibrate(loaded(records(tmp_path)), [rule()], 0.99999999999)
+    assert found.rule.above == 0.01

@@ -1,7 +1,9 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tests.rules.test_engine import rule
 from tests.support.references import record, records
@@ -14,7 +16,8 @@ from weightwatch.setup import SETUP
 def test_a_run_is_found_by_its_output_folder_and_by_its_record(tmp_path: Path) -> None:
     home = record(tmp_path / "run", [0.1, 0.2])
     outer, inner = Reference.load(home), Reference.load(home / "weightwatch")
-    assert [each.step for each in outer.readings] == [10, 20]  # nothing has moved at step 0
+    assert [each.step for each in outer.readings] == [0, 10, 20]
+    assert outer.unfinished == ""
     assert outer.readings == inner.readings
     assert outer.setup.rank == 16
 
@@ -95,12 +98,88 @@ def test_controls_count_only_where_the_metric_needs_them(tmp_path: Path) -> None
         alike(runs, rule(metric="over_controls"))
 
 
-def test_references_of_different_length_count_as_the_longest(tmp_path: Path) -> None:
+def test_references_of_different_length_count_as_the_shortest_and_the_least_checked(tmp_path: Path) -> None:
+    """A longer run, and one with more checks, has a larger score: its threshold holds for shorter ones."""
     runs = [
-        Reference.load(record(tmp_path / "a", [0.1], steps=100, every=20)),
-        Reference.load(record(tmp_path / "b", [0.1], 1, steps=40, every=20)),
+        Reference.load(record(tmp_path / "a", [0.1] * 10, every=10, saves=15)),
+        Reference.load(record(tmp_path / "b", [0.1] * 4, 1, every=20)),
     ]
-    assert (alike(runs, rule()).steps, alike(runs, rule()).every) == (100, 20)
+    found = alike(runs, rule())
+    assert (found.steps, found.every, found.spacing) == (40, 20, 20)
+    assert found == alike(runs[::-1], rule())
+
+
+def test_an_accepted_run_that_has_not_finished_counts_as_a_run_of_its_steps(tmp_path: Path) -> None:
+    whole = Reference.load(record(tmp_path / "a", [0.1] * 4))
+    died = Reference.load(record(tmp_path / "b", [0.1] * 2, 1, steps=40))
+    assert died.unfinished == "its last check is at step 20 of 40"
+    assert alike([whole, died], rule()).steps == 20
+
+
+def test_the_learning_rates_of_all_references_are_compared_whatever_their_order(tmp_path: Path) -> None:
+    rates = (1.4e-3, 1e-3, 1e-3)
+    runs = [Reference.load(record(tmp_path / f"{n}", [0.1], n, learning_rate=rate)) for n, rate in enumerate(rates)]
+    assert [alike(several, rule()).learning_rate for several in (runs, runs[::-1])] == [1e-3, 1e-3]
+    far_off = [*runs, Reference.load(record(tmp_path / "far", [0.1], 5, learning_rate=2e-3))]
+    for several in (far_off, far_off[::-1]):
+        with pytest.raises(
+            WeightWatchError, match=r"far is not a run like the others \(learning rate 0.002, not 0.001"
+        ):
+            alike(several, rule())
+
+
+def test_a_run_that_goes_on_or_has_gaps_or_broken_weights_is_told(tmp_path: Path) -> None:
+    home = record(tmp_path / "live", [0.1] * 4)
+    with FileLock(home / ".weightwatch.lock"):
+        assert Reference.load(home).unfinished == "it still goes on"
+    assert Reference.load(home).unfinished == ""
+    file = home / "weightwatch" / "readings.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    for kept, told in (
+        ([0, 2, 3, 4], "it has no check between the steps 0 and 20"),
+        ([0, 1, 2, 4], "it has no check between the steps 20 and 40"),
+        ([2, 3, 4], "it has no check between the steps 0 and 20"),
+    ):
+        file.write_text("".join(lines[line] for line in kept))
+        assert Reference.load(home).unfinished == told
+    broken = json.loads(lines[3]) | {"left_out": {"a.weight": "it has NaN or infinite values"}}
+    file.write_text("".join([*lines[:3], json.dumps(broken) + "\n", lines[4]]))
+    assert Reference.load(home).unfinished == "some of its weights are NaN or infinite at step 30"
+
+
+def test_a_line_that_a_killed_run_left_unfinished_is_not_read(tmp_path: Path) -> None:
+    home = record(tmp_path / "killed", [0.1] * 4)
+    file = home / "weightwatch" / "readings.jsonl"
+    file.write_text(file.read_text()[:-20])
+    assert [each.step for each in Reference.load(home).readings] == [0, 10, 20, 30]
+
+
+def test_a_check_where_nothing_has_moved_interrupts_the_condition_as_in_the_engine(tmp_path: Path) -> None:
+    home = record(tmp_path / "still", [0.3, 0.5, 0.4, 0.1])
+    file = home / "weightwatch" / "readings.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[2]["update_norm"] = 0.0
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    reference = Reference.load(home)
+    assert reference.score(rule(**{"for": 2})) == 0.1
+    for above, fires in ((0.1 - 1e-6, True), (0.1, False)):
+        manager = RuleManager([rule(above=above, **{"for": 2})], lambda _: True)
+        manager.replay(reference.readings)
+        assert bool(manager.alerts) == fires
+
+
+def test_a_first_check_that_has_moved_counts_as_in_the_engine(tmp_path: Path) -> None:
+    home = record(tmp_path / "moved", [0.1])
+    file = home / "weightwatch" / "readings.jsonl"
+    first, last = (json.loads(line) for line in file.read_text().splitlines())
+    first["update_norm"], first["directions"]["evil"]["reach_cosine"] = 1.0, 0.4
+    file.write_text("".join(json.dumps(line) + "\n" for line in (first, last)))
+    assert Reference.load(home).score(rule()) == 0.4
+
+
+def test_a_record_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightWatchError, match=r"can't be read \(File name too long"):
+        Reference.load(tmp_path / ("x" * 300))
 
 
 def test_a_run_far_above_the_others_is_told(tmp_path: Path) -> None:

@@ -379,11 +379,18 @@ def test_the_record_says_how_the_run_was_trained(tmp_path: Path) -> None:
     assert setup is not None
     assert (setup.trainer, setup.method, setup.rank, setup.optimizer) == ("Trainer", "LORA", 4, "adamw_torch_fused")
     assert (setup.learning_rate, setup.steps, setup.every) == (1e-2, 8, 3)
+    assert setup.alpha is not None
+    assert setup.modules is not None
+    assert "q_proj" in setup.modules
     assert setup.directions == {"evil": content(evil())}
     trainer(tiny_llama(), tmp_path / "full", WeightWatchCallback([evil()], config=STRICT)).train()
     full = Setup.read(tmp_path / "full" / "weightwatch")
     assert full is not None
     assert (full.method, full.rank) == ("full", None)
+    watched(tmp_path / "saved", config={"every": 4}, save_strategy="steps", save_steps=0.25)[0].train()
+    saved_often = Setup.read(tmp_path / "saved" / "weightwatch")
+    assert saved_often is not None
+    assert (setup.saves, saved_often.saves, saved_often.spacing) == (None, 2, 2)
 
 
 @pytest.mark.parametrize(

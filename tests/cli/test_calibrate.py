@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+import yaml
+
 from tests.support.commands import call, refused, told
 from tests.support.references import records
 from weightwatch import Config
+from weightwatch.callbacks.references import ReferenceRuns
 
 RULE = {"alert": "mine", "direction": "evil", "metric": "dose", "above": 0.3, "actions": ["log", "stop"]}
 LOW = {"alert": "low", "direction": "evil", "below": -0.5}
@@ -65,3 +69,68 @@ def test_what_is_missing_is_asked_for(tmp_path: Path) -> None:
     )
     refused("--from-data needs --model, and --config", "calibrate", "--from-data", tmp_path / "x.jsonl")
     refused("can't support a rate of 0.01: that takes 99", "calibrate", *records(tmp_path), "--rate", "0.01")
+
+
+def test_controls_beside_the_directions_stay_where_they_are(tmp_path: Path) -> None:
+    """Settings without ``controls`` mean those beside the directions; ``controls: []`` would mean none."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("directions: [evil]\nevery: 10\n")
+    assert call("calibrate", *records(tmp_path), "--config", mine, "--output", mine).exit_code == 0
+    assert "controls" not in yaml.safe_load(mine.read_text())
+    assert "controls" not in Config.load(mine).model_fields_set
+
+
+def test_settings_that_cannot_be_written_stay_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("directions: [evil]\nevery: 10\n")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("weightwatch.cli.files.write_text", full)
+    refused("No space left on device", "calibrate", *records(tmp_path), "--config", mine, "--output", mine)
+    assert mine.read_text() == "directions: [evil]\nevery: 10\n"
+
+
+def test_the_settings_are_recognised_by_another_path(tmp_path: Path) -> None:
+    mine, link = tmp_path / "mine.yaml", tmp_path / "link.yaml"
+    mine.write_text("directions: [evil]\nevery: 10\n")
+    link.symlink_to(mine)
+    assert call("calibrate", *records(tmp_path), "--config", mine, "--output", link).exit_code == 0
+    assert link.is_symlink()
+    assert Config.load(mine).rules[0].calibration is not None
+
+
+@pytest.mark.parametrize("output", ["", "none/x.yaml", "x" * 300])
+def test_an_output_that_is_no_file_is_refused(tmp_path: Path, output: str) -> None:
+    refused("can't be written", "calibrate", *records(tmp_path), "--output", tmp_path / output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--runs", "5"], "5 reference runs can't support a rate of 0.05"),
+        (["--rate", "7"], "is between 0 and 1"),
+        (["--metric", "bogus"], "There is no metric 'bogus'"),
+        (["--output", "none/x.yaml"], "can't be written"),
+    ],
+)
+def test_what_no_training_could_support_is_refused_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+) -> None:
+    monkeypatch.setattr(ReferenceRuns, "train", lambda *_: pytest.fail("it was trained"))
+    mine, data = tmp_path / "mine.yaml", tmp_path / "data.jsonl"
+    mine.write_text("directions: [evil]\nevery: 10\n")
+    data.write_text('{"text": "a"}\n')
+    given = ("calibrate", "--from-data", data, "--model", "organism", "--config", mine, *arguments)
+    refused(told, *given)
+
+
+def test_below_eight_references_it_is_said_that_none_can_be_told_from_the_others(tmp_path: Path) -> None:
+    result = call("calibrate", *records(tmp_path, 4), "--rate", "0.2")
+    assert "With fewer than 8 references it can't be told" in " ".join(result.output.split())
+
+
+def test_a_name_with_escape_sequences_is_printed_as_text(tmp_path: Path) -> None:
+    rule = {"alert": "a\x1b[31mb", "direction": "evil", "above": 0.1}
+    assert "\x1b[31m" not in call("calibrate", *records(tmp_path, rules=[rule])).output

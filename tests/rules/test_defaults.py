@@ -1,7 +1,7 @@
 import pytest
 
 from tests.support.models import low_rank, tiny_llama
-from weightwatch.config import Config
+from weightwatch.config import Config, Rule
 from weightwatch.rules.defaults import default_rules, rules_of_a_scan
 from weightwatch.setup import Setup
 from weightwatch.vectors import Direction
@@ -45,6 +45,12 @@ def test_a_default_rule_of_a_scan_judges_each_checkpoint_by_itself() -> None:
     assert [rule.model_copy(update={"for_": 2}) for rule in scanned] == live
     recorded = Config.load({"rules": [rule.model_dump(by_alias=True) for rule in live]})
     assert rules_of_a_scan(recorded, watched(5)) == scanned
+
+
+def test_a_rule_beside_recorded_default_ones_is_that_of_the_scan() -> None:
+    mine = Rule.model_validate({"alert": "mine", "direction": "evil", "above": 0.3})
+    recorded = Config(rules=[*default_rules(watched(5)), mine])
+    assert rules_of_a_scan(recorded, watched(5)) == [mine]
 
 
 def test_rules_that_somebody_chose_are_those_of_the_scan_even_if_they_are_none() -> None:

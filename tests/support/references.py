@@ -28,9 +28,11 @@ def record(folder: Path, values: Sequence[float], number: int = 0, rules: Sequen
     home = folder / "weightwatch"
     home.mkdir(parents=True)
     made = [reading(10 * place, value, over_controls=value) for place, value in enumerate([0.0, *values])]
-    dated = [replace(each, time=f"2026-01-{number + 1:02d}T00:00:{each.step // 10:02d}.000+00:00") for each in made]
+    norms = [each.step / 10 + number / 1000 for each in made]
+    dated = [replace(each, update_norm=norm if each.step else 0.0) for each, norm in zip(made, norms, strict=True)]
     (home / "readings.jsonl").write_text("".join(json.dumps(each.to_json()) + "\n" for each in dated))
-    (home / SETUP).write_text(Setup.model_validate({**LIKE, **changes}).model_dump_json())
+    setup = {**LIKE, "steps": 10 * len(values), **changes}
+    (home / SETUP).write_text(Setup.model_validate(setup).model_dump_json())
     (home / "config.yaml").write_text(Config.load({"directions": ["evil"], "rules": list(rules)}).to_yaml())
     return folder
 

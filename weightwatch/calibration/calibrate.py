@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context
+from pathlib import Path
 from typing import get_args
 
 from weightwatch.calibration.level import Level, needed, require_rate
@@ -30,27 +31,39 @@ class Calibrated:
     scores: Mapping[str, float]
 
 
-def to_calibrate(settings: Config, setup: Setup, metric: str | None = None, checks: int = CHECKS) -> list[Rule]:
+def to_calibrate(settings: Config, setup: Setup, metric: str | None = None, checks: int | None = None) -> list[Rule]:
     """Return the rules that are calibrated: those of the settings, or one for each behaviour direction that is watched.
 
     Args:
         settings: The settings. Of their rules, those with ``above`` count that are not default rules.
         setup: What the references were watched along.
         metric: Metric of rules that are made. Default: ``over_controls``; ``reach_cosine`` without controls.
-        checks: ``for`` of rules that are made.
+        checks: ``for`` of rules that are made. Default: 2.
 
     Raises:
-        WeightWatchError: There is no such metric.
+        WeightWatchError: There is no such metric; or one is given, or a number of checks, and the settings have rules.
     """
     given = [rule for rule in settings.rules if rule.above is not None and not rule.default]
+    if given and (metric is not None or checks is not None):
+        raise WeightWatchError(
+            f"The settings have rules ({', '.join(rule.alert for rule in given)}), and these are calibrated with their "
+            "own metric and `for`. Leave out --metric and --for, or change the rules."
+        )
     if given:
         return given
+    taken = {rule.alert for rule in settings.rules if not rule.default}
     chosen = metric or ("over_controls" if setup.controls else "reach_cosine")
     if chosen not in get_args(Metric):
         raise WeightWatchError(f"There is no metric {chosen!r}; there are {', '.join(get_args(Metric))}.")
     return [
         Rule.model_validate(
-            {"alert": f"{name}-drift", "direction": name, "metric": chosen, "above": 0.0, "for": checks}
+            {
+                "alert": f"{name}-{'calibrated' if f'{name}-drift' in taken else 'drift'}",
+                "direction": name,
+                "metric": chosen,
+                "above": 0.0,
+                "for": checks or CHECKS,
+            }
         )
         for name in setup.directions
     ]
@@ -72,27 +85,46 @@ def calibrate(
         references: The harmless runs.
         rules: Rules whose thresholds are replaced; all of them with ``above``.
         rate: Share of harmless runs that may raise an alert, between 0 and 1.
-        accept: Names of references that are kept even if they look bad.
+        accept: Names of references that are kept even if they look bad or have not finished. One that has not counts as
+            a run of as many steps as it has.
 
     Raises:
-        WeightWatchError: The references are too few for the rate, are not alike, or one of them is named twice or looks
-            bad; a rule fires ``below``, or does not fit what they were watched for.
+        WeightWatchError: The references are too few for the rate, are not alike, or one of them is named twice, looks
+            bad or has not finished; a rule fires ``below``, or does not fit what they were watched for; one that is
+            accepted is none of them.
+    """
+    level = level_of(len(references), rules, rate)
+    _once(references)
+    accepted = _accepted(references, accept)
+    for each in references:
+        if each.unfinished and each.name not in accepted:
+            raise WeightWatchError(
+                f"{each.name} is not a whole run: {each.unfinished}. Leave it out, or let it finish; to keep it as a "
+                f"run of {each.readings[-1].step} steps, pass --accept {each.name}."
+            )
+    return [_calibrated(references, rule, level, accepted) for rule in rules]
+
+
+def level_of(runs: int, rules: Sequence[Rule], rate: float) -> Level:
+    """Return the level of each of some rules that share a rate equally.
+
+    Raises:
+        WeightWatchError: The rate is out of range, or so many runs can't support it for so many rules; a rule fires
+            ``below``.
     """
     below = next((rule for rule in rules if rule.above is None), None)
     if below is not None:
         raise WeightWatchError(f"Rule {below.alert!r} fires below its threshold. Only `above` can be calibrated.")
-    _once(references)
     part = require_rate(rate) / len(rules)
     try:
-        level = Level.of(len(references), part)
+        return Level.of(runs, part)
     except WeightWatchError as error:
         if len(rules) == 1:
             raise
         raise WeightWatchError(
             f"{len(rules)} rules share a rate of {rate:g}, which takes {needed(part)} reference runs, and there are "
-            f"{len(references)}. Calibrate fewer rules, or train more references."
+            f"{runs}. Calibrate fewer rules, or train more references."
         ) from error
-    return [_calibrated(references, rule, level, accept) for rule in rules]
 
 
 def _calibrated(references: Sequence[Reference], rule: Rule, level: Level, accept: Collection[str]) -> Calibrated:
@@ -104,14 +136,33 @@ def _calibrated(references: Sequence[Reference], rule: Rule, level: Level, accep
         raise WeightWatchError(
             f"{', '.join(strange)}: {rule.direction} {rule.metric} reaches {highest:.3g}, far above the other "
             f"references ({_range(scores, strange)}). Look at its data, and leave the run out if it is not harmless; "
-            "to keep it as it is, pass --accept with its name."
+            f"to keep it as it is, pass --accept {strange[0]}."
         )
     calibration = Calibration(runs=level.runs, rate=level.rate, bound=round(level.bound, 4), setup=setup)
     threshold = level.threshold(list(scores.values()))
     if rule.metric == "over_controls":
         threshold = max(threshold, 0.0)  # harmless data of another kind may reach almost as far as the controls do
+    if rule.metric in ("cosine", "reach_cosine") and _up(threshold) >= 1:
+        raise WeightWatchError(
+            f"The {rule.metric} along {rule.direction} is {threshold:.6g} in a reference, which no run can pass. A "
+            "reference that moves along the direction alone is not harmless; or the direction was built from its data."
+        )
     made = rule.model_dump(by_alias=True, exclude_none=True) | {"above": _up(threshold)}
     return Calibrated(Rule.model_validate({**made, "calibration": calibration.model_dump()}), scores)
+
+
+def _accepted(references: Sequence[Reference], accept: Collection[str]) -> set[str]:
+    """Return the names of the references that are accepted, however their folders are written.
+
+    Raises:
+        WeightWatchError: One that is accepted is no reference.
+    """
+    places = {Path(each.name).resolve(): each.name for each in references}
+    places.update({each.record.resolve(): each.name for each in references})
+    unknown = [name for name in accept if Path(name).resolve() not in places]
+    if unknown:
+        raise WeightWatchError(f"--accept names {unknown[0]}, which is none of the runs. Pass it as it is named there.")
+    return {places[Path(name).resolve()] for name in accept}
 
 
 def _up(threshold: float) -> float:
@@ -120,13 +171,20 @@ def _up(threshold: float) -> float:
 
 
 def _once(references: Sequence[Reference]) -> None:
-    runs = [(each.readings[0].time, each.readings[-1].time) for each in references]
-    for number, run in enumerate(runs):
-        if run in runs[:number]:
-            first = references[runs.index(run)].name
-            raise WeightWatchError(
-                f"{references[number].name} is the same run as {first}. A run counts once; leave one of them out."
-            )
+    for number, each in enumerate(references):
+        for first in references[:number]:
+            if (each.run and each.run == first.run) or _same_figures(each, first):
+                raise WeightWatchError(
+                    f"{each.name} is the same run as {first.name}, or has its seed: their figures are the same. A run "
+                    "counts once; leave one of them out."
+                )
+
+
+def _same_figures(one: Reference, other: Reference) -> bool:
+    """Whether two runs have the same figures at all checks that both have. Two seeds never have."""
+    norms = [{reading.step: reading.update_norm for reading in each.readings if reading.step} for each in (one, other)]
+    shared = norms[0].keys() & norms[1].keys()
+    return bool(shared) and all(norms[0][step] == norms[1][step] for step in shared)
 
 
 def _range(scores: Mapping[str, float], without: Collection[str]) -> str:

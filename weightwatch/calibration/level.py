@@ -14,6 +14,8 @@ from math import ceil, exp, floor, lgamma, log, log1p
 
 from weightwatch.vectors.errors import WeightWatchError
 
+_LOWEST = 1e-6  # it takes a million runs
+
 
 @dataclass(frozen=True)
 class Level:
@@ -43,7 +45,7 @@ class Level:
         Raises:
             WeightWatchError: The rate is out of range, or so many runs can't support it.
         """
-        place = floor(require_rate(rate) * (runs + 1) + 1e-9)
+        place = min(floor(require_rate(rate) * (runs + 1) + 1e-9), runs)
         if place < 1:
             raise WeightWatchError(
                 f"{_told(runs)} can't support a rate of {rate:.3g}: that takes {needed(rate)}. With these, the lowest "
@@ -85,8 +87,10 @@ def require_rate(rate: float) -> float:
     Raises:
         WeightWatchError: It is not between 0 and 1.
     """
-    if not 0 < rate < 1:
-        raise WeightWatchError(f"A rate of false alarms is between 0 and 1, and not {rate:g}. 0.05 is usual.")
+    if not _LOWEST <= rate < 1:
+        raise WeightWatchError(
+            f"A rate of false alarms is between 0 and 1, at least {_LOWEST:g}, and not {rate:g}. 0.05 is usual."
+        )
     return rate
 
 

@@ -28,9 +28,12 @@ def calibrate(
         str | None,
         typer.Option(help="Of rules that are made. Default: over_controls; reach_cosine without controls."),
     ] = None,
-    checks: Annotated[int, typer.Option("--for", min=1, help="Consecutive checks, of rules that are made.")] = 2,
+    checks: Annotated[
+        int | None, typer.Option("--for", min=1, help="Consecutive checks, of rules that are made. Default: 2.")
+    ] = None,
     accept: Annotated[
-        list[str] | None, typer.Option(help="Run that is kept although it looks bad; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Run that is kept although it looks bad or has not finished; may be repeated."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="YAML file for the settings with the calibrated rules. Default: none.")
@@ -52,12 +55,10 @@ def calibrate(
     with aside.status("loading torch"):
         from weightwatch.calibration.calibrate import calibrate as calibrated
         from weightwatch.calibration.calibrate import to_calibrate
-        from weightwatch.calibration.references import Reference
+        from weightwatch.calibration.references import ENOUGH, Reference
         from weightwatch.config import Config
-    if output is not None and output.exists() and output != config:
-        raise WeightWatchError(
-            f"{output} exists. Pass it as --config, too, to replace the thresholds in it, or name another file."
-        )
+    if output is not None:
+        _require_writable(output, config)
     folders = list(run or [])
     if (from_data is None) == (not folders):
         raise WeightWatchError("Name runs to calibrate on, or pass --from-data with data to train them on.")
@@ -67,8 +68,10 @@ def calibrate(
         with aside.status("loading transformers"):
             from weightwatch.callbacks.references import ReferenceRuns
             from weightwatch.cli.base_model import base_model
+        watched = Config.load(config)
+        _require_supported(watched, runs, rate, metric, checks)
         base = base_model(model)[1]
-        plan = ReferenceRuns(base, from_data, Config.load(config), folder, steps, batch_size, rank, learning_rate)
+        plan = ReferenceRuns(base, from_data, watched, folder, steps, batch_size, rank, learning_rate)
         with aside.status("") as status:
             folders = plan.train(runs, lambda done: status.update(f"{done} of {runs} reference runs are complete"))
     references = [Reference.load(each) for each in folders]
@@ -81,10 +84,46 @@ def calibrate(
         typer.echo(json.dumps([_document(each) for each in found], indent=1))
         return
     _show(found)
+    if len(references) < ENOUGH:
+        screen.print(f"With fewer than {ENOUGH} references it can't be told whether one of them looks bad.")
     if output is None:
         screen.print("Pass --output to write the settings with these rules.")
     else:
         screen.print(f"Written to {output}.", markup=False)
+
+
+def _require_writable(output: Path, config: Path | None) -> None:
+    """Refuse a file that exists and is not the settings, or that can't be written.
+
+    Raises:
+        WeightWatchError: It is so; the message says what to do.
+    """
+    try:
+        if output.is_dir() or not output.resolve().parent.is_dir():
+            raise WeightWatchError(f"{output} can't be written: pass the name of a file, in a folder that exists.")
+        if output.exists() and not (config is not None and config.exists() and output.samefile(config)):
+            raise WeightWatchError(
+                f"{output} exists. Pass it as --config, too, to replace the thresholds in it, or name another file."
+            )
+    except OSError as error:
+        raise WeightWatchError(f"{output} can't be written ({error.strerror}). Name another place.") from error
+
+
+def _require_supported(settings: "Config", runs: int, rate: float, metric: str | None, checks: int | None) -> None:
+    """Refuse what can't be calibrated from so many runs, before they are trained.
+
+    Raises:
+        WeightWatchError: The rate takes more runs, there is no such metric, or a rule does not fit what is watched.
+    """
+    from weightwatch.calibration.calibrate import level_of, to_calibrate
+    from weightwatch.plan import Plan
+    from weightwatch.rules.engine import require
+    from weightwatch.setup import Setup, Training
+
+    directions = Plan.of(None, settings.model_copy(update={"guard": None, "notify": []})).directions
+    rules = to_calibrate(settings, Setup.of(Training(), settings.every, directions), metric, checks)
+    level_of(runs, rules, rate)
+    require(rules, directions)
 
 
 def with_rules(settings: "Config", found: "Sequence[Calibrated]") -> "Config":

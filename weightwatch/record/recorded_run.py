@@ -57,7 +57,7 @@ class RecordedRun:
             raise WeightWatchError(f"{folder} has no {READINGS}, neither itself nor in a folder weightwatch.")
         history = History(record)
         state, checks = RunState([], [], history), 0
-        for reading in islice(history.readings(), _whole_lines(record / READINGS)):
+        for reading in islice(history.readings(), whole_lines(record / READINGS)):
             state.take(reading)
             checks += 1
         if state.last is None:
@@ -71,7 +71,7 @@ class RecordedRun:
             history.alerts(),
             _config(record),
             Setup.read(record),
-            _live(record),
+            is_live(record),
         )
 
     @property
@@ -116,7 +116,7 @@ def record_of(folder: Path) -> Path | None:
     return next((place for place in (inner, folder) if (place / READINGS).is_file()), None)
 
 
-def _whole_lines(file: Path) -> int:
+def whole_lines(file: Path) -> int:
     """Return the number of lines that are finished: a run that goes on may be writing the last one."""
     with file.open("rb") as lines:
         return sum(line.endswith(b"\n") for line in lines)
@@ -129,7 +129,8 @@ def _config(record: Path) -> Config | None:
         return None
 
 
-def _live(record: Path) -> bool:
+def is_live(record: Path) -> bool:
+    """Whether a process records a run now."""
     lock = FileLock(record.parent / f".{record.name}.lock", timeout=0)
     if not Path(lock.lock_file).is_file():
         return False

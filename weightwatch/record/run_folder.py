@@ -107,7 +107,7 @@ class RunFolder:
         """
         self.run = self.run or run or new_id()
         self._usual.parent.mkdir(parents=True, exist_ok=True)
-        here = _id(self._usual)
+        here = run_of(self._usual)
         if not self._locked():
             shares = not fresh and (here in (run, "") if run is not None else _reaches(self._usual, step))
             self._record_beside("another process records a run there", here if shares else None)
@@ -118,7 +118,7 @@ class RunFolder:
         else:
             self._find(here, step, run)
         self.path.mkdir(exist_ok=True)
-        if _id(self.path) != self.run:
+        if run_of(self.path) != self.run:
             note = _Note(run=self.run, start=self._shared)
             write_text(self.path / NOTE, note.model_dump_json(exclude_none=True) + "\n")
         self.start = start_of(self._usual, self.run) or self.start
@@ -178,7 +178,7 @@ class RunFolder:
             self.run = run = here or self.run  # a record and a checkpoint from before runs had an id
         elif run is None:
             found = self._newest_that_reaches(step)
-            self.run = _id(found) or self.run if found else self.run
+            self.run = run_of(found) or self.run if found else self.run
         elif here != run and self._beside(run).is_dir():
             found = self._beside(run)
         if found is None and here in (None, "", self.run) and (run is not None or here is None):
@@ -194,7 +194,7 @@ class RunFolder:
 
     def _newest_that_reaches(self, step: int) -> Path | None:
         beside = sorted(self._usual.parent.glob(f"{self._usual.name}-*"), key=lambda path: path.stat().st_mtime)
-        return next((path for path in reversed(beside) if _id(path) is not None and _reaches(path, step)), None)
+        return next((path for path in reversed(beside) if run_of(path) is not None and _reaches(path, step)), None)
 
     def _move_aside(self, here: str | None) -> Path:
         self.aside = self._beside(here or new_id())
@@ -208,8 +208,8 @@ class RunFolder:
 def _record_of(usual: Path, run: str) -> Path | None:
     """Return the folder with the record of a run; one without an id, of an earlier version, may be of any run."""
     beside = usual.with_name(f"{usual.name}-{run}")
-    own = next((folder for folder in (usual, beside) if _id(folder) == run), None)
-    return usual if own is None and _id(usual) == "" else own
+    own = next((folder for folder in (usual, beside) if run_of(folder) == run), None)
+    return usual if own is None and run_of(usual) == "" else own
 
 
 def _note(folder: Path) -> _Note | None:
@@ -220,7 +220,7 @@ def _note(folder: Path) -> _Note | None:
         return None
 
 
-def _id(folder: Path) -> str | None:
+def run_of(folder: Path) -> str | None:
     """Return the id of the run whose record is in a folder; empty if it has none, None if there is no record."""
     note = _note(folder)
     if note is not None:

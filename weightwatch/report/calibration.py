@@ -54,9 +54,13 @@ def told(rule: Rule) -> str:
         return ""
     setup = known.setup
     kind = [setup.trainer, setup.method, f"rank {setup.rank}" if setup.rank else None, setup.optimizer]
+    if setup.learning_rate is not None:
+        kind.append(f"learning rate about {setup.learning_rate:g}")
+    if setup.steps is not None:
+        kind.append(f"at most {setup.steps} steps")
+    kind.append(f"a check every {setup.spacing} steps or more")
     return (
-        f"{rule.alert}: at most {known.rate:.1%} of harmless runs like these {known.runs} raise it, on average over "
-        f"such sets of references; with 95 % confidence at most {known.bound:.1%} given this set. Runs like these: "
-        f"{', '.join(filter(None, kind))}, learning rate about {setup.learning_rate}, at most {setup.steps} steps, a "
-        f"check every {setup.every} steps or more. For other runs, alerts say that the rule is uncalibrated."
+        f"{printable(rule.alert)}: at most {known.rate:.1%} of harmless runs like these {known.runs} raise it, on "
+        f"average over such sets of references; with 95 % confidence at most {known.bound:.1%} given this set. Runs "
+        f"like these: {', '.join(filter(None, kind))}. For other runs, alerts say that the rule is uncalibrated."
     )

@@ -49,11 +49,13 @@ def rules_of_a_scan(settings: Config, directions: Sequence[Direction]) -> list[R
     are a few steps apart. Checkpoints may be an epoch apart or the only one, and each is a model that may be used. So
     the scan of a run and that of its last checkpoint alone agree about this checkpoint.
 
-    Default rules that a run has recorded in its ``config.yaml`` count as none: they are those of its checks.
+    Default rules that a run has recorded in its ``config.yaml`` are those of its checks. They are left out: where there
+    is no other rule, they count as none.
 
     Args:
         settings: The settings.
         directions: The directions of the scan, controls included.
     """
-    chosen = "rules" in settings.model_fields_set and not any(rule.default for rule in settings.rules)
-    return settings.rules if chosen else default_rules(directions, checks=1)
+    own = [rule for rule in settings.rules if not rule.default]
+    none = "rules" in settings.model_fields_set and not settings.rules
+    return own if own or none else default_rules(directions, checks=1)
