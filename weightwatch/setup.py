@@ -28,7 +28,7 @@ class Training(Strict):
         method: ``full``, or PEFT's name of the adapters, such as ``LORA``.
         rank: Rank of the adapters; None without one.
         alpha: LoRA's alpha; None without one.
-        modules: Names of the modules that the adapters are on, without their paths, or a pattern; None without adapters.
+        modules: Names of the adapted modules without their paths, or a pattern of them; None without adapters.
         optimizer: Name of the optimizer, such as ``adamw_torch``.
         learning_rate: The highest learning rate.
         steps: Number of optimizer steps that are planned.
