@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # settings are read without torch
 SETUP = "setup.json"
 """Its file in the record of a run."""
 
-ABOUT = 1.5
+_ABOUT = 1.5
 """Factor between two learning rates that count as alike."""
 
 
@@ -122,7 +122,7 @@ class Setup(Training):
             if getattr(other, key) != getattr(self, key)
         ]
         ours, theirs = self.learning_rate, other.learning_rate
-        if (ours is None) != (theirs is None) or (ours and theirs and not 1 / ABOUT <= theirs / ours <= ABOUT):
+        if (ours is None) != (theirs is None) or (ours and theirs and not 1 / _ABOUT <= theirs / ours <= _ABOUT):
             found.append(f"learning rate {theirs}, not {ours}")
         if (self.steps is None) != (other.steps is None) or (other.steps or 0) > (self.steps or 0):
             found.append(f"{other.steps} steps, not {self.steps}")
