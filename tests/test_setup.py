@@ -5,6 +5,7 @@ import pytest
 from tests.support.models import dense, low_rank, tiny_llama
 from tests.support.references import LIKE
 from weightwatch.setup import Setup, Training, content
+from weightwatch.vectors.arithmetic import negate
 
 SETUP = Setup.model_validate(LIKE)
 
@@ -51,6 +52,8 @@ def test_the_content_of_a_direction_tells_it_from_another_of_the_same_name() -> 
     assert content(evil) == content(dense(model, 1))
     assert content(evil) != content(other)
     assert len(content(low_rank(model, 1))) == 12
+    for one in (evil, low_rank(model, 1)):
+        assert content(negate(one, name="evil")) != content(one)
 
 
 def test_a_setup_has_behaviours_and_controls_apart() -> None:

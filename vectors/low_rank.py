@@ -113,6 +113,13 @@ def square(delta: Delta) -> float:
     return float(dot(delta.reshape(-1), delta.reshape(-1)))
 
 
+def total(delta: Delta) -> float:
+    """Return the sum of the elements of a change, in fp64; of factors without multiplying them out."""
+    if isinstance(delta, LowRank):
+        return delta.scale * float(wide(delta.left).sum(0) @ wide(delta.right).sum(1))
+    return float(wide(delta).sum())
+
+
 def times(delta: Delta, coefficient: float) -> Delta:
     """Return k times a change in fp32, of factors with k in ``left``."""
     if isinstance(delta, LowRank):

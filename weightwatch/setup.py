@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from math import gcd
+from math import gcd, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -143,6 +143,13 @@ def _shown(value: object) -> str:
 
 
 def content(direction: "Direction") -> str:
-    """Return what tells the content of a direction: a digest of its norms by tensor, to six digits."""
+    """Return what tells the content of a direction: a digest of its norms by tensor, to six digits, and of its sign.
+
+    The sign is that of the sum of the elements of its smallest tensor: a direction whose sides were swapped is another.
+    """
+    from weightwatch.vectors.low_rank import total
+
     norms: Mapping[str, str] = {name: f"{square**0.5:.5e}" for name, square in sorted(direction.squares.items())}
-    return sha256(repr(sorted(norms.items())).encode()).hexdigest()[:12]
+    smallest = min(norms, key=lambda name: (prod(direction.shape(name)), name))
+    sign = "+" if total(direction.deltas[smallest]) >= 0 else "-"
+    return sha256(f"{sign}{sorted(norms.items())!r}".encode()).hexdigest()[:12]

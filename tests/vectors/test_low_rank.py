@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from weightwatch.vectors import WeightWatchError
-from weightwatch.vectors.low_rank import LowRank, join, refactored, square, summed, times
+from weightwatch.vectors.low_rank import LowRank, join, refactored, square, summed, times, total
 
 
 def factors(seed: int, rank: int, *, transposed: bool = False) -> LowRank:
@@ -33,6 +33,11 @@ def multiplied_out(change: LowRank | Tensor) -> Tensor:
         return change.double()
     product = change.scale * change.left.double() @ change.right.double()
     return product.T if change.transposed else product
+
+
+@pytest.mark.parametrize("a", CHANGES)
+def test_total_is_the_sum_of_the_elements(a: str) -> None:
+    assert total(CHANGES[a]) == pytest.approx(float(multiplied_out(CHANGES[a]).sum()), rel=1e-6)
 
 
 @pytest.mark.parametrize("a", CHANGES)
