@@ -56,8 +56,9 @@ def test_the_summary_is_what_the_history_says(demo: tuple[dict[str, Any], Path])
         last = list(history.readings())[-1]
         assert last.step == run["steps"]
         assert round(last[DIRECTION].cosine, 4) == run["final_cosine"]
-        fired = [alert.step for alert in history.alerts() if alert.state == "firing"]
-        assert fired[:1] == ([run["alert_step"]] if run["alert_step"] else [])
+        fired = [alert for alert in history.alerts() if alert.state == "firing"]
+        assert [alert.step for alert in fired][:1] == ([run["alert_step"]] if run["alert_step"] else [])
+        assert all(alert.note.startswith("Calibrated: harmless runs like its 19 references") for alert in fired)
 
 
 @pytest.mark.slow
