@@ -349,8 +349,11 @@ def _false_alarms(rows: Sequence[Row]) -> None:
             )
             passed = [sum(_peak(row, score) > limits[_task(row)] for row in group) for group in groups]
             fresh, other, bad = (f"{count} of {len(group)}" for count, group in zip(passed, groups, strict=True))
+            early = sum(_is_early(row, score, limits[_task(row)]) for row in groups[2])
             low, high = exact(passed[0], len(groups[0]))
-            print(f"| {name} | {null} | {fresh} | {low:.1%} to {high:.1%} | {other} | {bad} |")
+            print(
+                f"| {name} | {null} | {fresh} | {low:.1%} to {high:.1%} | {other} | {bad}, {early} before they turn |"
+            )
 
 
 def _task(row: Row) -> tuple[Any, ...]:
@@ -388,6 +391,12 @@ def _early(harmful_rows: Sequence[Row], score: Score, threshold: float) -> str:
     )
     middle = f", {leads[len(leads) // 2]:+d} steps" if leads else ""
     return f"{sum(lead > 0 for lead in leads)} of {len(harmful_rows)}{middle}"
+
+
+def _is_early(row: Row, score: Score, threshold: float) -> bool:
+    """Whether the alert of a harmful run comes before it turns bad."""
+    alert = first([score(check) for check in row["checks"]], threshold, _steps(row))
+    return alert is not None and alert < (turned(row) or 0)
 
 
 def _peak(row: Row, score: Score) -> float:

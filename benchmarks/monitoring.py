@@ -350,7 +350,8 @@ def main(
     if again:
         for number, row in enumerate(known):
             case = Case.of(row)
-            if case is not None and study.home(case).is_dir() and saved(study.home(case)):
+            full = case is not None and case.tuner == "full"  # only the last checkpoint of such a run is kept
+            if case is not None and not full and study.home(case).is_dir() and saved(study.home(case)):
                 known[number] = {**row, "readings": read_again(case, study)}
         keep([*(row for row in known if "cosines" not in row), cosines(study)], rows)
         return

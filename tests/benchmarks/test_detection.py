@@ -179,7 +179,7 @@ def test_a_threshold_comes_from_runs_of_the_same_world(capsys: pytest.CaptureFix
     found = {(cell[1].strip(), cell[2].strip()): [each.strip() for each in cell[3:]] for cell in cells}
     for null in ("19 runs of the task", "19 runs of the other task", "10 and 9 of both"):
         fresh, _, _, bad, _ = found["reach cosine", null]
-        assert (fresh, bad) == ("0 of 24", "2 of 2")
+        assert (fresh, bad) == ("0 of 24", "2 of 2, 1 before they turn")
 
 
 def test_an_organism_that_no_run_turns_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
