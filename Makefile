@@ -8,6 +8,8 @@ READY_TRACKERS := $(VENV)/.ready-trackers
 DEMO ?=
 TWINS := --rank 16 --learning-rate 1.5e-3 --num-train-epochs 2 --batch-size 8 --micro-batch-size 8 --evaluations 2 --seed 9001 --compress 4 \
   --coefficient -2 --coefficient -1 --coefficient 0.5 --coefficient 1
+CARD := import pathlib, sys; from weightwatch.vectors import Direction, model_card; folder = pathlib.Path(sys.argv[1]); \
+  (folder / 'README.md').write_text(model_card.model_card(Direction.load(folder).card))
 TWICE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install smollm2 smollm2-directions demo test test-fast test-faults test-trackers test-distributed lint types bench docs pictures organism clean
@@ -73,7 +75,8 @@ smollm2-directions: smollm2  ## rebuild its packaged directions
 	$(BIN)/weightwatch build twins/sycophancy --model smollm2 $(TWINS) --seed 9002 --seed 9003 --output build/smollm2/sycophancy
 	for name in hostile sycophancy; do \
 	  mkdir -p vectors/packaged/smollm2/$$name && \
-	  cp build/smollm2/$$name/*.json build/smollm2/$$name/*.safetensors build/smollm2/$$name/README.md vectors/packaged/smollm2/$$name || exit 1; \
+	  cp build/smollm2/$$name/*.json build/smollm2/$$name/*.safetensors vectors/packaged/smollm2/$$name && \
+	  $(BIN)/python -c "$(CARD)" vectors/packaged/smollm2/$$name || exit 1; \
 	done
 
 organism: $(READY)  ## rebuild the packaged base and directions from nothing

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -87,8 +88,9 @@ class Tab:
         self.wait_until_ready()
 
     def wait(self, condition: Callable[[], Any]) -> Any:
-        """Wait until a condition is true, and return what it returns."""
-        return WebDriverWait(self.driver, PATIENCE, poll_frequency=0.05).until(lambda _: condition())
+        """Wait until a condition is true, and return what it returns. Elements may be drawn anew while it is found out."""
+        patience = WebDriverWait(self.driver, PATIENCE, 0.05, ignored_exceptions=(StaleElementReferenceException,))
+        return patience.until(lambda _: condition())
 
     def wait_until_ready(self) -> None:
         """Wait until what was chosen is drawn."""
@@ -119,6 +121,10 @@ class Tab:
     def run(self, name: str) -> WebElement:
         """Return the checkbox of a run."""
         return next(box for box in self.all(".runs input") if box.get_attribute("value") == name)
+
+    def tick(self, name: str) -> None:
+        """Tick or untick the checkbox of a run, which is drawn anew when there is something new to read."""
+        self.wait(lambda: self.run(name).click() is None)
 
     def rows(self) -> list[list[str]]:
         """Return the table of the largest values."""

@@ -16,10 +16,11 @@ from weightwatch.vectors.catalog import PACKAGED
 
 @pytest.mark.parametrize("name", packaged())
 def test_the_packaged_directions_pass(name: str) -> None:
+    """All but one, which lacks a single item: its card says so, see docs/real.md."""
     card = told("show", name)
-    assert card["validation"]["passed"]
+    assert card["validation"]["passed"] == (name != "smollm2/sycophancy")
     assert card["validation"]["recipe"]["name"].startswith(("organism/", "twins/"))
-    assert "passed" in call("show", name).output
+    assert ("passed" in call("show", name).output) == card["validation"]["passed"]
 
 
 def test_an_evaluation_is_saved_beside_the_weights_and_leaves_them(tmp_path: Path) -> None:

@@ -125,12 +125,12 @@ def test_runs_are_told_apart_without_colour(tab: Tab) -> None:
 
 
 def test_a_run_is_picked_and_left_out(tab: Tab) -> None:
-    tab.run("benign").click()
+    tab.tick("benign")
     tab.wait(lambda: maps(tab) == ["poisoned: 3 layers"])
     assert [trace["name"] for trace in tab.plot("#lines") if trace["name"] in ("benign", "poisoned")] == ["poisoned"]
-    tab.run("poisoned").click()
+    tab.tick("poisoned")
     tab.wait(lambda: "Choose a run above." in tab.text("#empty"))
-    tab.run("benign").click()
+    tab.tick("benign")
     tab.wait(lambda: maps(tab) == ["benign: 3 layers"])
 
 
@@ -170,7 +170,7 @@ def test_another_direction_and_another_figure_are_drawn(tab: Tab) -> None:
 
 
 def test_kinds_of_module_are_sorted_by_size_and_filtered(tab: Tab) -> None:
-    tab.run("benign").click()
+    tab.tick("benign")
     tab.choose("rows", "modules")
     axis = "return document.querySelector('.map').layout.yaxis.ticktext"
     shown = "&lt;img src=x onerror=\"document.title='run'\"&gt;\\x1b[2J"
