@@ -88,7 +88,7 @@ class Tab:
         self.wait_until_ready()
 
     def wait(self, condition: Callable[[], Any]) -> Any:
-        """Wait until a condition is true, and return what it returns. Elements may be drawn anew while it is found out."""
+        """Wait until a condition is true, and return what it returns. Elements may be drawn anew meanwhile."""
         patience = WebDriverWait(self.driver, PATIENCE, 0.05, ignored_exceptions=(StaleElementReferenceException,))
         return patience.until(lambda _: condition())
 
