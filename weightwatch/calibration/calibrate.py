@@ -171,20 +171,20 @@ def _up(threshold: float) -> float:
 
 
 def _once(references: Sequence[Reference]) -> None:
+    norms = [{reading.step: reading.update_norm for reading in each.readings if reading.step} for each in references]
     for number, each in enumerate(references):
-        for first in references[:number]:
-            if (each.run and each.run == first.run) or _same_figures(each, first):
+        for other, first in enumerate(references[:number]):
+            if (each.run and each.run == first.run) or _same(norms[number], norms[other]):
                 raise WeightWatchError(
                     f"{each.name} is the same run as {first.name}, or has its seed: their figures are the same. A run "
                     "counts once; leave one of them out."
                 )
 
 
-def _same_figures(one: Reference, other: Reference) -> bool:
-    """Whether two runs have the same figures at all checks that both have. Two seeds never have."""
-    norms = [{reading.step: reading.update_norm for reading in each.readings if reading.step} for each in (one, other)]
-    shared = norms[0].keys() & norms[1].keys()
-    return bool(shared) and all(norms[0][step] == norms[1][step] for step in shared)
+def _same(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
+    """Whether two runs have the same norms at all steps that both were checked at. Two seeds never have."""
+    shared = one.keys() & other.keys()
+    return bool(shared) and all(one[step] == other[step] for step in shared)
 
 
 def _range(scores: Mapping[str, float], without: Collection[str]) -> str:
