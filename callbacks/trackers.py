@@ -14,8 +14,9 @@ from transformers.integrations.integration_utils import (
     WandbCallback,
 )
 
+from weightwatch.config import Rule
 from weightwatch.reading.reading import Reading
-from weightwatch.report.base import Reporter
+from weightwatch.report.base import Reporter, Run
 from weightwatch.report.scalars import tracked
 from weightwatch.report.tensorboard import literal
 from weightwatch.rules.alert import Alert
@@ -33,10 +34,15 @@ class LogHistory(Reporter):
 
     def __init__(self, state: TrainerState) -> None:
         self._state = state
+        self._rules: Sequence[Rule] = ()
+
+    def begin(self, run: Run) -> None:
+        """Take the rules."""
+        self._rules = run.config.rules
 
     def check(self, reading: Reading, raised: Sequence[Alert], firing: Mapping[str, bool]) -> None:
         """Add the figures, with the step and the epoch, as the trainer does with its own."""
-        figures = {"epoch": self._state.epoch, **tracked(reading, firing), "step": reading.step}
+        figures = {"epoch": self._state.epoch, **tracked(reading, firing, self._rules), "step": reading.step}
         self._state.log_history.append(figures)
 
 
@@ -65,10 +71,15 @@ class Tracker(Reporter):
     ) -> None:
         self._callback, self._model = callback, model
         self._args, self._state, self._control = args, state, control
+        self._rules: Sequence[Rule] = ()
+
+    def begin(self, run: Run) -> None:
+        """Take the rules."""
+        self._rules = run.config.rules
 
     def check(self, reading: Reading, raised: Sequence[Alert], firing: Mapping[str, bool]) -> None:
         """Log the figures, then the alerts."""
-        self.log(tracked(reading, firing))
+        self.log(tracked(reading, firing, self._rules))
         self.alerts(raised)
 
     def alerts(self, raised: Sequence[Alert]) -> None:

@@ -5,6 +5,7 @@ from typing import get_args
 import pytest
 import yaml
 
+from tests.support.references import BASELINE
 from weightwatch import Config, WeightWatchError
 from weightwatch.config import GuardSettings, Layers, Mode, Modules, Rule
 
@@ -55,6 +56,23 @@ rules:
     assert not rule.is_true(-0.2)
     assert rule.labels == {"team": "safety"}
     assert rule.actions == ["log", "save", "stop"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"metric": "dose"}, "goes with a `baseline`"),
+        ({"baseline": None}, "goes with a `baseline`"),
+        ({"scope": "any_layer"}, "goes with `above` and the whole model"),
+        ({"above": None, "below": -3}, "goes with `above` and the whole model"),
+    ],
+)
+def test_a_baseline_and_its_metric_go_together(changes: dict[str, object], told: str, tmp_path: Path) -> None:
+    given = {"alert": "drift", "direction": "evil", "metric": "over_baseline", "above": 3, "baseline": BASELINE}
+    config = Config.load({"rules": [given]})
+    assert Config.load(saved(tmp_path, config.to_yaml())) == config
+    with pytest.raises(WeightWatchError, match=told):
+        Config.load({"rules": [{key: value for key, value in {**given, **changes}.items() if value is not None}]})
 
 
 def test_a_threshold_may_be_a_whole_number() -> None:

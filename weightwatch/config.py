@@ -7,14 +7,15 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from weightwatch.baseline import Baseline
 from weightwatch.channel import Channels, ChannelSettings, Severity
 from weightwatch.reading.grouping import Layer
 from weightwatch.setup import Setup
 from weightwatch.vectors import yaml_text
 from weightwatch.vectors.document import Document, Strict
 
-Metric: TypeAlias = Literal["cosine", "reach_cosine", "dose", "z", "over_controls"]
-OVER_CONTROLS: frozenset[str] = frozenset({"z", "over_controls"})
+Metric: TypeAlias = Literal["cosine", "reach_cosine", "dose", "z", "over_controls", "over_baseline"]
+OVER_CONTROLS: frozenset[str] = frozenset({"z", "over_controls", "over_baseline"})
 """Metrics that need a control direction."""
 Action: TypeAlias = Literal["log", "save", "stop", "guard"]
 Mode: TypeAlias = Literal["update", "subspace", "gradient", "preventative", "checkpoint"]
@@ -84,7 +85,7 @@ class Rule(Strict):
     Attributes:
         alert: Name of the alert.
         direction: Name of a watched direction.
-        metric: ``cosine``, ``reach_cosine`` (default), ``dose``, ``z`` or ``over_controls``.
+        metric: ``cosine``, ``reach_cosine`` (default), ``dose``, ``z``, ``over_controls`` or ``over_baseline``.
         scope: ``model`` (default), ``any_layer``, ``layers: [...]`` or ``modules: [...]``. Of several layers or
             modules, one that meets the condition is enough.
         above: The condition is met when the metric is greater. Exactly one of ``above`` and ``below`` is given, and for
@@ -97,6 +98,7 @@ class Rule(Strict):
         actions: What to do when the alert fires: ``log`` (default), ``save`` a checkpoint, ``stop`` the training, or
             switch on the ``guard``.
         calibration: Where the threshold comes from; None if somebody chose it.
+        baseline: Where harmless runs go, for ``metric: over_baseline``: the z of the whole model without that.
         default: Whether it is a default rule, because the settings have none.
 
     Example:
@@ -118,7 +120,16 @@ class Rule(Strict):
     labels: dict[str, str] = Field(default_factory=dict)
     actions: list[Action] = Field(["log"])
     calibration: Calibration | None = None
+    baseline: Baseline | None = None
     default: bool = False
+
+    @model_validator(mode="after")
+    def _of_a_baseline(self) -> "Rule":
+        if (self.metric == "over_baseline") != (self.baseline is not None):
+            raise ValueError("`metric: over_baseline` goes with a `baseline`, which `weightwatch calibrate` makes")
+        if self.baseline is not None and (self.scope != "model" or self.above is None):
+            raise ValueError("`metric: over_baseline` goes with `above` and the whole model")
+        return self
 
     @model_validator(mode="after")
     def _one_threshold(self) -> "Rule":
@@ -159,7 +170,7 @@ class Rule(Strict):
         if self.default:
             return "Uncalibrated: a default threshold, since the settings have no rules."
         if self.calibration is None:
-            return None
+            return self._beside(self.baseline, run) if self.baseline is not None else None
         known = self.calibration
         told = f"harmless runs like its {known.runs} references raise it at a rate of at most {known.rate:.1%}"
         if run is None:
@@ -168,6 +179,16 @@ class Rule(Strict):
         if differences:
             return f"Uncalibrated, since this run is not like its references ({', '.join(differences)}): {told}."
         return f"Calibrated: {told} (95 % bound for these references: {known.bound:.1%})."
+
+    def _beside(self, baseline: Baseline, run: Setup | None) -> str:
+        """Say what a threshold that was not calibrated is worth beside a baseline."""
+        told = f"beyond a baseline of {baseline.runs} harmless run{'s' * (baseline.runs > 1)}"
+        if run is None:
+            return f"Uncalibrated, {told}; it is not known whether this run is trained like them."
+        differences = self.differences(baseline.setup, run)
+        if differences:
+            return f"Uncalibrated, {told}, which this run is not like ({', '.join(differences)})."
+        return f"Uncalibrated, {told} like this one."
 
 
 class GuardSettings(Strict):

@@ -83,7 +83,8 @@ class Opening:
         """Write the settings and the setup, and set aside what the record has of later steps."""
         if self._ranks.main:
             for rule in config.rules:
-                if rule.calibration is not None and rule.differences(rule.calibration.setup, setup):
+                known = rule.calibration or rule.baseline
+                if known is not None and rule.differences(known.setup, setup):
                     _logger.warning("weightwatch: rule %r: %s", rule.alert, rule.standing(setup))
             self._history.end = step or -1
             self._history.opening.append(lambda: self._prepare(step, config, setup))

@@ -7,23 +7,21 @@ import pytest
 
 from benchmarks import detection
 from benchmarks.detection import Case, Watched, planned, rows_of, run
-from benchmarks.detection_tables import (
+from benchmarks.detection_scores import (
     along,
-    auroc,
-    exact,
     first,
-    interval,
     layers,
     layers_above,
     orthogonal,
     over,
     over_bank,
     peak,
-    print_tables,
     turned,
     within,
 )
+from benchmarks.detection_tables import print_tables
 from benchmarks.guard import Bench
+from benchmarks.rates import auroc, exact, interval
 from weightwatch import Direction
 from weightwatch.organism import BASE, World
 from weightwatch.vectors.catalog import PACKAGED

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from tests.rules.test_engine import rule
-from tests.support.references import LIKE, record, records
+from tests.support.references import LIKE, banked, record, records
 from weightwatch import Config, WeightWatchError
+from weightwatch.calibration.baseline import THRESHOLD
 from weightwatch.calibration.calibrate import calibrate, to_calibrate
 from weightwatch.calibration.references import Reference
 from weightwatch.config import Rule
@@ -180,3 +181,46 @@ def test_a_rate_that_makes_no_sense_is_refused(tmp_path: Path, rate: float) -> N
 def test_a_rate_near_one_takes_the_lowest_score(tmp_path: Path) -> None:
     (found,) = calibrate(loaded(records(tmp_path)), [rule()], 0.99999999999)
     assert found.rule.above == 0.01
+
+
+def test_the_first_runs_make_a_baseline_and_the_others_the_threshold(tmp_path: Path) -> None:
+    """Along the controls each run is 0.01 off the baseline, so z is 100 times what is left along evil."""
+    base = banked(tmp_path / "base", [0.1] * 4, 1), banked(tmp_path / "too", [0.1] * 4, 2)
+    rest = [banked(tmp_path / f"run-{n}", [0.1 + n / 1000] * 4, 2 * n + 3) for n in range(1, 20)]
+    (found,) = calibrate(loaded([*base, *rest]), [rule(**{"for": 2})], baseline=2)
+    assert found.rule.above == pytest.approx(1.9)
+    assert found.rule.baseline is not None
+    assert found.rule.baseline.runs == 2
+    assert found.rule.calibration is not None
+    assert (found.rule.calibration.runs, found.rule.calibration.rate) == (19, 0.05)
+    assert len(found.scores) == 19
+    again = calibrate(loaded(rest), [found.rule])[0].rule
+    assert again.above == found.rule.above
+    with pytest.raises(WeightWatchError, match="base is one of the runs that the baseline of rule 'drift' was made of"):
+        calibrate(loaded([base[0], *rest[1:]]), [found.rule])
+
+
+def test_a_baseline_alone_has_the_usual_threshold(tmp_path: Path) -> None:
+    runs = loaded([banked(tmp_path / f"{n}", [0.1] * 4, n) for n in range(3)])
+    (found,) = calibrate(runs, [rule()], baseline=3)
+    assert (found.rule.metric, found.rule.above, found.rule.calibration) == ("over_baseline", THRESHOLD, None)
+    assert found.scores == {}
+    with pytest.raises(WeightWatchError, match="A baseline of 4 runs takes as many, and there are 3"):
+        calibrate(runs, [rule()], baseline=4)
+    with pytest.raises(WeightWatchError, match=r"One reference run can't support a rate of 0.05.*see --baseline"):
+        calibrate(runs, [rule()], baseline=2)
+    with pytest.raises(WeightWatchError, match="is the same run as"):
+        calibrate([*runs, runs[0]], [rule()], baseline=4)
+
+
+def test_rules_of_a_baseline_are_made_beside_those_of_other_metrics() -> None:
+    setup = Setup.model_validate(LIKE)
+    own: dict[str, Any] = {"alert": "evil-drift", "direction": "evil", "metric": "dose", "above": 0.3}
+    (made,) = to_calibrate(Config.load({"rules": [own]}), setup, baseline=True)
+    assert (made.alert, made.direction, made.for_) == ("evil-over-baseline", "evil", 2)
+    (plain,) = to_calibrate(Config.load(None), setup, "over_baseline", baseline=True)
+    assert plain.alert == "evil-drift"
+    with pytest.raises(WeightWatchError, match="A rule with a baseline has the metric over_baseline, not dose"):
+        to_calibrate(Config.load(None), setup, "dose", baseline=True)
+    with pytest.raises(WeightWatchError, match="The metric over_baseline takes a baseline: pass --baseline 3"):
+        to_calibrate(Config.load(None), setup, "over_baseline")

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,10 +22,13 @@ from torch import nn
 from transformers import EarlyStoppingCallback, LlamaForCausalLM, Trainer
 from transformers.trainer_utils import HPSearchBackend
 
-from tests.support.models import lora, low_rank, tiny_gpt2, tiny_llama
+from tests.support.models import dense, lora, low_rank, tiny_gpt2, tiny_llama
 from tests.support.runs import STRICT, At, lines, steps, timeless, trainer
 from tests.test_session import toward
 from weightwatch import Config, Direction, Monitor, Reading, WeightWatchCallback, WeightWatchError
+from weightwatch.calibration.calibrate import calibrate
+from weightwatch.calibration.references import Reference
+from weightwatch.config import Rule
 from weightwatch.record.history import History
 from weightwatch.rules.manager import RuleManager
 from weightwatch.scan.checkpoints import run as saved
@@ -418,6 +422,34 @@ def test_the_alert_of_a_calibrated_rule_says_what_it_is_worth_in_this_run(
     for checkpoint in saved(tmp_path / "run"):
         scan.add(checkpoint)
     assert [alert.note for alert in scan.alerts] == [alert["note"]]
+
+
+def test_a_run_that_goes_where_harmless_runs_go_raises_no_alert_and_one_that_goes_further_does(tmp_path: Path) -> None:
+    """All runs learn the same data, each in its own order; the last one is moved along the direction, too."""
+    bank = [dense(tiny_llama(), 10 + n, name=f"shuffled-{n}", kind="control") for n in range(5)]
+    start = dense(tiny_llama(), 5)
+
+    def run(name: str, seed: int, *beside: Any, rules: Sequence[Any] = ()) -> Path:
+        callback = WeightWatchCallback([start, *bank], config={**STRICT, "rules": list(rules)})
+        trainer(tiny_llama(), tmp_path / name, *beside, callback, seed=seed).train()
+        return tmp_path / name
+
+    references = [Reference.load(run(f"reference-{seed}", seed)) for seed in range(3)]
+    drift = Rule(alert="drift", direction="evil", above=0.0)
+    (found,) = calibrate(references, [drift], baseline=3, accept=[each.name for each in references])
+    rules = [found.rule.model_dump(by_alias=True)]
+    assert lines(run("like", 3, rules=rules), "alerts.jsonl") == []
+
+    def move(model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.data += 0.05 * start.deltas[name].to(parameter.dtype)
+
+    (alert,) = lines(run("moved", 4, At(6, move), rules=rules), "alerts.jsonl")
+    assert (alert["alert"], alert["metric"], alert["step"]) == ("drift", "over_baseline", 6)
+    assert alert["value"] > 3
+    assert alert["note"] == "Uncalibrated, beyond a baseline of 3 harmless runs like this one."
+    figures = EventAccumulator(str(next((tmp_path / "moved").rglob("events.*")).parent)).Reload()
+    assert figures.Scalars("over_baseline/drift")[-2].value == pytest.approx(alert["value"])
 
 
 # Going on from a checkpoint

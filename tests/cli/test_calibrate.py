@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from tests.support.commands import call, refused, told
-from tests.support.references import records
+from tests.support.references import banked, records
 from weightwatch import Config
 from weightwatch.callbacks.references import ReferenceRuns
 
@@ -134,3 +134,29 @@ def test_below_eight_references_it_is_said_that_none_can_be_told_from_the_others
 def test_a_name_with_escape_sequences_is_printed_as_text(tmp_path: Path) -> None:
     rule = {"alert": "a\x1b[31mb", "direction": "evil", "above": 0.1}
     assert "\x1b[31m" not in call("calibrate", *records(tmp_path, rules=[rule])).output
+
+
+def test_a_baseline_of_few_runs_is_written_and_named(tmp_path: Path) -> None:
+    runs = [banked(tmp_path / f"run-{n}", [0.1] * 4, n) for n in range(3)]
+    result = call("calibrate", *runs, "--baseline", 3, "--output", tmp_path / "new.yaml")
+    assert result.exit_code == 0, result.output
+    (made,) = Config.load(tmp_path / "new.yaml").rules
+    assert (made.alert, made.metric, made.above, made.for_) == ("evil-drift", "over_baseline", 3.0, 2)
+    assert made.baseline is not None
+    assert made.baseline.direction == [0.1] * 4
+    said = " ".join(result.output.split())
+    assert "evil-drift: compared with the mean of 3 harmless runs. The threshold is the usual one and not cal" in said
+    refused("see --baseline", "calibrate", *runs)
+    refused("A baseline of 4 runs takes as many", "calibrate", *runs, "--baseline", 4)
+
+
+def test_a_baseline_from_data_takes_as_many_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [banked(tmp_path / f"run-{n}", [0.1] * 4, n) for n in range(3)]
+    monkeypatch.setattr(ReferenceRuns, "train", lambda self, count, progress: runs[:count])
+    mine, data = tmp_path / "mine.yaml", tmp_path / "data.jsonl"
+    mine.write_text("directions: [evil]\ncontrols: [style]\nevery: 10\n")
+    data.write_text('{"text": "a"}\n')
+    given = ("calibrate", "--from-data", data, "--model", "organism", "--config", mine, "--baseline", 3)
+    (found,) = told(*given, "--runs", 3)
+    assert found["rule"]["baseline"]["runs"] == 3
+    refused("One reference run can't support a rate of 0.05", *given, "--runs", 4)

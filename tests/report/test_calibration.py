@@ -3,7 +3,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.rules.test_engine import rule
-from tests.support.references import records
+from tests.support.references import banked, records
 from weightwatch.calibration.calibrate import calibrate
 from weightwatch.calibration.references import Reference
 from weightwatch.report.calibration import table, told
@@ -21,3 +21,14 @@ def test_the_table_and_the_words_have_the_rates_the_runs_and_their_scores(tmp_pa
         "SFTTrainer, LORA, rank 16, adamw_torch, learning rate about 0.001, at most 40 steps, a check every 10" in text
     )
     assert told(rule()) == ""
+
+
+def test_a_baseline_without_other_runs_has_no_rates(tmp_path: Path) -> None:
+    runs = [Reference.load(banked(tmp_path / f"run-{n}", [0.1] * 4, n)) for n in range(2)]
+    found = calibrate(runs, [rule(alert="evil-drift")], baseline=2)
+    screen = Console(width=80, record=True)
+    screen.print(table(found))
+    row = next(line for line in screen.export_text().splitlines() if "drift" in line)
+    assert row.split() == ["evil-drift", "over_baseline", "+3.000", "–", "–", "–", "–"]
+    assert told(found[0].rule).startswith("evil-drift: compared with the mean of 2 harmless runs. The threshold is")
+    assert "SFTTrainer, LORA, rank 16" in told(found[0].rule)

@@ -1,6 +1,12 @@
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
+
+from tests.rules.test_engine import rule
+from tests.support.references import BASELINE, banked
 from tests.support.runs import reading
+from weightwatch.calibration.references import Reference
 from weightwatch.reading.reading import Guarded
 from weightwatch.report.scalars import scalars, tracked
 
@@ -31,3 +37,12 @@ def test_what_a_guard_took_back_has_a_tag_for_each_direction_it_keeps_out() -> N
     assert found.keys() - scalars(reading(2, 0.1)).keys() == {"guard/share", "evil/dose_taken_back"}
     assert (found["guard/share"], found["evil/dose_taken_back"]) == (0.25, 0.5)
     assert tracked(guarded, {})["weightwatch/evil/dose_taken_back"] == 0.5
+
+
+def test_a_rule_with_a_baseline_has_a_figure_of_its_own(tmp_path: Path) -> None:
+    made = Reference.load(banked(tmp_path, [0.13])).readings[-1]
+    rules = [rule(metric="over_baseline", above=3.0, baseline=BASELINE), rule(alert="other")]
+    found = scalars(made, rules)
+    assert found.keys() - scalars(made).keys() == {"over_baseline/drift"}
+    assert found["over_baseline/drift"] == pytest.approx(3.0)
+    assert tracked(made, {}, rules)["weightwatch/over_baseline/drift"] == found["over_baseline/drift"]

@@ -1,15 +1,19 @@
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.models import dense, tiny_llama
+from tests.support.references import BASELINE, banked
 from tests.support.runs import reading
 from weightwatch import Alert, Reading, WeightWatchError
+from weightwatch.calibration.references import Reference
 from weightwatch.config import Rule
-from weightwatch.rules.engine import Engine, require
+from weightwatch.rules.engine import Engine, require, worst
 from weightwatch.rules.manager import RuleManager
+from weightwatch.setup import Setup
 
 
 def rule(**changes: Any) -> Rule:
@@ -208,3 +212,39 @@ def test_rules_are_checked_against_the_directions_before_there_is_a_reading() ->
         require([rule(direction="good")], [evil])
     with pytest.raises(WeightWatchError, match="uses z"):
         require([rule(metric="z")], [evil])
+
+
+def over(above: float = 3.0, **changes: Any) -> Rule:
+    return rule(metric="over_baseline", above=above, baseline=BASELINE, **changes)
+
+
+def test_a_rule_with_a_baseline_judges_what_is_left_without_it(tmp_path: Path) -> None:
+    """Along each control a run of ``banked`` is 0.01 off, so what is 0.04 above the baseline has a z of 4."""
+    readings = Reference.load(banked(tmp_path, [0.1, 0.13, 0.14, 0.14])).readings
+    alerts = applied([over()], list(readings)).alerts
+    assert [(alert.step, alert.where) for alert in alerts] == [(30, "model")]
+    assert alerts[0].value == pytest.approx(4.0)
+    assert "evil over_baseline is 4 in model, past 3 since step 30" in alerts[0].describe()
+    assert worst(over(), readings[1])[1] == pytest.approx(0.0)
+
+
+def test_a_baseline_whose_controls_are_not_watched_is_refused() -> None:
+    with pytest.raises(WeightWatchError, match=r"The baseline of rule 'drift' has the control 'shuffled-1', which is"):
+        applied([over()], [reading(10, 0.5)])
+    behaviour, style = dense(tiny_llama(), 1), dense(tiny_llama(), 2, name="style", kind="control")
+    with pytest.raises(WeightWatchError, match=r"has the control 'shuffled-1', which is not watched\. Watch"):
+        require([over()], [behaviour, style])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "Uncalibrated, beyond a baseline of 3 harmless runs like this one."),
+        ({"rank": 64}, "Uncalibrated, beyond a baseline of 3 harmless runs, which this run is not like (rank 64, not"),
+        ({"controls": {}}, "Uncalibrated, beyond a baseline of 3 harmless runs, which this run is not like (other con"),
+        (None, "Uncalibrated, beyond a baseline of 3 harmless runs; it is not known whether"),
+    ],
+)
+def test_what_a_threshold_beyond_a_baseline_is_worth_is_said(changes: dict[str, Any] | None, said: str) -> None:
+    run = None if changes is None else Setup.model_validate({**BASELINE["setup"], **changes})
+    assert (over().standing(run) or "").startswith(said)

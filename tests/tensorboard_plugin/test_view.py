@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.rules.test_alert import ALERT
-from tests.support.references import LIKE
+from tests.support.references import BASELINE, LIKE
 from tests.support.runs import reading
 from weightwatch.config import Config
 from weightwatch.record.history import History
@@ -122,6 +122,14 @@ def test_the_overview_has_the_runs_with_their_rules_and_alerts(tmp_path: Path) -
     ]
     assert [(alert["step"], alert["text"]) for alert in run["alerts"]] == [(ALERT.step, ALERT.describe())]
     assert run["notes"] == []
+
+
+def test_a_threshold_over_a_baseline_is_not_in_the_chart(tmp_path: Path) -> None:
+    over = {"alert": "over", "direction": "evil", "metric": "over_baseline", "above": 3.0, "baseline": BASELINE}
+    library = watched(tmp_path, [0.1])
+    (tmp_path / "run" / "weightwatch" / "config.yaml").write_text(Config.load({"rules": [over]}).to_yaml())
+    (rule,) = overview(library)["runs"][0]["rules"]
+    assert (rule["metric"], rule["whole"]) == ("over_baseline", False)
 
 
 def test_settings_of_another_version_are_owned_up_to(tmp_path: Path) -> None:

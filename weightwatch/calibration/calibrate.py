@@ -6,6 +6,7 @@ from decimal import ROUND_CEILING, Context
 from pathlib import Path
 from typing import get_args
 
+from weightwatch.calibration.baseline import over_baseline, require_harmless
 from weightwatch.calibration.level import Level, needed, require_rate
 from weightwatch.calibration.references import Reference, alike, far
 from weightwatch.config import Calibration, Config, Metric, Rule
@@ -31,7 +32,9 @@ class Calibrated:
     scores: Mapping[str, float]
 
 
-def to_calibrate(settings: Config, setup: Setup, metric: str | None = None, checks: int | None = None) -> list[Rule]:
+def to_calibrate(
+    settings: Config, setup: Setup, metric: str | None = None, checks: int | None = None, *, baseline: bool = False
+) -> list[Rule]:
     """Return the rules that are calibrated: those of the settings, or one for each behaviour direction that is watched.
 
     Args:
@@ -39,11 +42,17 @@ def to_calibrate(settings: Config, setup: Setup, metric: str | None = None, chec
         setup: What the references were watched along.
         metric: Metric of rules that are made. Default: ``over_controls``; ``reach_cosine`` without controls.
         checks: ``for`` of rules that are made. Default: 2.
+        baseline: Whether the rules get a baseline. Then only those of the settings count that have one.
 
     Raises:
         WeightWatchError: There is no such metric; or one is given, or a number of checks, and the settings have rules.
     """
-    given = [rule for rule in settings.rules if rule.above is not None and not rule.default]
+    own = [rule for rule in settings.rules if not rule.default]
+    given = [rule for rule in own if rule.above is not None and (rule.baseline is not None or not baseline)]
+    if baseline and metric not in (None, "over_baseline"):
+        raise WeightWatchError(
+            f"A rule with a baseline has the metric over_baseline, not {metric}. Leave out --metric."
+        )
     if given and (metric is not None or checks is not None):
         raise WeightWatchError(
             f"The settings have rules ({', '.join(rule.alert for rule in given)}), and these are calibrated with their "
@@ -51,16 +60,19 @@ def to_calibrate(settings: Config, setup: Setup, metric: str | None = None, chec
         )
     if given:
         return given
-    taken = {rule.alert for rule in settings.rules if not rule.default}
+    taken = {rule.alert for rule in own}
     chosen = metric or ("over_controls" if setup.controls else "reach_cosine")
     if chosen not in get_args(Metric):
         raise WeightWatchError(f"There is no metric {chosen!r}; there are {', '.join(get_args(Metric))}.")
+    if chosen == "over_baseline" and not baseline:
+        raise WeightWatchError("The metric over_baseline takes a baseline: pass --baseline 3 for one of three runs.")
+    again = "over-baseline" if baseline else "calibrated"
     return [
         Rule.model_validate(
             {
-                "alert": f"{name}-{'calibrated' if f'{name}-drift' in taken else 'drift'}",
+                "alert": f"{name}-{again if f'{name}-drift' in taken else 'drift'}",
                 "direction": name,
-                "metric": chosen,
+                "metric": "z" if baseline else chosen,
                 "above": 0.0,
                 "for": checks or CHECKS,
             }
@@ -74,6 +86,7 @@ def calibrate(
     rules: Sequence[Rule],
     rate: float = RATE,
     accept: Collection[str] = (),
+    baseline: int = 0,
 ) -> list[Calibrated]:
     """Give rules thresholds such that a harmless run like the references raises any of them at a known rate.
 
@@ -87,13 +100,18 @@ def calibrate(
         rate: Share of harmless runs that may raise an alert, between 0 and 1.
         accept: Names of references that are kept even if they look bad or have not finished. One that has not counts as
             a run of as many steps as it has.
+        baseline: How many of the references, the first ones, make a baseline for each rule; see ``Baseline``. The
+            others give the threshold. If there are none, it is 3, and not calibrated.
 
     Raises:
         WeightWatchError: The references are too few for the rate, are not alike, or one of them is named twice, looks
             bad or has not finished; a rule fires ``below``, or does not fit what they were watched for; one that is
             accepted is none of them.
     """
-    level = level_of(len(references), rules, rate)
+    rest = references[baseline:]
+    if len(references) < baseline:
+        raise WeightWatchError(f"A baseline of {baseline} runs takes as many, and there are {len(references)}.")
+    level = level_of(len(rest), rules, rate) if rest or not baseline else None
     _once(references)
     accepted = _accepted(references, accept)
     for each in references:
@@ -102,7 +120,13 @@ def calibrate(
                 f"{each.name} is not a whole run: {each.unfinished}. Leave it out, or let it finish; to keep it as a "
                 f"run of {each.readings[-1].step} steps, pass --accept {each.name}."
             )
-    return [_calibrated(references, rule, level, accepted) for rule in rules]
+    if baseline:
+        for rule in rules:
+            require_harmless(rule, references[:baseline], accepted)
+        rules = [over_baseline(rule, references[:baseline], rest) for rule in rules]
+    if level is None:
+        return [Calibrated(rule, {}) for rule in rules]
+    return [_calibrated(rest, rule, level, accepted) for rule in rules]
 
 
 def level_of(runs: int, rules: Sequence[Rule], rate: float) -> Level:
@@ -119,16 +143,18 @@ def level_of(runs: int, rules: Sequence[Rule], rate: float) -> Level:
     try:
         return Level.of(runs, part)
     except WeightWatchError as error:
-        if len(rules) == 1:
-            raise
-        raise WeightWatchError(
-            f"{len(rules)} rules share a rate of {rate:g}, which takes {needed(part)} reference runs, and there are "
-            f"{runs}. Calibrate fewer rules, or train more references."
-        ) from error
+        told = str(error)
+        if len(rules) > 1:
+            told = (
+                f"{len(rules)} rules share a rate of {rate:g}, which takes {needed(part)} reference runs, and there "
+                f"are {runs}. Calibrate fewer rules, or train more references."
+            )
+        raise WeightWatchError(f"{told} A baseline of few runs takes no rate: see --baseline.") from error
 
 
 def _calibrated(references: Sequence[Reference], rule: Rule, level: Level, accept: Collection[str]) -> Calibrated:
     setup = alike(references, rule)
+    _require_others(references, rule)
     scores = {each.name: each.score(rule) for each in references}
     strange = [name for name in far(scores.items()) if name not in accept]
     if strange:
@@ -149,6 +175,16 @@ def _calibrated(references: Sequence[Reference], rule: Rule, level: Level, accep
         )
     made = rule.model_dump(by_alias=True, exclude_none=True) | {"above": _up(threshold)}
     return Calibrated(Rule.model_validate({**made, "calibration": calibration.model_dump()}), scores)
+
+
+def _require_others(references: Sequence[Reference], rule: Rule) -> None:
+    """Refuse references that the baseline of a rule was made of: what is left of them without it is too small."""
+    for each in references:
+        if rule.baseline is not None and each.run in rule.baseline.ids:
+            raise WeightWatchError(
+                f"{each.name} is one of the runs that the baseline of rule {rule.alert!r} was made of, so it can't be "
+                "a reference of its threshold, too. Leave it out."
+            )
 
 
 def _accepted(references: Sequence[Reference], accept: Collection[str]) -> set[str]:

@@ -35,6 +35,14 @@ def calibrate(
         list[str] | None,
         typer.Option(help="Run that is kept although it looks bad or has not finished; may be repeated."),
     ] = None,
+    baseline: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="How many of the runs, the first ones, make a baseline that the rules take off. The others give the "
+            "threshold; without others, it is 3. Default: none.",
+        ),
+    ] = 0,
     output: Annotated[
         Path | None, typer.Option(help="YAML file for the settings with the calibrated rules. Default: none.")
     ] = None,
@@ -69,14 +77,15 @@ def calibrate(
             from weightwatch.callbacks.references import ReferenceRuns
             from weightwatch.cli.base_model import base_model
         watched = Config.load(config)
-        _require_supported(watched, runs, rate, metric, checks)
+        _require_supported(watched, runs, rate, metric, checks, baseline)
         base = base_model(model)[1]
         plan = ReferenceRuns(base, from_data, watched, folder, steps, batch_size, rank, learning_rate)
         with aside.status("") as status:
             folders = plan.train(runs, lambda done: status.update(f"{done} of {runs} reference runs are complete"))
     references = [Reference.load(each) for each in folders]
     settings = Config.load(config if config is not None else references[0].record / "config.yaml")
-    found = calibrated(references, to_calibrate(settings, references[0].setup, metric, checks), rate, accept or [])
+    rules = to_calibrate(settings, references[0].setup, metric, checks, baseline=baseline > 0)
+    found = calibrated(references, rules, rate, accept or [], baseline)
     made = with_rules(settings, found)
     if output is not None:
         write({output: made.to_yaml()})
@@ -109,7 +118,9 @@ def _require_writable(output: Path, config: Path | None) -> None:
         raise WeightWatchError(f"{output} can't be written ({error.strerror}). Name another place.") from error
 
 
-def _require_supported(settings: "Config", runs: int, rate: float, metric: str | None, checks: int | None) -> None:
+def _require_supported(
+    settings: "Config", runs: int, rate: float, metric: str | None, checks: int | None, baseline: int
+) -> None:
     """Refuse what can't be calibrated from so many runs, before they are trained.
 
     Raises:
@@ -121,8 +132,11 @@ def _require_supported(settings: "Config", runs: int, rate: float, metric: str |
     from weightwatch.setup import Setup, Training
 
     directions = Plan.of(None, settings.model_copy(update={"guard": None, "notify": []})).directions
-    rules = to_calibrate(settings, Setup.of(Training(), settings.every, directions), metric, checks)
-    level_of(runs, rules, rate)
+    rules = to_calibrate(
+        settings, Setup.of(Training(), settings.every, directions), metric, checks, baseline=baseline > 0
+    )
+    if runs != baseline:
+        level_of(runs - baseline, rules, rate)
     require(rules, directions)
 
 

@@ -111,6 +111,8 @@ def _rules(plan: "Plan") -> Table:
         condition = f"{rule.direction} {rule.metric} {side} {rule.threshold:g}, for {rule.for_}"
         known = rule.calibration
         by_whom = "default, not calibrated" if rule.default else "by hand"
+        if rule.baseline is not None:
+            by_whom = f"over a baseline of {rule.baseline.runs} runs, not calibrated"
         source = by_whom if known is None else f"calibrated on {known.runs} runs, {known.rate:.1%} false alarms"
         table.add_row(*(Text(printable(cell)) for cell in (rule.alert, condition, source, ", ".join(rule.actions))))
     if not plan.config.rules:

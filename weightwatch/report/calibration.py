@@ -34,22 +34,15 @@ def table(found: Sequence[Found]) -> Table:
     for each in found:
         rule, scores = each.rule, list(each.scores.values())
         known = rule.calibration
-        if known is not None:
-            made.add_row(
-                Text(printable(rule.alert)),
-                rule.metric,
-                number(rule.threshold),
-                f"{known.rate:.1%}",
-                f"{known.bound:.1%}",
-                number(median(scores)),
-                number(max(scores)),
-            )
+        rates = [f"{known.rate:.1%}", f"{known.bound:.1%}"] if known is not None else ["–", "–"]
+        figures = [number(median(scores)), number(max(scores))] if scores else ["–", "–"]
+        made.add_row(Text(printable(rule.alert)), rule.metric, number(rule.threshold), *rates, *figures)
     return made
 
 
 def told(rule: Rule) -> str:
-    """Say for which runs the rates of a rule hold."""
-    known = rule.calibration
+    """Say what the threshold of a rule is worth, and for which runs."""
+    known = rule.calibration or rule.baseline
     if known is None:
         return ""
     setup = known.setup
@@ -59,8 +52,17 @@ def told(rule: Rule) -> str:
     if setup.steps is not None:
         kind.append(f"at most {setup.steps} steps")
     kind.append(f"a check every {setup.spacing} steps or more")
-    return (
-        f"{printable(rule.alert)}: at most {known.rate:.1%} of harmless runs like these {known.runs} raise it, on "
-        f"average over such sets of references; with 95 % confidence at most {known.bound:.1%} given this set. Runs "
-        f"like these: {', '.join(filter(None, kind))}. For other runs, alerts say that the rule is uncalibrated."
+    kinds = (
+        f"Runs like these: {', '.join(filter(None, kind))}. For other runs, alerts say that the rule is uncalibrated."
     )
+    if rule.calibration is None:
+        worth = (
+            f"compared with the mean of {known.runs} harmless run{'s' * (known.runs > 1)}. The threshold is the usual "
+            "one and not calibrated: docs/detection.md has how often it is wrong."
+        )
+    else:
+        worth = (
+            f"at most {rule.calibration.rate:.1%} of harmless runs like these {known.runs} raise it, on average over "
+            f"such sets of references; with 95 % confidence at most {rule.calibration.bound:.1%} given this set."
+        )
+    return f"{printable(rule.alert)}: {worth} {kinds}"

@@ -1,6 +1,7 @@
 """Interactive charts of a run, as plotly figures: a figure over the steps, and the layers over the steps."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from weightwatch.config import Rule
 from weightwatch.reading.reading import Reading, Score
 from weightwatch.rules.alert import Alert
+from weightwatch.rules.engine import worst
+from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.printable import printable
 
 if TYPE_CHECKING:
@@ -45,7 +48,8 @@ def over_steps(
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
-    if len(runs) == 1 and controls and metric != "dose":
+    own = next((rule for rule in rules if (rule.direction, rule.metric) == (direction, "over_baseline")), None)
+    if len(runs) == 1 and controls and metric not in ("dose", "over_baseline"):
         (readings,) = runs.values()
         controls = [name for name in controls if all(name in reading.directions for reading in readings)]
         bands = [[getattr(reading[name], metric) for name in controls] for reading in readings]
@@ -59,12 +63,13 @@ def over_steps(
             )
     for number, (name, readings) in enumerate(runs.items()):
         shown = [reading for reading in readings if direction in reading.directions]
-        kept = thinned([getattr(reading[direction], metric) or 0.0 for reading in shown])
+        values = [_figure(reading, direction, metric, own) for reading in shown]
+        kept = thinned([value or 0.0 for value in values])
         style = {"dash": _DASHES[number % len(_DASHES)], "color": _COLOURS[number % len(_COLOURS)]}
         figure.add_trace(
             Scatter(
                 x=[shown[at].step for at in kept],
-                y=[getattr(shown[at][direction], metric) for at in kept],
+                y=[values[at] for at in kept],
                 text=[plain(shown[at].checkpoint or "") for at in kept],
                 hovertemplate="step %{x}: %{y:.4f} %{text}",
                 mode="lines+markers",
@@ -79,6 +84,16 @@ def over_steps(
         if alert.direction == direction and alert.state == "firing":
             figure.add_vline(alert.step, line_dash="dot", annotation_text=f"ALERT {plain(alert.alert)}")
     return _laid_out(figure, f"{plain(direction)}: {metric.replace('_', ' ')}", metric.replace("_", " "))
+
+
+def _figure(reading: Reading, direction: str, metric: str, own: Rule | None) -> float | None:
+    """Return a figure of a reading, or what a rule of its own makes of it; None without what that takes."""
+    if metric != "over_baseline":
+        value: float | None = getattr(reading[direction], metric)
+        return value
+    with suppress(WeightWatchError):  # another run may have been watched without the controls
+        return worst(own, reading)[1] if own is not None else None
+    return None
 
 
 def layers_over_steps(readings: Sequence[Reading], direction: str, *, kinds: bool = False) -> "Figure":

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from weightwatch.config import OVER_CONTROLS
+from weightwatch.config import OVER_CONTROLS, Rule
 from weightwatch.reading.grouping import Layer, split
 from weightwatch.reading.reading import Reading
 from weightwatch.record.history import History
@@ -37,6 +37,7 @@ class TensorBoard(Reporter):
         self._folder, self._history = folder, history
         self._writer: Any = None
         self._maps: dict[str, LayerMap] = {}
+        self._rules: Sequence[Rule] = ()
         self._checks = self._drawn = 0
         self._waiting: deque[tuple[Reading | None, Sequence[Alert], Mapping[str, bool]]] = deque(maxlen=_KEPT)
 
@@ -46,6 +47,7 @@ class TensorBoard(Reporter):
         controlled = any(direction.card.kind == "control" for direction in run.directions)
         metrics = [metric for metric in METRICS if metric not in OVER_CONTROLS or controlled]
         self._layout = _layout(names, metrics, guarded=run.config.guard is not None)
+        self._rules = run.config.rules
         self._next = run.step + 1 if run.step else 0
         behaviours = [direction.name for direction in run.directions if direction.card.kind != "control"]
         self._maps = {name: LayerMap(name) for name in behaviours or names}
@@ -123,7 +125,7 @@ class TensorBoard(Reporter):
     def _add(self, reading: Reading, firing: Mapping[str, bool]) -> None:
         for rule, fires in firing.items():
             self._writer.add_scalar(f"alerts/{rule}", float(fires), reading.step)
-        for tag, value in scalars(reading).items():
+        for tag, value in scalars(reading, self._rules).items():
             self._writer.add_scalar(tag, value, reading.step)
         for name, found in reading.directions.items():
             for layer, score in found.layers.items():

@@ -38,7 +38,7 @@ class Alert:
     direction: str
     """Name of the direction."""
     metric: str
-    """Metric of the rule: ``cosine``, ``reach_cosine``, ``dose``, ``z`` or ``over_controls``."""
+    """Metric of the rule: ``cosine``, ``reach_cosine``, ``dose``, ``z``, ``over_controls`` or ``over_baseline``."""
     value: float
     """The metric in the part of the model that is furthest past the threshold."""
     threshold: float

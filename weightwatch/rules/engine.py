@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
+from weightwatch.baseline import Baseline
 from weightwatch.config import OVER_CONTROLS, Layers, Modules, Rule
 from weightwatch.reading.reading import LINE, DirectionReading, Reading, Score
 from weightwatch.rules.alert import Alert
@@ -104,6 +105,8 @@ def require(rules: Sequence[Rule], directions: Sequence["Direction"]) -> None:
         controlled = kinds[rule.direction] != "control" and "control" in kinds.values()
         if rule.metric in OVER_CONTROLS and not controlled:
             raise WeightWatchError(_without_controls(rule))
+        if rule.baseline is not None:
+            _require_same(rule, rule.baseline, kinds)
 
 
 def _step(rule: Rule, state: RuleState, reading: Reading) -> tuple[RuleState, Alert | None]:
@@ -151,6 +154,10 @@ def worst(rule: Rule, reading: Reading) -> tuple[str, float]:
     """
     if rule.direction not in reading.directions:
         raise WeightWatchError(_unwatched(rule, reading.directions))
+    if rule.baseline is not None:
+        _require_same(rule, rule.baseline, reading.directions)
+        controls = {name: reading[name].reach_cosine for name in rule.baseline.controls}
+        return "model", rule.baseline.z(reading[rule.direction].reach_cosine, controls, reading.step)
     values = {part: _value(rule, score) for part, score in _parts(rule, reading[rule.direction]).items()}
     choose = max if rule.above is not None else min
     return choose(values.items(), key=lambda item: item[1])
@@ -181,6 +188,16 @@ def _value(rule: Rule, score: Score) -> float:
     if value is None:
         raise WeightWatchError(_without_controls(rule))
     return value
+
+
+def _require_same(rule: Rule, baseline: Baseline, watched: Iterable[str]) -> None:
+    """Refuse a baseline with a control that is not watched."""
+    missing = baseline.controls.keys() - set(watched)
+    if missing:
+        raise WeightWatchError(
+            f"The baseline of rule {rule.alert!r} has the control {min(missing)!r}, which is not watched. Watch the "
+            "controls of its runs, or make a baseline anew with `weightwatch calibrate --baseline`."
+        )
 
 
 def _unwatched(rule: Rule, watched: Iterable[str]) -> str:

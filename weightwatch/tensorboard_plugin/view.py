@@ -91,7 +91,7 @@ def _rule(rule: Rule) -> dict[str, Any]:
         "alert": rule.alert,
         "direction": rule.direction,
         "metric": rule.metric,
-        "whole": rule.scope == "model",
+        "whole": rule.scope == "model" and rule.baseline is None,  # it is in the chart
         "threshold": rule.threshold,
         "above": rule.above is not None,
     }

@@ -1,6 +1,6 @@
 // The elements of the page. Names come from records: they are set as text, never as HTML.
 
-export const METRICS = { cosine: "cosine", reach_cosine: "reach cosine", dose: "dose", z: "z", over_controls: "over controls" };
+export const METRICS = { cosine: "cosine", reach_cosine: "reach cosine", dose: "dose", z: "z", over_controls: "over controls", over_baseline: "over the baseline" };
 
 const INVISIBLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Co}\p{Cs}\p{Cn}]/gu;
 

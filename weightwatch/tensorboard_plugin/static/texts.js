@@ -70,7 +70,7 @@ export function drawAlerts(page, { runs, direction }) {
     page.alerts,
     make("h2", {}, "Alerts"),
     items.length ? make("ol", {}, ...items) : make("p", {}, none),
-    rules.length ? make("p", {}, `Rules about parts of the model, whose thresholds are not in the chart: ${rules.join("; ")}.`) : "",
+    rules.length ? make("p", {}, `Rules about parts of the model, or over a baseline, whose thresholds are not in the chart: ${rules.join("; ")}.`) : "",
   );
 }
 
