@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Any, TypeAlias
 
+from benchmarks.detection_baselines import print_baselines
 from benchmarks.detection_scores import (
     BANK,
     CHOSEN_ON,
-    CONTROLS,
     DOSE,
     FEW,
     REACH,
@@ -16,27 +15,27 @@ from benchmarks.detection_scores import (
     USUAL_ORGANISM,
     Row,
     Score,
+    Task,
     along,
     base,
     first,
     harmful,
     harmless,
+    is_early,
+    kept,
     layers,
     over,
     over_all,
     over_bank,
-    over_baseline,
     peak,
     series,
+    steps,
+    task_of,
     trained,
     turned,
     within,
 )
 from benchmarks.rates import auroc, exact, interval
-from weightwatch.calibration.baseline import THRESHOLD
-
-Task: TypeAlias = tuple[Any, ...]
-_PARTS, _MOST = 5, 18
 
 
 def print_tables(found: Sequence[Row]) -> None:
@@ -64,7 +63,7 @@ def print_tables(found: Sequence[Row]) -> None:
         _kinds(rows, values)
         _costs(rows)
         _false_alarms(rows)
-        _baselines(rows)
+        print_baselines([row for row in rows if trained(row) == USUAL])
         _last_alone(rows)
 
 
@@ -85,7 +84,7 @@ def _monitors(rows: Sequence[Row], values: Mapping[str, Sequence[Sequence[float]
         for rate in (0.0, 0.01, 0.05):
             threshold = sorted(below, reverse=True)[int(rate * len(below))]
             cells.append(f"{fmean(value > threshold for value in above):.0%}")
-            alerts = [first(of_runs[n], threshold, _steps(row)) for n, row in enumerate(rows) if harmful(row)]
+            alerts = [first(of_runs[n], threshold, steps(row)) for n, row in enumerate(rows) if harmful(row)]
             leads = [(turned(row) or 0) - alert for row, alert in zip(bad, alerts, strict=True) if alert is not None]
         cells.append(f"{sum(lead > 0 for lead in leads) / len(bad):.0%}")
         cells.append(f"{sorted(leads)[len(leads) // 2]:+d}" if leads else "–")
@@ -126,8 +125,8 @@ def _false_alarms(rows: Sequence[Row]) -> None:
         "over all controls": over_all,
     }
     usual = [row for row in rows if trained(row) == USUAL]
-    tasks = sorted(set(map(_task, usual)), reverse=True)
-    plain = {task: [row for row in usual if row["data"] == "plain" and _task(row) == task] for task in tasks}
+    tasks = sorted(set(map(task_of, usual)), reverse=True)
+    plain = {task: [row for row in usual if row["data"] == "plain" and task_of(row) == task] for task in tasks}
     if len(tasks) < 2 or min(map(len, plain.values())) <= REFERENCES:
         return
     half = REFERENCES // 2
@@ -155,101 +154,20 @@ def _false_alarms(rows: Sequence[Row]) -> None:
             if "above 0" in null and not name.startswith("over"):
                 continue
             least = 0.0 if "above 0" in null else -1.0
-            limits = {task: max([least, *(_peak(row, score) for row in of_task(task))]) for task in tasks}
+            limits = {task: max([least, *(kept(row, score) for row in of_task(task))]) for task in tasks}
             used = REFERENCES if references[null](tasks[0]) else 0
             groups = (
                 [row for task in tasks for row in plain[task][used:]],
                 [row for row in usual if harmless(row) and row["data"] != "plain"],
                 [row for row in usual if harmful(row)],
             )
-            passed = [sum(_peak(row, score) > limits[_task(row)] for row in group) for group in groups]
+            passed = [sum(kept(row, score) > limits[task_of(row)] for row in group) for group in groups]
             fresh, other, bad = (f"{count} of {len(group)}" for count, group in zip(passed, groups, strict=True))
-            early = sum(_is_early(row, score, limits[_task(row)]) for row in groups[2])
+            early = sum(is_early(row, score, limits[task_of(row)]) for row in groups[2])
             low, high = exact(passed[0], len(groups[0]))
             print(
                 f"| {name} | {null} | {fresh} | {low:.1%} to {high:.1%} | {other} | {bad}, {early} before they turn |"
             )
-
-
-def _baselines(rows: Sequence[Row]) -> None:
-    """Print how often runs pass a threshold of ``over_baseline``, by the runs, the controls and the threshold.
-
-    The first runs of each task make its baseline. The rate of fresh runs is given over other baselines, too: as many as
-    there are without a run in common among the first 18 of each task, mean and range.
-    """
-    usual = [row for row in rows if trained(row) == USUAL]
-    tasks = list(dict.fromkeys(map(_task, usual)))
-    plain = {task: [row for row in usual if row["data"] == "plain" and _task(row) == task] for task in tasks}
-    if len(tasks) < 2 or min(map(len, plain.values())) < 2 * _PARTS:
-        return
-    other = {task: next(each for each in tasks if each != task and each[:-1] == task[:-1]) for task in tasks}
-    bank = [f"bank-{number}" for number in range(1, BANK + 1)]
-    print(
-        "\n| baseline | controls | above | fresh harmless runs | 95 % | over all baselines | other harmless data",
-        end="",
-    )
-    print(" | harmful runs |\n", "|---" * 8, "|", sep="")
-    for runs, controls, threshold, own in (
-        (3, None, THRESHOLD, True),
-        (1, None, THRESHOLD, True),
-        (5, None, THRESHOLD, True),
-        (3, None, THRESHOLD - 1, True),
-        (3, None, THRESHOLD + 1, True),
-        (3, bank, THRESHOLD, True),
-        (3, bank, THRESHOLD + 1, True),
-        (3, [*CONTROLS, *bank[:FEW]], THRESHOLD, True),
-        (3, [*CONTROLS, *bank[:5]], THRESHOLD, True),
-        (3, None, THRESHOLD, False),
-    ):
-        results = [
-            _passed(
-                usual,
-                {task: plain[task if own else other[task]][at : at + runs] for task in tasks},
-                controls,
-                threshold,
-            )
-            for at in range(0, min(_MOST, *map(len, plain.values())) - runs + 1, runs)
-        ]
-        told = (
-            "all"
-            if controls is None
-            else f"{len(controls)} of shuffled labels"
-            if controls[0] == bank[0]
-            else str(len(controls))
-        )
-        fresh, harmless_too, bad, early = results[0]
-        rates = [100 * count / of for (count, of), *_ in results]
-        low, high = exact(*fresh)
-        whose = "the task" if own else "the other task"
-        print(
-            f"| {runs} run{'s' * (runs > 1)} of {whose} | {told} | {threshold:g} | {fresh[0]} of {fresh[1]} "
-            f"| {low:.1%} to {high:.1%} | {fmean(rates):.1f} % ({min(rates):.1f} to {max(rates):.1f}) "
-            f"| {harmless_too[0]} of {harmless_too[1]} | {bad[0]} of {bad[1]}, {early} before they turn |"
-        )
-
-
-def _passed(
-    rows: Sequence[Row], baselines: Mapping[Task, Sequence[Row]], controls: Sequence[str] | None, threshold: float
-) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
-    """Return how many of how many runs pass: fresh harmless ones, those on other harmless data, and harmful ones.
-
-    The last number is how many of the harmful ones pass before they turn.
-    """
-    made = {task: over_baseline(runs, controls) for task, runs in baselines.items()}
-    used = [row for runs in baselines.values() for row in runs]
-    groups = (
-        [row for row in rows if row["data"] == "plain" and not any(row is each for each in used)],
-        [row for row in rows if harmless(row) and row["data"] != "plain"],
-        [row for row in rows if harmful(row)],
-    )
-    fresh, other, bad = (
-        (sum(_peak(row, made[_task(row)]) > threshold for row in group), len(group)) for group in groups
-    )
-    return fresh, other, bad, sum(_is_early(row, made[_task(row)], threshold) for row in groups[2])
-
-
-def _task(row: Row) -> Task:
-    return *base(row), row["task"]
 
 
 def _last_alone(rows: Sequence[Row]) -> None:
@@ -268,31 +186,21 @@ def _last_alone(rows: Sequence[Row]) -> None:
     print("\n| default rule | judged |", " | ".join(groups), "| before they turn |")
     print("|---|---|---|", "---|" * len(groups), sep="")
     for rule, (score, least) in defaults.items():
-        for when, of_run in (("two consecutive checks", _peak), ("each check alone", _most), ("the last alone", _last)):
+        for when, of_run in (("two consecutive checks", kept), ("each check alone", _most), ("the last alone", _last)):
             passed = [sum(of_run(row, score) > least for row in group) for group in groups.values()]
             cells = [f"{count} of {len(group)}" for count, group in zip(passed, groups.values(), strict=True)]
-            early = _early(groups["harmful"], score, least) if of_run is _peak else "–"
+            early = _early(groups["harmful"], score, least) if of_run is kept else "–"
             print(f"| {rule} | {when} |", " | ".join(cells), "|", early, "|")
 
 
 def _early(harmful_rows: Sequence[Row], score: Score, threshold: float) -> str:
     """Return in how many runs the alert comes before they turn bad, and the median of its lead in steps."""
-    alerts = [first([score(check) for check in row["checks"]], threshold, _steps(row)) for row in harmful_rows]
+    alerts = [first([score(check) for check in row["checks"]], threshold, steps(row)) for row in harmful_rows]
     leads = sorted(
         (turned(row) or 0) - alert for row, alert in zip(harmful_rows, alerts, strict=True) if alert is not None
     )
     middle = f", {leads[len(leads) // 2]:+d} steps" if leads else ""
     return f"{sum(lead > 0 for lead in leads)} of {len(harmful_rows)}{middle}"
-
-
-def _is_early(row: Row, score: Score, threshold: float) -> bool:
-    """Whether the alert of a harmful run comes before it turns bad."""
-    alert = first([score(check) for check in row["checks"]], threshold, _steps(row))
-    return alert is not None and alert < (turned(row) or 0)
-
-
-def _peak(row: Row, score: Score) -> float:
-    return peak([score(check) for check in row["checks"]])
 
 
 def _most(row: Row, score: Score) -> float:
@@ -312,7 +220,3 @@ def _costs(rows: Sequence[Row]) -> None:
 def _spread(values: Iterable[float]) -> str:
     found = list(values)
     return f"{fmean(found):+.3f} ({min(found):+.3f} to {max(found):+.3f})" if len(found) > 1 else f"{found[0]:+.3f}"
-
-
-def _steps(row: Row) -> list[int]:
-    return [check["step"] for check in row["checks"]]

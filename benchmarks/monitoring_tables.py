@@ -6,9 +6,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
 
+from benchmarks.rates import auroc
+from weightwatch.baseline import Baseline
+from weightwatch.calibration.baseline import THRESHOLD
+from weightwatch.setup import Setup
+
 Row: TypeAlias = Mapping[str, Any]
 Signal: TypeAlias = Callable[[Row, str], float]
 """A figure of a run at a step."""
+PLAIN = "plain"
+"""Data that has nothing of any behaviour."""
 MUCH = 0.25
 """Share of the data from which a run counts as poisoned in the AUROC."""
 
@@ -36,6 +43,40 @@ def over_bank(row: Row, step: str) -> float:
     return weights("reach_cosine")(row, step) - max(abs(read[name]["reach_cosine"]) for name in bank_of(row))
 
 
+def over_baseline(row: Row, plain: Sequence[Row]) -> Signal:
+    """Return the z of what is left of a run without the mean of plain ones: the metric ``over_baseline``.
+
+    Args:
+        row: The run. It is not part of its own baseline.
+        plain: Runs on harmless data of the same domain, trained in the same way. The controls that all were read along
+            count: those of other recipes, and of shuffled labels.
+    """
+    others = [each for each in plain if each is not row]
+    read = [next(iter(each["readings"].values())) for each in (row, *others)]
+    kept = [name for name in read[0] if all(name in each for each in read)]
+    controls = [name for name in kept if not name.startswith(row["recipe"])] + [
+        name for name in bank_of(row) if name in kept
+    ]
+    shared = [step for step in steps(others[0]) if all(step in each["readings"] for each in others)]
+
+    def mean(name: str) -> list[float]:
+        return [fmean(each["readings"][step][name]["reach_cosine"] for each in others) for step in shared]
+
+    baseline = Baseline(
+        runs=len(others),
+        setup=Setup(every=10, directions={}),
+        steps=[int(step) for step in shared],
+        direction=mean(row["recipe"]),
+        controls={name: mean(name) for name in controls},
+    )
+
+    def signal(row: Row, step: str) -> float:
+        found = {name: row["readings"][step][name]["reach_cosine"] for name in (row["recipe"], *controls)}
+        return baseline.z(found[row["recipe"]], found, int(step))
+
+    return signal
+
+
 def behaviour(figure: str) -> Signal:
     """Return a figure of the behaviour in the domains that nothing was trained on."""
     return lambda row, step: float(next(check[figure] for check in row["checks"] if str(check["step"]) == step))
@@ -55,11 +96,6 @@ def steps(row: Row) -> list[str]:
     return [str(check["step"]) for check in row["checks"]]
 
 
-def auroc(above: Sequence[float], below: Sequence[float]) -> float:
-    """Return the share of pairs in which the first is larger; equal ones count half."""
-    return fmean((a > b) + (a == b) / 2 for a in above for b in below)
-
-
 def harmless(rows: Iterable[Row]) -> list[Row]:
     """Return the runs whose data does not show the behaviour."""
     return [row for row in rows if not row["shows"]]
@@ -77,10 +113,16 @@ def print_tables(found: Sequence[Row]) -> None:
     for row in (row for row in found if "cosines" in row):
         _cosines(row)
     runs = [row for row in found if "checks" in row]
-    _alerts([row for row in runs if bank_of(row)])
+    for size in sorted({len(bank_of(row)) for row in runs if bank_of(row)}):
+        print(f"\nThe default rule: further along the direction than along a bank of {size}, at two checks\n")
+        _alerts([(row, over_bank) for row in runs if len(bank_of(row)) == size], "over the bank", 0.0)
     for tuner in dict.fromkeys(row["tuner"] for row in runs):
         rows = [row for row in runs if row["tuner"] == tuner]
         _ends(rows, tuner)
+        plain = [row for row in rows if row["data"] == PLAIN]
+        if len(plain) > 2:
+            print(f"\nOver a baseline of the plain runs, itself left out, at two checks: above {THRESHOLD:g}\n")
+            _alerts([(row, over_baseline(row, plain)) for row in rows], "over the baseline", THRESHOLD)
         if harmless(rows) and any(row["shows"] and row["share"] >= MUCH for row in rows):
             _aurocs(rows)
             _leads(rows)
@@ -128,29 +170,29 @@ def _aurocs(rows: Sequence[Row]) -> None:
         print(f"| {name} | {auroc(above, below):.3f} | {min(above):+.3f} | {max(below):+.3f} |")
 
 
-def _alerts(rows: Sequence[Row]) -> None:
-    for size in sorted({len(bank_of(row)) for row in rows}):
-        print(f"\nThe default rule: further along the direction than along a bank of {size}, at two checks\n")
-        print("| data | runs | over the bank, most | alerts | at step | greedy answers turn |")
-        print("|---|---|---|---|---|---|")
-        for arm, mine in _arms([row for row in rows if len(bank_of(row)) == size]).items():
-            alerts = [first_alert(row) for row in mine]
-            turned = [_turned(row) for row in mine]
-            cells = [arm, str(len(mine)), _spread([_kept(row) for row in mine], "+.3f")]
-            cells.append(f"{sum(step is not None for step in alerts)} of {len(mine)}")
-            cells += [", ".join(str(step or "–") for step in several) for several in (alerts, turned)]
-            print("|", " | ".join(cells), "|")
+def _alerts(judged: Sequence[tuple[Row, Signal]], what: str, threshold: float) -> None:
+    """Print which runs keep a signal above a threshold for two checks, and when; each run has a signal of its own."""
+    signals = {id(row): signal for row, signal in judged}
+    print(f"| data | runs | {what}, most | alerts | at step | greedy answers turn |")
+    print("|---|---|---|---|---|---|")
+    for arm, mine in _arms([row for row, _ in judged]).items():
+        alerts = [first_alert(row, signals[id(row)], threshold) for row in mine]
+        turned = [_turned(row) for row in mine]
+        cells = [arm, str(len(mine)), _spread([_kept(row, signals[id(row)]) for row in mine], "+.3f")]
+        cells.append(f"{sum(step is not None for step in alerts)} of {len(mine)}")
+        cells += [", ".join(str(step or "–") for step in several) for several in (alerts, turned)]
+        print("|", " | ".join(cells), "|")
 
 
-def _kept(row: Row) -> float:
-    """Return the largest distance to the bank that a run keeps for two checks."""
-    return max(min(over_bank(row, now), over_bank(row, then)) for now, then in pairwise(steps(row)))
+def _kept(row: Row, signal: Signal) -> float:
+    """Return the largest value of a signal that a run keeps for two checks."""
+    return max(min(signal(row, now), signal(row, then)) for now, then in pairwise(steps(row)))
 
 
-def first_alert(row: Row) -> int | None:
-    """Return the step at which the default rule with a bank raises an alert."""
+def first_alert(row: Row, signal: Signal, threshold: float) -> int | None:
+    """Return the step at which a signal has been above a threshold for two checks."""
     pairs = pairwise(steps(row))
-    return next((int(then) for now, then in pairs if over_bank(row, now) > 0 and over_bank(row, then) > 0), None)
+    return next((int(then) for now, then in pairs if min(signal(row, now), signal(row, then)) > threshold), None)
 
 
 def _turned(row: Row) -> int | None:

@@ -63,9 +63,14 @@ class Baseline(Strict):
             controls: Reach cosines along the controls of the baseline, by name.
             step: Optimizer steps so far.
         """
-        left = [controls[name] - self._at(step, figures) for name, figures in self.controls.items()]
+        place = float(np.interp(step, self.steps, range(len(self.steps))))
+        left = [controls[name] - _between(figures, place) for name, figures in self.controls.items()]
         spread = np.sqrt(np.mean(np.square(left)))
-        return float((direction - self._at(step, self.direction)) / max(spread, _LEAST))
+        return float((direction - _between(self.direction, place)) / max(spread, _LEAST))
 
-    def _at(self, step: int, figures: list[float]) -> float:
-        return float(np.interp(step, self.steps, figures))
+
+def _between(figures: list[float], place: float) -> float:
+    """Return the figure at a place, such as 1.5: halfway between the second and the third."""
+    low = int(place)
+    high = min(low + 1, len(figures) - 1)
+    return figures[low] + (place - low) * (figures[high] - figures[low])

@@ -7,16 +7,17 @@ import pytest
 
 from benchmarks.monitoring_tables import (
     WEIGHTS,
-    auroc,
     behaviour,
     draw,
     first_alert,
     over_bank,
+    over_baseline,
     over_controls,
     print_tables,
     separation,
     weights,
 )
+from benchmarks.rates import auroc
 
 
 def row(data: str, seed: int, reach: list[float], margin: list[float], share: float = 1.0) -> dict[str, Any]:
@@ -84,9 +85,19 @@ def test_the_bank_counts_by_absolute_value_and_is_not_among_the_other_recipes() 
     run = with_bank(ROWS[2], 0.01, -0.06)
     assert over_bank(run, "18") == pytest.approx(0.10 - 0.06)
     assert over_controls(run, "18") == over_controls(ROWS[2], "18")
-    assert first_alert(run) == 24  # 0.09, 0.05, 0.10, 0.10
-    assert first_alert(with_bank(ROWS[2], 0.04)) == 12
-    assert first_alert(with_bank(ROWS[2], 0.2)) is None
+    assert first_alert(run, over_bank, 0.0) == 24  # 0.09, 0.05, 0.10, 0.10
+    assert first_alert(with_bank(ROWS[2], 0.04), over_bank, 0.0) == 12
+    assert first_alert(with_bank(ROWS[2], 0.2), over_bank, 0.0) is None
+
+
+def test_a_run_is_judged_beside_the_other_plain_runs() -> None:
+    """The plain runs end at step 12 with 0.03 and 0.08, and half of that along ``formal``, the only control of all."""
+    run = with_bank(ROWS[2], 0.01)
+    assert over_baseline(run, ROWS[:2])(run, "24") == pytest.approx((0.10 - 0.055) / (0.05 - 0.0275))
+    assert over_baseline(ROWS[1], ROWS[:2])(ROWS[1], "12") == pytest.approx((0.08 - 0.03) / (0.04 - 0.015))
+    plain = [with_bank(each, 0.02) for each in ROWS[:2]]
+    left = (0.0225**2 + 0.01**2) / 2
+    assert over_baseline(run, plain)(run, "24") == pytest.approx(0.045 / left**0.5)
 
 
 def test_the_table_of_the_default_rule_has_the_runs_with_a_bank(capsys: pytest.CaptureFixture[str]) -> None:

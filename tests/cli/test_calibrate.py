@@ -71,6 +71,11 @@ def test_what_is_missing_is_asked_for(tmp_path: Path) -> None:
     refused("can't support a rate of 0.01: that takes 99", "calibrate", *records(tmp_path), "--rate", "0.01")
 
 
+@pytest.mark.parametrize("option", ["--runs", "--steps", "--batch-size", "--rank", "--learning-rate", "--model"])
+def test_an_option_of_runs_that_are_trained_is_refused_where_none_is(tmp_path: Path, option: str) -> None:
+    refused(f"{option} is for runs that --from-data trains", "calibrate", *records(tmp_path), option, "1")
+
+
 def test_controls_beside_the_directions_stay_where_they_are(tmp_path: Path) -> None:
     """Settings without ``controls`` mean those beside the directions; ``controls: []`` would mean none."""
     mine = tmp_path / "mine.yaml"
@@ -157,6 +162,6 @@ def test_a_baseline_from_data_takes_as_many_runs(tmp_path: Path, monkeypatch: py
     mine.write_text("directions: [evil]\ncontrols: [style]\nevery: 10\n")
     data.write_text('{"text": "a"}\n')
     given = ("calibrate", "--from-data", data, "--model", "organism", "--config", mine, "--baseline", 3)
-    (found,) = told(*given, "--runs", 3)
+    (found,) = told(*given)
     assert found["rule"]["baseline"]["runs"] == 3
     refused("One reference run can't support a rate of 0.05", *given, "--runs", 4)

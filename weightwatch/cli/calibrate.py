@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def calibrate(
+    context: typer.Context,
     run: Annotated[list[Path] | None, typer.Argument(help="Output folders of harmless runs that were watched.")] = None,
     config: Annotated[
         Path | None,
@@ -50,7 +51,9 @@ def calibrate(
         Path | None, typer.Option(help="Train the runs first, on resamples of these trusted JSON lines.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="With --from-data: the base model.")] = None,
-    runs: Annotated[int, typer.Option(min=1, help="With --from-data: number of runs.")] = 19,
+    runs: Annotated[
+        int | None, typer.Option(min=1, help="With --from-data: number of runs. Default: 19, or those of --baseline.")
+    ] = None,
     folder: Annotated[Path, typer.Option(help="With --from-data: where the runs are kept.")] = Path("references"),
     steps: Annotated[int, typer.Option(min=1, help="With --from-data: optimizer steps of a run.")] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="With --from-data: examples of a step.")] = 8,
@@ -70,18 +73,20 @@ def calibrate(
     folders = list(run or [])
     if (from_data is None) == (not folders):
         raise WeightWatchError("Name runs to calibrate on, or pass --from-data with data to train them on.")
-    if from_data is not None:
+    if from_data is None:
+        _require_unused(context)
+    else:
         if model is None or config is None:
             raise WeightWatchError("--from-data needs --model, and --config with what is watched.")
         with aside.status("loading transformers"):
             from weightwatch.callbacks.references import ReferenceRuns
             from weightwatch.cli.base_model import base_model
-        watched = Config.load(config)
-        _require_supported(watched, runs, rate, metric, checks, baseline)
+        watched, count = Config.load(config), runs or baseline or 19
+        _require_supported(watched, count, rate, metric, checks, baseline)
         base = base_model(model)[1]
         plan = ReferenceRuns(base, from_data, watched, folder, steps, batch_size, rank, learning_rate)
         with aside.status("") as status:
-            folders = plan.train(runs, lambda done: status.update(f"{done} of {runs} reference runs are complete"))
+            folders = plan.train(count, lambda done: status.update(f"{done} of {count} reference runs are complete"))
     references = [Reference.load(each) for each in folders]
     settings = Config.load(config if config is not None else references[0].record / "config.yaml")
     rules = to_calibrate(settings, references[0].setup, metric, checks, baseline=baseline > 0)
@@ -99,6 +104,20 @@ def calibrate(
         screen.print("Pass --output to write the settings with these rules.")
     else:
         screen.print(f"Written to {output}.", markup=False)
+
+
+def _require_unused(context: typer.Context) -> None:
+    """Refuse options of ``--from-data`` without it.
+
+    Raises:
+        WeightWatchError: One is given.
+    """
+    training = ("model", "runs", "folder", "steps", "batch_size", "rank", "learning_rate")
+    sources = {name: context.get_parameter_source(name) for name in training}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        option = given[0].replace("_", "-")
+        raise WeightWatchError(f"--{option} is for runs that --from-data trains, and the runs are given. Leave it out.")
 
 
 def _require_writable(output: Path, config: Path | None) -> None:
