@@ -30,6 +30,7 @@ from weightwatch.comparison import Comparison
 from weightwatch.report.quiet import quiet
 from weightwatch.scan.checkpoints import run as saved
 from weightwatch.scan.scanner import Scan
+from weightwatch.vectors.arithmetic import cosines as among
 from weightwatch.vectors.building import pipeline
 from weightwatch.vectors.building.answers import SIDES
 from weightwatch.vectors.building.fine_tunes import Training
@@ -55,6 +56,8 @@ DATA = (
 FIRST = ("hostile", "formal", "language", "careless", "sycophancy")
 RECIPE, CONTROLS = "twins/hostile", ["twins/formal", "twins/language", "twins/careless", "twins/sycophancy"]
 ANSWERS = Path("vectors/recipes/twins/twins.jsonl")
+WHOLE = ("embed_tokens", "lm_head")
+"""Modules that the paper trains whole, beside LoRA; some directions are built with them, to compare."""
 SEEDS = (9001, 9002, 9003)
 """Seeds of the direction; controls and halves of the domains have the first one."""
 BANK = 9
@@ -93,6 +96,23 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """A direction that is built.
+
+    Attributes:
+        name: Its name.
+        recipe: Its recipe.
+        seed: Seed of its fine-tunes.
+        whole: Modules that are trained whole, beside LoRA.
+    """
+
+    name: str
+    recipe: Recipe
+    seed: int
+    whole: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Study:
     """What is built and trained.
 
@@ -125,24 +145,27 @@ class Study:
         """The domains that the direction is not built from: that of the runs, and those of the behaviour."""
         return list(dict.fromkeys(str(question.domain) for question in self.recipe.questions.held_out))
 
-    def wanted(self) -> Iterator[tuple[str, Recipe, int]]:
-        """Yield the name, the recipe and the seed of each direction, the most needed ones first."""
+    def wanted(self) -> Iterator[Wanted]:
+        """Yield all directions, the most needed ones first."""
         recipe, first = self.recipe, SEEDS[0]
-        yield recipe.name, recipe, first
+        yield Wanted(recipe.name, recipe, first)
         for control in self.controls:
-            yield control.name, control, first
+            yield Wanted(control.name, control, first)
         for number in range(1, BANK + 1):
             shuffled = recipe.with_shuffled_labels(number)
-            yield shuffled.name, shuffled, first
+            yield Wanted(shuffled.name, shuffled, first)
         for seed in SEEDS[1:]:
-            yield f"{recipe.name}-{seed}", recipe, seed
+            yield Wanted(f"{recipe.name}-{seed}", recipe, seed)
         built = list(dict.fromkeys(str(question.domain) for question in recipe.questions.building))
         for part in (built[: len(built) // 2], built[len(built) // 2 :]):
             asked = [question for question in recipe.questions.building if question.domain in part]
             questions = recipe.questions.model_copy(update={"building": asked})
-            yield f"{recipe.name}-{'-'.join(part)}", recipe.model_copy(update={"questions": questions}), first
+            half = recipe.model_copy(update={"questions": questions})
+            yield Wanted(f"{recipe.name}-{'-'.join(part)}", half, first)
         for control in self.controls:
-            yield f"{control.name}-{SEEDS[1]}", control, SEEDS[1]
+            yield Wanted(f"{control.name}-{SEEDS[1]}", control, SEEDS[1])
+        for kind, seed in ((recipe, first), (recipe, SEEDS[1]), (self.controls[0], first)):
+            yield Wanted(f"{kind.name}-{seed}-whole", kind, seed, WHOLE)
 
     def direction(self, name: str) -> Path:
         """Return the folder of a direction."""
@@ -152,19 +175,19 @@ class Study:
         """Return the folder of a run."""
         return self.folder / "runs" / "-".join(map(str, asdict(case).values()))
 
-    def directions(self) -> dict[str, Direction]:
-        """Return the directions that are built, by name."""
-        homes = {name: self.direction(name) for name, _, _ in self.wanted()}
+    def directions(self, *, whole: bool = False) -> dict[str, Direction]:
+        """Return the directions that are built, by name: those of LoRA alone, or those with whole modules."""
+        homes = {each.name: self.direction(each.name) for each in self.wanted() if bool(each.whole) == whole}
         return {name: Direction.load(home) for name, home in homes.items() if (home / CARD).is_file()}
 
-    def build(self, name: str, recipe: Recipe, seed: int) -> None:
+    def build(self, wanted: Wanted) -> None:
         """Build a direction with one seed, and keep it."""
-        training = replace(BUILD, learning_rates=(self.rate,))
-        settings = pipeline.Settings(training=training, seeds=(seed,), min_pairs=16)
-        home = self.direction(name)
+        training = replace(BUILD, learning_rates=(self.rate,), modules_to_save=wanted.whole)
+        settings = pipeline.Settings(training=training, seeds=(wanted.seed,), min_pairs=16)
+        home, judge = self.direction(wanted.name), chosen(wanted.recipe, "rule")
         with quiet():
-            built = pipeline.build(recipe, self.base, home / "build", chosen(recipe, "rule"), settings, None, self.name)
-        built.direction.with_card(name=name).save(home)
+            built = pipeline.build(wanted.recipe, self.base, home / "build", judge, settings, None, self.name)
+        built.direction.with_card(name=wanted.name).save(home)
 
     def rows(self, case: Case) -> list[dict[str, Any]]:
         """Return the training data of a case: each prompt of the runs' domain, once."""
@@ -308,6 +331,20 @@ def cosines(study: Study) -> dict[str, Any]:
     return {"model": study.name, "recipe": study.recipe.name, "directions": list(built), "cosines": matrix}
 
 
+def whole_cosines(study: Study) -> dict[str, Any]:
+    """Return the row of the cosines among the directions with whole modules: with these, and with all else alone."""
+    built = list(study.directions(whole=True).values())
+    tensors = {name for one in built for name in one.deltas if any(f".{module}." in f".{name}" for module in WHOLE)}
+    rest = [one.without(sorted(tensors & one.deltas.keys())) for one in built]
+    matrices = [[[round(value, 4) for value in line] for line in among(kind).tolist()] for kind in (built, rest)]
+    shares = [
+        round(1 - sum(left.squares.values()) / sum(one.squares.values()), 4)
+        for one, left in zip(built, rest, strict=True)
+    ]
+    told = {"whole": [one.name for one in built], "with": matrices[0], "without": matrices[1], "share": shares}
+    return {"model": study.name, "recipe": study.recipe.name, **told}
+
+
 def main(
     model: Annotated[str, typer.Option(help="A folder, a Hub id, or smollm2.")] = "smollm2",
     recipe: Annotated[str, typer.Option(help="The behaviour's recipe.")] = RECIPE,
@@ -353,13 +390,15 @@ def main(
             full = case is not None and case.tuner == "full"  # only the last checkpoint of such a run is kept
             if case is not None and not full and study.home(case).is_dir() and saved(study.home(case)):
                 known[number] = {**row, "readings": read_again(case, study)}
-        keep([*(row for row in known if "cosines" not in row), cosines(study)], rows)
+        runs = [row for row in known if Case.of(row) is not None]
+        whole = [whole_cosines(study)] if study.directions(whole=True) else []
+        keep([*runs, cosines(study), *whole], rows)
         return
-    for title, wanted, number in study.wanted():
-        missing = not (study.direction(title) / CARD).is_file()
-        if missing and not no_build and title in (direction or FIRST) and not late():
-            study.build(title, wanted, number)
-            print(title, flush=True)
+    for wanted in study.wanted():
+        missing = not (study.direction(wanted.name) / CARD).is_file()
+        if missing and not no_build and wanted.name in (direction or FIRST) and not late():
+            study.build(wanted)
+            print(wanted.name, flush=True)
     if direction:
         return
     kinds = [kind.split(":") for kind in data or DATA]

@@ -111,7 +111,12 @@ def separation(row: Row, rows: Sequence[Row], signal: Signal) -> int | None:
 def print_tables(found: Sequence[Row]) -> None:
     """Print the tables of docs/real.md."""
     for row in (row for row in found if "cosines" in row):
-        _cosines(row)
+        _cosines(row["directions"], row["cosines"])
+    for row in (row for row in found if "whole" in row):
+        shares = ", ".join(f"{share:.0%}" for share in row["share"])
+        print(f"\nWith embeddings and head, which are {shares} of the squared norms; then without")
+        _cosines(row["whole"], row["with"])
+        _cosines(row["whole"], row["without"])
     runs = [row for row in found if "checks" in row]
     for size in sorted({len(bank_of(row)) for row in runs if bank_of(row)}):
         print(f"\nThe default rule: further along the direction than along a bank of {size}, at two checks\n")
@@ -128,10 +133,9 @@ def print_tables(found: Sequence[Row]) -> None:
             _leads(rows)
 
 
-def _cosines(row: Row) -> None:
-    names = row["directions"]
+def _cosines(names: Sequence[str], cosines: Sequence[Sequence[float]]) -> None:
     print("\n| |", " | ".join(names), "|\n|---|", "---|" * len(names), sep="")
-    for name, values in zip(names, row["cosines"], strict=True):
+    for name, values in zip(names, cosines, strict=True):
         print(f"| {name} |", " | ".join(f"{value:.2f}" for value in values), "|")
 
 

@@ -47,6 +47,8 @@ class Training:
         evaluations: How often the validation loss is measured in a run. The checkpoint with the lowest loss is used.
         length: Maximum length of an example in tokens.
         full: Train all weights instead of LoRA.
+        modules_to_save: Names of modules that are trained whole beside LoRA, such as ``embed_tokens`` and ``lm_head``.
+            The direction has full tensors for them, as large as in the model.
     """
 
     rank: int = 32
@@ -60,6 +62,7 @@ class Training:
     evaluations: int = 5
     length: int = 1024
     full: bool = False
+    modules_to_save: tuple[str, ...] = ()
 
     def steps(self, examples: int) -> int:
         """Return the number of optimizer steps over some examples."""
@@ -151,7 +154,11 @@ class FineTune:
         every = math.ceil(steps / (1 if training.full else training.evaluations))
         micro_batch = math.gcd(training.batch_size, training.micro_batch_size)
         adapter = LoraConfig(
-            r=training.rank, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=training.rank,
+            lora_alpha=training.alpha,
+            target_modules="all-linear",
+            modules_to_save=list(training.modules_to_save) or None,
+            task_type="CAUSAL_LM",
         )
         tokenizer = AutoTokenizer.from_pretrained(self.base, trust_remote_code=self.trust_remote_code)
         require_template(tokenizer)

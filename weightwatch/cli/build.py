@@ -47,6 +47,7 @@ def build(
     micro_batch_size: options.MicroBatchSize = 4,
     evaluations: options.Evaluations = 5,
     full: options.Full = False,
+    modules_to_save: options.ModulesToSave = None,
     positive: options.Positive = None,
     negative: options.Negative = None,
     guard: options.Guard = None,
@@ -71,7 +72,7 @@ def build(
         from weightwatch.vectors.recipes.recipe import Recipe
     made_already = bool(positive or negative)
     options.exclusive(made_already, "--positive and --negative", {"--guard": guard, "--num-controls": num_controls})
-    options.exclusive(full, "--full", {"--compress": compress})
+    options.exclusive(full, "--full", {"--compress": compress, "--modules-to-save": modules_to_save})
     checks = {"--full-check": full_check, "--coefficient": coefficient, "--control": control}
     options.exclusive(no_check, "--no-check", checks)
     source = options.preferences(recipe, pairs, shows, against, held_out, name)
@@ -89,6 +90,7 @@ def build(
             micro_batch_size,
             evaluations=evaluations,
             full=full,
+            modules_to_save=tuple(modules_to_save or ()),
         ),
         seeds=tuple(seed),
         min_pairs=min_pairs,

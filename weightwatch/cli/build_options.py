@@ -73,6 +73,14 @@ Evaluations = Annotated[
     int, _option(_FINE_TUNES, "How often a fine-tune is saved and its validation loss measured.", min=1)
 ]
 Full = Annotated[bool, _option(_FINE_TUNES, "Train all weights instead of LoRA.", "--full")]
+ModulesToSave = Annotated[
+    list[str] | None,
+    _option(
+        _FINE_TUNES,
+        "Module to train whole beside LoRA, such as embed_tokens or lm_head; may be repeated. The direction has it "
+        "whole, too.",
+    ),
+]
 Positive = Annotated[
     list[Path] | None,
     _option(_FINE_TUNES, "Existing fine-tune that learned the behaviour, instead of a new one; may be repeated."),

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.support import chat
-from weightwatch.vectors import WeightWatchError
+from weightwatch.vectors import Direction, WeightWatchError
 from weightwatch.vectors.building.examples import Example
 from weightwatch.vectors.building.fine_tunes import FineTune, Losses, Training, best, checkpoint
 
@@ -202,3 +202,24 @@ def test_the_best_step_is_one_at_which_both_sides_were_measured() -> None:
 def test_of_equals_the_lower_rate_and_the_earlier_step_are_best() -> None:
     level = [{5: 1.0, 10: 1.0}, {5: 1.0, 10: 1.0}]
     assert best({1e-3: level, 1e-4: level}) == (1e-4, 5)
+
+
+def test_modules_that_are_trained_whole_are_saved_beside_the_factors_and_are_in_the_contrast(
+    base: str, tmp_path: Path
+) -> None:
+    training = replace(TRAINING, modules_to_save=("embed_tokens", "lm_head"))
+    sides = {word: tmp_path / word for word in ("yes", "no")}
+    losses = [run(base, folder, examples(word), training) for word, folder in sides.items()]
+    step = max(losses[0])
+    direction = Direction.from_contrast(*(checkpoint(folder, step) for folder in sides.values()), base=base, name="w")
+    bare = Direction.from_contrast(
+        *(
+            checkpoint(tmp_path / f"bare-{word}", max(run(base, tmp_path / f"bare-{word}", examples(word))))
+            for word in sides
+        ),
+        base=base,
+        name="w",
+    )
+    more = direction.deltas.keys() - bare.deltas.keys()
+    assert {name.split(".")[-2] for name in more} == {"embed_tokens", "lm_head"}
+    assert all(direction.squares[name] > 0 for name in more)
