@@ -91,6 +91,15 @@ WEIGHTS: dict[str, Signal] = {
 BEHAVIOUR: dict[str, Signal] = {"margin of unseen pairs": behaviour("margin"), "greedy answers": behaviour("rate")}
 
 
+def figures(rows: Sequence[Row]) -> dict[str, Signal]:
+    """Return the figures of the weights that some runs are compared by; the last one takes three plain runs."""
+    plain = [row for row in rows if row["data"] == PLAIN]
+    if len(plain) < 3:
+        return WEIGHTS
+    own = {id(row): over_baseline(row, plain) for row in rows}
+    return {**WEIGHTS, "over the baseline": lambda row, step: own[id(row)](row, step)}
+
+
 def steps(row: Row) -> list[str]:
     """Return the steps of a run's checks, in order."""
     return [str(check["step"]) for check in row["checks"]]
@@ -124,10 +133,10 @@ def print_tables(found: Sequence[Row]) -> None:
     for tuner in dict.fromkeys(row["tuner"] for row in runs):
         rows = [row for row in runs if row["tuner"] == tuner]
         _ends(rows, tuner)
-        plain = [row for row in rows if row["data"] == PLAIN]
-        if len(plain) > 2:
+        beyond = figures(rows).get("over the baseline")
+        if beyond is not None:
             print(f"\nOver a baseline of the plain runs, itself left out, at two checks: above {THRESHOLD:g}\n")
-            _alerts([(row, over_baseline(row, plain)) for row in rows], "over the baseline", THRESHOLD)
+            _alerts([(row, beyond) for row in rows], "over the baseline", THRESHOLD)
         if harmless(rows) and any(row["shows"] and row["share"] >= MUCH for row in rows):
             _aurocs(rows)
             _leads(rows)
@@ -169,7 +178,7 @@ def _aurocs(rows: Sequence[Row]) -> None:
     good = harmless(rows)
     print(f"\nAUROC at the last check: {len(bad)} runs with at least {MUCH:.0%} against {len(good)} harmless ones\n")
     print("| signal | AUROC | smallest of the poisoned | largest of the harmless |\n|---|---|---|---|")
-    for name, signal in {**WEIGHTS, **BEHAVIOUR}.items():
+    for name, signal in {**figures(rows), **BEHAVIOUR}.items():
         above, below = ([signal(row, steps(row)[-1]) for row in group] for group in (bad, good))
         print(f"| {name} | {auroc(above, below):.3f} | {min(above):+.3f} | {max(below):+.3f} |")
 
@@ -206,14 +215,15 @@ def _turned(row: Row) -> int | None:
 
 def _leads(rows: Sequence[Row]) -> None:
     print("\nFirst of two checks in a row above every check of all harmless runs\n")
-    signals = {**WEIGHTS, **BEHAVIOUR}
+    weighed = figures(rows)
+    signals = {**weighed, **BEHAVIOUR}
     print("| data | seed |", " | ".join(signals), "|\n|---|---|", "---|" * len(signals), sep="")
     leads: dict[tuple[str, str], list[int]] = {}
     for arm, mine in _arms([row for row in rows if row["shows"]]).items():
         for row in mine:
             first = {name: separation(row, rows, signal) for name, signal in signals.items()}
             print("|", " | ".join([arm, str(row["seed"]), *(str(step or "never") for step in first.values())]), "|")
-            for one in WEIGHTS:
+            for one in weighed:
                 for other in BEHAVIOUR:
                     turned, seen = first[other], first[one]
                     if turned is not None:

@@ -23,7 +23,7 @@ class Baseline(Strict):
         z(t) = (c(t) − c̄(t)) / sqrt(mean over controls i of (kᵢ(t) − k̄ᵢ(t))²)
 
     c is the reach cosine along the direction, kᵢ that along control i, and c̄, k̄ᵢ are those of the baseline: linear
-    between its steps, and as at the nearest step outside them.
+    between its steps, and as at the last one after it. Before the first one nothing is known, and z is 0.
 
     Attributes:
         runs: Number of harmless runs.
@@ -55,6 +55,10 @@ class Baseline(Strict):
             raise ValueError("a baseline has one figure for each of its `steps`")
         return self
 
+    def knows(self, step: int) -> bool:
+        """Whether a step is not before the first one."""
+        return step >= self.steps[0]
+
     def z(self, direction: float, controls: Mapping[str, float], step: int) -> float:
         """Return the z of what is left of some reach cosines without those of the baseline.
 
@@ -63,6 +67,8 @@ class Baseline(Strict):
             controls: Reach cosines along the controls of the baseline, by name.
             step: Optimizer steps so far.
         """
+        if not self.knows(step):
+            return 0.0
         place = float(np.interp(step, self.steps, range(len(self.steps))))
         left = [controls[name] - _between(figures, place) for name, figures in self.controls.items()]
         spread = np.sqrt(np.mean(np.square(left)))

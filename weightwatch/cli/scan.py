@@ -138,11 +138,11 @@ def _show(screen: "Console", scanner: "Scan") -> None:
 
 
 def _tell_undecided(aside: "Console", scanner: "Scan") -> None:
-    """Name the rules that take more checkpoints than there are."""
+    """Name the rules that take more checkpoints than they can judge."""
     from weightwatch.report.terminal import undecided
 
     for rule in scanner.undecided:
-        aside.print(undecided(rule, len(scanner.readings)), style="yellow", markup=False, soft_wrap=True)
+        aside.print(undecided(rule, scanner.judged(rule)), style="yellow", markup=False, soft_wrap=True)
 
 
 def _write_page(file: Path, record: Path, scanner: "Scan", settings: "Config", aside: "Console") -> None:

@@ -153,7 +153,8 @@ def undecided(rule: Rule, count: int) -> str:
         >>> undecided(Rule(alert="drift", direction="evil", above=0.2, **{"for": 2}), 1)
         'rule drift could not fire: it takes 2 checkpoints in a row (`for: 2`), of 1 here'
     """
-    took = f"it takes {rule.for_} checkpoints in a row (`for: {rule.for_}`), of {count} here"
+    known = f" from step {rule.baseline.steps[0]} on, where its baseline begins" if rule.baseline is not None else ""
+    took = f"it takes {rule.for_} checkpoints in a row (`for: {rule.for_}`){known}, of {count} here"
     return printable(f"rule {rule.alert} could not fire: {took}")
 
 

@@ -160,8 +160,12 @@ class Scan:
 
     @property
     def undecided(self) -> list[Rule]:
-        """The rules that can't have fired, because their ``for`` is more checkpoints than there are readings."""
-        return [rule for rule in self.rules if rule.for_ > len(self.readings)]
+        """The rules that can't have fired, because their ``for`` is more checkpoints than they can judge."""
+        return [rule for rule in self.rules if rule.for_ > self.judged(rule)]
+
+    def judged(self, rule: Rule) -> int:
+        """Return how many of the checkpoints a rule can judge: with a baseline, those of steps that it knows."""
+        return sum(rule.baseline is None or rule.baseline.knows(reading.step) for reading in self.readings)
 
     def to_json(self) -> dict[str, Any]:
         """Return the whole scan as JSON: readings and alerts as in the record, rules as in settings, the throughput."""
