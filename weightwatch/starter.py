@@ -47,9 +47,9 @@ def settings(directions: Sequence[tuple[str, Direction]], controls: Sequence[tup
         else "# `weightwatch build --num-controls 9` puts some beside a direction, which are then watched with it.\n",
         "# Optimizer steps between checks. Checkpoints are always checked.",
         _part(every=every),
-        "# The thresholds are cautious guesses. `weightwatch calibrate` replaces them by ones with a known rate of",
-        "# false alarms: watch harmless runs with these settings, then",
-        f"#   weightwatch calibrate runs/* --config {SETTINGS} --output {SETTINGS}",
+        "# The thresholds are cautious guesses. Watch three harmless runs with these settings, and compare with them:",
+        f"#   weightwatch calibrate runs/* --baseline 3 --config {SETTINGS} --output {SETTINGS}",
+        "# Without --baseline it takes 19 runs, and chooses thresholds with a known rate of false alarms.",
     ]
     rules = [
         {
