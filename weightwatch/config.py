@@ -188,7 +188,7 @@ class Rule(Strict):
         differences = self.differences(baseline.setup, run)
         if differences:
             return f"Uncalibrated, {told}, which this run is not like ({', '.join(differences)})."
-        return f"Uncalibrated, {told} like this one."
+        return f"Uncalibrated, {told}, trained as this one is."
 
 
 class GuardSettings(Strict):

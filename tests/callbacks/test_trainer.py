@@ -447,7 +447,7 @@ def test_a_run_that_goes_where_harmless_runs_go_raises_no_alert_and_one_that_goe
     (alert,) = lines(run("moved", 4, At(6, move), rules=rules), "alerts.jsonl")
     assert (alert["alert"], alert["metric"], alert["step"]) == ("drift", "over_baseline", 6)
     assert alert["value"] > 3
-    assert alert["note"] == "Uncalibrated, beyond a baseline of 3 harmless runs like this one."
+    assert alert["note"] == "Uncalibrated, beyond a baseline of 3 harmless runs, trained as this one is."
     figures = EventAccumulator(str(next((tmp_path / "moved").rglob("events.*")).parent)).Reload()
     assert figures.Scalars("over_baseline/drift")[-2].value == pytest.approx(alert["value"])
 

@@ -224,7 +224,7 @@ def test_a_rule_with_a_baseline_judges_what_is_left_without_it(tmp_path: Path) -
     alerts = applied([over()], list(readings)).alerts
     assert [(alert.step, alert.where) for alert in alerts] == [(30, "model")]
     assert alerts[0].value == pytest.approx(4.0)
-    assert "evil over_baseline is 4 in model, past 3 since step 30" in alerts[0].describe()
+    assert "evil over_baseline is 4 in model, past 3 since step 30. No clean checkpoint" in alerts[0].describe()
     assert worst(over(), readings[1])[1] == pytest.approx(0.0)
 
 
@@ -239,7 +239,7 @@ def test_a_baseline_whose_controls_are_not_watched_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, "Uncalibrated, beyond a baseline of 3 harmless runs like this one."),
+        ({}, "Uncalibrated, beyond a baseline of 3 harmless runs, trained as this one is."),
         ({"rank": 64}, "Uncalibrated, beyond a baseline of 3 harmless runs, which this run is not like (rank 64, not"),
         ({"controls": {}}, "Uncalibrated, beyond a baseline of 3 harmless runs, which this run is not like (other con"),
         (None, "Uncalibrated, beyond a baseline of 3 harmless runs; it is not known whether"),

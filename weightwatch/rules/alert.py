@@ -127,11 +127,12 @@ class Alert:
             else "no clean checkpoint: go back to the base"
         )
         layers, modules = (", ".join(map(str, part)) or "none" for part in (self.top_layers, self.top_modules))
+        most = f"over the model, most of it is in layers {layers}, and in modules {modules}; "
+        after = back if self.metric == "over_baseline" else most + back
         return (
             f"{self.alert} ({self.severity}) at step {self.step}: {self.direction} {self.metric} is {self.value:.4g} "
             f"in {self.where}, past {self.threshold:.4g} since step {self.since}. "
-            f"Over the model, most of it is in layers {layers}, and in modules {modules}; {back}."
-            + (f" {self.note}" if self.note else "")
+            f"{after[0].upper()}{after[1:]}." + (f" {self.note}" if self.note else "")
         )
 
 

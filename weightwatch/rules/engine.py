@@ -126,6 +126,7 @@ def _step(rule: Rule, state: RuleState, reading: Reading) -> tuple[RuleState, Al
 def _alert(rule: Rule, state: RuleState, reading: Reading, where: str, value: float) -> Alert:
     found = reading[rule.direction]
     sign = 1.0 if rule.above is not None else -1.0
+    parts = rule.baseline is None  # a baseline is of the whole model: it can't tell which part goes beyond it
     return Alert(
         alert=rule.alert,
         state="firing" if state.firing else "resolved",
@@ -138,8 +139,8 @@ def _alert(rule: Rule, state: RuleState, reading: Reading, where: str, value: fl
         step=reading.step,
         since=state.since,
         time=reading.time,
-        top_layers=tuple(_most(found.layers, sign)),
-        top_modules=tuple(_most(found.modules, sign)),
+        top_layers=tuple(_most(found.layers, sign)) if parts else (),
+        top_modules=tuple(_most(found.modules, sign)) if parts else (),
         last_clean=None,
         labels=rule.labels,
         actions=tuple(rule.actions) if state.firing else (),
