@@ -67,6 +67,7 @@ WAYS = (
     Way(3, None),
     Way(3, controls=_SHUFFLED),
     Way(3, THRESHOLD + 1, _SHUFFLED),
+    Way(3, controls=_SHUFFLED[:FEW]),
     Way(3, controls=[*CONTROLS, *_SHUFFLED[:FEW]]),
     Way(3, controls=[*CONTROLS, *_SHUFFLED[:5]]),
     Way(3, own=False),

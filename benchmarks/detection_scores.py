@@ -75,16 +75,11 @@ def over_baseline(runs: Sequence[Row], controls: Sequence[str] | None = None) ->
     baseline = Baseline(
         runs=len(runs),
         setup=Setup(every=10, directions={}),
+        direction="evil",
         steps=[check["step"] for check in runs[0]["checks"][: len(means)]],
-        direction=[mean["evil"] for mean in means],
-        controls={name: [mean[name] for mean in means] for name in counted},
+        figures={name: [mean[name] for mean in means] for name in ("evil", *counted)},
     )
-
-    def score(check: Check) -> float:
-        read = _reach(check)
-        return baseline.z(read["evil"], read, check["step"])
-
-    return score
+    return lambda check: baseline.z(_reach(check), check["step"]) or 0.0
 
 
 def _reach(check: Check) -> dict[str, float]:

@@ -65,14 +65,14 @@ def over_baseline(row: Row, plain: Sequence[Row]) -> Signal:
     baseline = Baseline(
         runs=len(others),
         setup=Setup(every=10, directions={}),
+        direction=row["recipe"],
         steps=[int(step) for step in shared],
-        direction=mean(row["recipe"]),
-        controls={name: mean(name) for name in controls},
+        figures={name: mean(name) for name in (row["recipe"], *controls)},
     )
 
     def signal(row: Row, step: str) -> float:
         found = {name: row["readings"][step][name]["reach_cosine"] for name in (row["recipe"], *controls)}
-        return baseline.z(found[row["recipe"]], found, int(step))
+        return baseline.z(found, int(step)) or 0.0
 
     return signal
 

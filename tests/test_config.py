@@ -65,6 +65,7 @@ rules:
         ({"baseline": None}, "goes with a `baseline`"),
         ({"scope": "any_layer"}, "goes with `above` and the whole model"),
         ({"above": None, "below": -3}, "goes with `above` and the whole model"),
+        ({"direction": "good"}, "the `baseline` is of 'evil', not of the direction of the rule"),
     ],
 )
 def test_a_baseline_and_its_metric_go_together(changes: dict[str, object], told: str, tmp_path: Path) -> None:

@@ -59,6 +59,15 @@ class _Dumper(yaml.SafeDumper):
     """A safe dumper whose texts are texts to this loader as well as to any reader of YAML 1.1."""
 
 
+def _numbers_in_a_line(dumper: _Dumper, data: list[Any]) -> yaml.Node:
+    """Write a list of numbers in one line, or in a few, instead of one number a line."""
+    numbers = bool(data) and all(isinstance(each, int | float) for each in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=numbers or None)
+
+
+_Dumper.add_representer(list, _numbers_in_a_line)
+
+
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OLD]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -14,7 +14,10 @@ from weightwatch.setup import Setup
 from weightwatch.vectors import yaml_text
 from weightwatch.vectors.document import Document, Strict
 
-Metric: TypeAlias = Literal["cosine", "reach_cosine", "dose", "z", "over_controls", "over_baseline"]
+Figure: TypeAlias = Literal["cosine", "reach_cosine", "dose", "z", "over_controls"]
+"""A figure that a reading has."""
+Metric: TypeAlias = Literal[Figure, "over_baseline"]
+"""What a rule judges: a figure, or what it makes of several."""
 OVER_CONTROLS: frozenset[str] = frozenset({"z", "over_controls", "over_baseline"})
 """Metrics that need a control direction."""
 Action: TypeAlias = Literal["log", "save", "stop", "guard"]
@@ -129,6 +132,8 @@ class Rule(Strict):
             raise ValueError("`metric: over_baseline` goes with a `baseline`, which `weightwatch calibrate` makes")
         if self.baseline is not None and (self.scope != "model" or self.above is None):
             raise ValueError("`metric: over_baseline` goes with `above` and the whole model")
+        if self.baseline is not None and self.baseline.direction != self.direction:
+            raise ValueError(f"the `baseline` is of {self.baseline.direction!r}, not of the direction of the rule")
         return self
 
     @model_validator(mode="after")
@@ -156,6 +161,12 @@ class Rule(Strict):
     def threshold(self) -> float:
         """The value of ``above`` or ``below``."""
         return self.above if self.above is not None else (self.below or 0.0)
+
+    @property
+    def made_for(self) -> Setup | None:
+        """The setup of the runs that its threshold and its baseline come from; None if it comes from no runs."""
+        known = self.calibration or self.baseline
+        return known.setup if known is not None else None
 
     def differences(self, setup: Setup, other: Setup) -> list[str]:
         """Return in what a run is so different from another that this rule's figures of that one say nothing of it."""
@@ -188,6 +199,8 @@ class Rule(Strict):
         differences = self.differences(baseline.setup, run)
         if differences:
             return f"Uncalibrated, {told}, which this run is not like ({', '.join(differences)})."
+        if run.steps is None:
+            return f"Uncalibrated, {told} of {baseline.steps[-1]} steps; it is not known how long this run is."
         return f"Uncalibrated, {told}, trained as this one is."
 
 

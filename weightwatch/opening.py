@@ -83,8 +83,7 @@ class Opening:
         """Write the settings and the setup, and set aside what the record has of later steps."""
         if self._ranks.main:
             for rule in config.rules:
-                known = rule.calibration or rule.baseline
-                if known is not None and rule.differences(known.setup, setup):
+                if rule.made_for is not None and rule.differences(rule.made_for, setup):
                     _logger.warning("weightwatch: rule %r: %s", rule.alert, rule.standing(setup))
             self._history.end = step or -1
             self._history.opening.append(lambda: self._prepare(step, config, setup))

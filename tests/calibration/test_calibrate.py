@@ -207,8 +207,10 @@ def test_a_baseline_alone_has_the_usual_threshold(tmp_path: Path) -> None:
     assert found.scores == {}
     with pytest.raises(WeightWatchError, match="A baseline of 4 runs takes as many, and there are 3"):
         calibrate(runs, [rule()], baseline=4)
-    with pytest.raises(WeightWatchError, match=r"One reference run can't support a rate of 0.05.*see --baseline"):
+    with pytest.raises(WeightWatchError, match=r"The first 2 runs make the baseline, and 1 is left for the threshold"):
         calibrate(runs, [rule()], baseline=2)
+    with pytest.raises(WeightWatchError, match=r"3 reference runs can't support a rate of 0.05.*see --baseline"):
+        calibrate(runs, [rule()])
     with pytest.raises(WeightWatchError, match="is the same run as"):
         calibrate([*runs, runs[0]], [rule()], baseline=4)
 
@@ -218,9 +220,45 @@ def test_rules_of_a_baseline_are_made_beside_those_of_other_metrics() -> None:
     own: dict[str, Any] = {"alert": "evil-drift", "direction": "evil", "metric": "dose", "above": 0.3}
     (made,) = to_calibrate(Config.load({"rules": [own]}), setup, baseline=True)
     assert (made.alert, made.direction, made.for_) == ("evil-over-baseline", "evil", 2)
+    twice = {**own, "alert": "evil-over-baseline"}
+    (third,) = to_calibrate(Config.load({"rules": [own, twice]}), setup, baseline=True)
+    assert third.alert == "evil-over-baseline-2"
     (plain,) = to_calibrate(Config.load(None), setup, "over_baseline", baseline=True)
     assert plain.alert == "evil-drift"
     with pytest.raises(WeightWatchError, match="A rule with a baseline has the metric over_baseline, not dose"):
         to_calibrate(Config.load(None), setup, "dose", baseline=True)
     with pytest.raises(WeightWatchError, match="The metric over_baseline takes a baseline: pass --baseline 3"):
         to_calibrate(Config.load(None), setup, "over_baseline")
+
+
+def test_a_threshold_over_a_baseline_is_not_below_zero(tmp_path: Path) -> None:
+    """These references stay below the baseline, so what is beyond it would alarm below it."""
+    base = [banked(tmp_path / f"base-{n}", [0.3] * 4, n) for n in range(2)]
+    rest = [banked(tmp_path / f"run-{n}", [0.1 + n / 1000] * 4, 2 * n + 3) for n in range(1, 20)]
+    (found,) = calibrate(loaded([*base, *rest]), [rule()], baseline=2)
+    assert max(found.scores.values()) < 0
+    assert found.rule.above == 0
+
+
+def test_references_that_are_not_like_the_runs_of_a_baseline_are_refused(tmp_path: Path) -> None:
+    (found,) = calibrate(loaded([banked(tmp_path / "base", [0.1] * 4, 99)]), [rule()], baseline=1)
+    other = [banked(tmp_path / f"run-{n}", [0.1] * 4, n, rank=64) for n in range(19)]
+    with pytest.raises(
+        WeightWatchError, match=r"not like the runs of the baseline of rule 'drift' \(rank 64, not 16\)"
+    ):
+        calibrate(loaded(other), [found.rule])
+    longer = [banked(tmp_path / f"long-{n}", [0.1 + n / 1000] * 6, n) for n in range(19)]
+    again = calibrate(loaded(longer), [found.rule])[0].rule.calibration
+    assert again is not None
+    assert again.setup.steps == 40  # those of the baseline
+
+
+def test_a_run_of_a_baseline_is_known_without_its_id(tmp_path: Path) -> None:
+    folders = [banked(tmp_path / f"run-{n}", [0.1 + n / 1000] * 4, n) for n in range(19)]
+    for folder in folders:
+        (folder / "weightwatch" / "run.json").unlink()
+    (found,) = calibrate(loaded(folders[:1]), [rule()], baseline=1)
+    with pytest.raises(
+        WeightWatchError, match="run-0 is one of the runs that the baseline of rule 'drift' was made of"
+    ):
+        calibrate(loaded(folders), [found.rule])

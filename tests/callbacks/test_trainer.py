@@ -426,7 +426,7 @@ def test_the_alert_of_a_calibrated_rule_says_what_it_is_worth_in_this_run(
 
 def test_a_run_that_goes_where_harmless_runs_go_raises_no_alert_and_one_that_goes_further_does(tmp_path: Path) -> None:
     """All runs learn the same data, each in its own order; the last one is moved along the direction, too."""
-    bank = [dense(tiny_llama(), 10 + n, name=f"shuffled-{n}", kind="control") for n in range(5)]
+    bank = [dense(tiny_llama(), 10 + n, name=f"shuffled-{n}", kind="control") for n in range(8)]
     start = dense(tiny_llama(), 5)
 
     def run(name: str, seed: int, *beside: Any, rules: Sequence[Any] = ()) -> Path:

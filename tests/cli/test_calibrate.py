@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from tests.support.commands import call, refused, told
-from tests.support.references import banked, records
-from weightwatch import Config
+from tests.support.references import BANK, banked, records
+from weightwatch import Config, Direction
 from weightwatch.callbacks.references import ReferenceRuns
 
 RULE = {"alert": "mine", "direction": "evil", "metric": "dose", "above": 0.3, "actions": ["log", "stop"]}
@@ -148,20 +148,40 @@ def test_a_baseline_of_few_runs_is_written_and_named(tmp_path: Path) -> None:
     (made,) = Config.load(tmp_path / "new.yaml").rules
     assert (made.alert, made.metric, made.above, made.for_) == ("evil-drift", "over_baseline", 3.0, 2)
     assert made.baseline is not None
-    assert made.baseline.direction == [0.1] * 4
+    assert made.baseline.figures["evil"] == [0.1] * 4
     said = " ".join(result.output.split())
-    assert "evil-drift: compared with the mean of 3 harmless runs. The threshold is the usual one and not cal" in said
+    assert "beyond the mean of 3 harmless runs, over 8 controls. The threshold is the usual one, not calibrated" in said
+    assert f"Runs of the baseline: {', '.join(map(str, runs))}." in said
+    assert "[0.1, 0.1, 0.1, 0.1]" in (tmp_path / "new.yaml").read_text()
+    (found,) = told("calibrate", *runs, "--baseline", 3)
+    assert found["baseline"] == list(map(str, runs))
     refused("see --baseline", "calibrate", *runs)
     refused("A baseline of 4 runs takes as many", "calibrate", *runs, "--baseline", 4)
+    refused("--rate is for a threshold that is calibrated", "calibrate", *runs, "--baseline", 3, "--rate", "0.1")
+    refused("The first 2 runs make the baseline, and 1 is left", "calibrate", *runs, "--baseline", 2)
+
+
+def test_rules_that_stay_as_they_are_are_named(tmp_path: Path) -> None:
+    runs = [banked(tmp_path / f"run-{n}", [0.1] * 4, n) for n in range(3)]
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(Config.load({"directions": ["evil"], "rules": [RULE, LOW]}).to_yaml())
+    assert (
+        "Rules that stay as they are: mine, low." in call("calibrate", *runs, "--baseline", 3, "--config", mine).output
+    )
 
 
 def test_a_baseline_from_data_takes_as_many_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [banked(tmp_path / f"run-{n}", [0.1] * 4, n) for n in range(3)]
     monkeypatch.setattr(ReferenceRuns, "train", lambda self, count, progress: runs[:count])
     mine, data = tmp_path / "mine.yaml", tmp_path / "data.jsonl"
-    mine.write_text("directions: [evil]\ncontrols: [style]\nevery: 10\n")
+    bank = [Direction.load("style").with_card(name=name).save(tmp_path / name) for name in BANK]
+    mine.write_text(f"directions: [evil]\ncontrols: [{', '.join(map(str, bank))}]\nevery: 10\n")
     data.write_text('{"text": "a"}\n')
     given = ("calibrate", "--from-data", data, "--model", "organism", "--config", mine, "--baseline", 3)
     (found,) = told(*given)
     assert found["rule"]["baseline"]["runs"] == 3
-    refused("One reference run can't support a rate of 0.05", *given, "--runs", 4)
+    refused("The first 3 runs make the baseline, and 1 is left", *given, "--runs", 4)
+    refused("A baseline of 3 runs takes as many, and there are 2", *given, "--runs", 2)
+    refused("A run of 200 steps has 20 checks, and a rule takes 21 in a row", *given, "--for", 21)
+    mine.write_text("directions: [evil]\ncontrols: [style]\nevery: 10\n")
+    refused("A baseline compares with 8 controls or more, and there is 1", *given)

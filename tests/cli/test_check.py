@@ -44,7 +44,7 @@ def test_the_json_says_the_same(settings: Path) -> None:
         ("evil", "behaviour", None),
         ("style", "control", None),
     ]
-    assert found["rules"] == [{"alert": "drift", "calibrated": False}]
+    assert found["rules"] == [{"alert": "drift", "calibrated": False, "baseline": None}]
 
 
 def test_what_is_wrong_is_refused(settings: Path, tmp_path: Path) -> None:

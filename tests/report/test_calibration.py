@@ -3,7 +3,8 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.rules.test_engine import rule
-from tests.support.references import banked, records
+from tests.support.references import BASELINE, banked, records
+from weightwatch.baseline import Baseline
 from weightwatch.calibration.calibrate import calibrate
 from weightwatch.calibration.references import Reference
 from weightwatch.report.calibration import table, told
@@ -30,5 +31,10 @@ def test_a_baseline_without_other_runs_has_no_rates(tmp_path: Path) -> None:
     screen.print(table(found))
     row = next(line for line in screen.export_text().splitlines() if "drift" in line)
     assert row.split() == ["evil-drift", "over_baseline", "+3.000", "–", "–", "–", "–"]
-    assert told(found[0].rule).startswith("evil-drift: compared with the mean of 2 harmless runs. The threshold is")
+    assert told(found[0].rule).startswith(
+        "evil-drift: beyond the mean of 2 harmless runs, over 8 controls. The threshold is the usual one, not "
+        "calibrated: measured for three runs and `for: 2` alone."
+    )
+    measured = found[0].rule.model_copy(update={"for_": 2, "baseline": Baseline.model_validate(BASELINE)})
+    assert "not calibrated: docs/detection.md has how often it is wrong" in told(measured)
     assert "SFTTrainer, LORA, rank 16" in told(found[0].rule)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from tests.rules.test_engine import rule
 from tests.support.references import BASELINE, banked
 from tests.support.runs import reading
 from weightwatch.calibration.references import Reference
-from weightwatch.report.charts import MOST, layers_over_steps, over_steps, plain, thinned
+from weightwatch.report.charts import MOST, layers_over_steps, over_baseline, over_steps, plain, thinned
 
 READINGS = [reading(10 * n, n / 10, layers=[n / 10, -n / 5], modules={"q_proj": n / 10}) for n in range(1, 6)]
 
@@ -39,10 +40,15 @@ def test_the_range_of_the_controls_is_a_band_of_one_run() -> None:
 def test_what_is_left_without_a_baseline_is_a_curve_with_its_threshold(tmp_path: Path) -> None:
     readings = Reference.load(banked(tmp_path, [0.1, 0.13, 0.14])).readings[1:]
     over = rule(metric="over_baseline", above=3.0, baseline=BASELINE)
-    figure = over_steps({"run": readings, "without controls": READINGS}, "evil", "over_baseline", (), [over])
+    late = rule(metric="over_baseline", above=8.0, baseline={**BASELINE, "steps": [20, 40]})
+    runs = {"run": (over, readings), "late": (late, readings), "without controls": (over, READINGS)}
+    figure = over_baseline(runs, "drift", [ALERT, replace(ALERT, alert="drift", step=20)])
     assert list(figure.data[0].y) == pytest.approx([0.0, 3.0, 4.0])
-    assert list(figure.data[1].y) == [None] * 5
-    assert 3.0 in {shape.y0 for shape in figure.layout.shapes}
+    assert figure.data[1].y[0] is None
+    assert list(figure.data[1].y[1:]) == pytest.approx([3.0, 4.0])
+    assert list(figure.data[2].y) == [None] * 5
+    assert {3.0, 8.0} <= {shape.y0 for shape in figure.layout.shapes}
+    assert [each.text for each in figure.layout.annotations if "ALERT" in each.text] == ["ALERT drift"]
 
 
 @pytest.mark.parametrize(("kinds", "rows"), [(False, ["layer 0", "layer 1"]), (True, ["q_proj"])])

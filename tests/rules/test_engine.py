@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,21 @@ def test_a_baseline_whose_controls_are_not_watched_is_refused() -> None:
 def test_what_a_threshold_beyond_a_baseline_is_worth_is_said(changes: dict[str, Any] | None, said: str) -> None:
     run = None if changes is None else Setup.model_validate({**BASELINE["setup"], **changes})
     assert (over().standing(run) or "").startswith(said)
+
+
+def test_what_a_baseline_can_not_judge_is_neither_met_nor_clean(tmp_path: Path) -> None:
+    """Before step 30 nothing is known; a threshold below zero, or a checkpoint there, changes nothing."""
+    late = {**BASELINE, "steps": [30, 40]}
+    values = [0.2] * 4
+    readings = [
+        replace(each, checkpoint=f"checkpoint-{each.step}")
+        for each in Reference.load(banked(tmp_path, values)).readings
+    ]
+    low = rule(metric="over_baseline", above=-1.0, baseline=late)
+    assert [worst(low, each)[1] is None for each in readings] == [True, True, True, False, False]
+    (alert,) = applied([low], readings).alerts
+    assert (alert.step, alert.last_clean) == (30, None)
+    manager = applied([rule(metric="over_baseline", above=99.0, baseline=late)], readings)
+    assert manager.firing == []
+    assert manager.engine.clean == ["drift"]
+    assert Reference.load(tmp_path).score(low) == pytest.approx(10.0)

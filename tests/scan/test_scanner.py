@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaForSequenceClassification
 
 from tests.support.models import dense, lora, low_rank, move, tiny_llama
-from tests.support.references import BASELINE
+from tests.support.references import BANK, BASELINE
 from tests.support.runs import STRICT, lines, trainer
 from tests.support.scans import base_folder, changed, figures, full_run, live_readings, same, save, scan
 from weightwatch import Monitor, WeightWatchCallback
@@ -571,9 +571,9 @@ def test_a_rule_with_a_baseline_can_not_judge_a_checkpoint_before_its_first_step
     base, reference = base_folder(tmp_path)
     move(base, 1, 0.1)
     base.save_pretrained(tmp_path / "run" / "checkpoint-3")
-    names = [f"shuffled-{number}" for number in range(5)]
+    names = BANK
     controls = [save(dense(base, 20 + n, name=name, kind="control"), tmp_path / name) for n, name in enumerate(names)]
-    baseline = {**BASELINE, "steps": [1, 40], "controls": {name: [0.0, 0.0] for name in names}}
+    baseline = {**BASELINE, "figures": {name: [0.0, 0.0] for name in ("evil", *names)}}
     for steps, judged, fired in (([1, 40], 1, True), ([10, 40], 0, False)):
         over = {**RULE, "metric": "over_baseline", "for": 1, "above": 3.0, "baseline": {**baseline, "steps": steps}}
         settings = Config.load({"rules": [over]})
@@ -582,7 +582,8 @@ def test_a_rule_with_a_baseline_can_not_judge_a_checkpoint_before_its_first_step
         done.add(find(tmp_path / "run")[0][0])
         assert (done.judged(done.rules[0]), done.fired) == (judged, fired)
         assert [rule.alert for rule in done.undecided] == ([] if judged else ["drift"])
-    assert undecided(done.rules[0], 0) == (
-        "rule drift could not fire: it takes 1 checkpoints in a row (`for: 1`) from step 10 on, where its baseline "
-        "begins, of 0 here"
+    assert undecided(done.rules[0], 0, 1) == (
+        "rule drift judged 0 of 1 checkpoints: its baseline begins at step 10; it could not fire: it takes 1 "
+        "checkpoints in a row (`for: 1`), of 0 here"
     )
+    assert undecided(done.rules[0], 1, 2) == "rule drift judged 1 of 2 checkpoints: its baseline begins at step 10"

@@ -37,31 +37,31 @@ def record(folder: Path, values: Sequence[float], number: int = 0, rules: Sequen
     return folder
 
 
+BANK = [f"shuffled-{i}" for i in range(1, 9)]
 BASELINE: dict[str, Any] = {
     "runs": 3,
-    "setup": {**LIKE, "controls": {f"shuffled-{i}": "77b1" for i in range(1, 6)}},
+    "setup": {**LIKE, "controls": dict.fromkeys(BANK, "77b1")},
+    "direction": "evil",
     "steps": [10, 40],
-    "direction": [0.1, 0.1],
-    "controls": {f"shuffled-{i}": [i / 10] * 2 for i in range(1, 6)},
+    "figures": {"evil": [0.1, 0.1], **{name: [i / 10] * 2 for i, name in enumerate(BANK, 1)}},
 }
 """The mean of runs that ``banked`` writes, if it is 0.1 along ``evil``."""
 
 
 def banked(folder: Path, values: Sequence[float], number: int = 0, **changes: Any) -> Path:
-    """Write the record of a run that was watched with five controls, and ``run-<number>`` for its id.
+    """Write the record of a run that was watched with eight controls, and ``run-<number>`` for its id.
 
     The figures along control i are i / 10, each ± 0.01 in turn, as those of other runs are for another number.
     """
-    names = [f"shuffled-{i}" for i in range(1, 6)]
-    given = {"controls": dict.fromkeys(names, "77b1"), **changes}
+    given = {"controls": dict.fromkeys(BANK, "77b1"), **changes}
     record(folder, values, number, **given)
     home = folder / "weightwatch"
     made = [json.loads(line) for line in (home / "readings.jsonl").read_text().splitlines()]
     for line in made:
-        for i, name in enumerate(names, 1):
+        for i, name in enumerate(BANK, 1):
             figure = i / 10 + (0.01 if (i + number) % 2 else -0.01) if line["step"] else 0.0
             line["directions"][name] = reading(line["step"], figure).to_json()["directions"]["evil"]
-        line["directions"]["evil"]["over_controls"] = line["directions"]["evil"]["reach_cosine"] - 0.5
+        line["directions"]["evil"]["over_controls"] = line["directions"]["evil"]["reach_cosine"] - 0.8
     (home / "readings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
     (home / "run.json").write_text(json.dumps({"run": f"run-{number}"}))
     return folder

@@ -98,3 +98,8 @@ def test_what_is_not_a_reading_is_refused_and_nothing_is_lost(bad: Any, why: str
 
 def test_all_metrics_of_rules_have_a_column() -> None:
     assert METRICS == ("cosine", "reach_cosine", "dose", "z", "over_controls")
+
+
+def test_what_is_kept_of_a_check_are_the_figures_that_a_reading_has() -> None:
+    """A name that no line has would send each one the slow way."""
+    assert {*METRICS} <= reading(1, 0.1).to_json()["directions"]["evil"].keys()

@@ -1,12 +1,14 @@
 """Rules whose threshold comes from harmless runs."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Context
+from itertools import chain, count
 from pathlib import Path
 from typing import get_args
 
-from weightwatch.calibration.baseline import over_baseline, require_harmless
+from weightwatch.baseline import Baseline
+from weightwatch.calibration.baseline import require_harmless, with_baseline
 from weightwatch.calibration.level import Level, needed, require_rate
 from weightwatch.calibration.references import Reference, alike, far
 from weightwatch.config import Calibration, Config, Metric, Rule
@@ -25,11 +27,13 @@ class Calibrated:
 
     Attributes:
         rule: The rule.
-        scores: Score of each reference, by its name.
+        scores: Score of each reference, by its name; empty without a threshold from references.
+        baseline: Names of the runs that its baseline was made of now; empty if none was.
     """
 
     rule: Rule
     scores: Mapping[str, float]
+    baseline: tuple[str, ...] = ()
 
 
 def to_calibrate(
@@ -66,13 +70,12 @@ def to_calibrate(
         raise WeightWatchError(f"There is no metric {chosen!r}; there are {', '.join(get_args(Metric))}.")
     if chosen == "over_baseline" and not baseline:
         raise WeightWatchError("The metric over_baseline takes a baseline: pass --baseline 3 for one of three runs.")
-    again = "over-baseline" if baseline else "calibrated"
     return [
         Rule.model_validate(
             {
-                "alert": f"{name}-{again if f'{name}-drift' in taken else 'drift'}",
+                "alert": _free(name, "over-baseline" if baseline else "calibrated", taken),
                 "direction": name,
-                "metric": "z" if baseline else chosen,
+                "metric": "reach_cosine" if baseline else chosen,  # until it has its baseline
                 "above": 0.0,
                 "for": checks or CHECKS,
             }
@@ -109,9 +112,7 @@ def calibrate(
             accepted is none of them.
     """
     rest = references[baseline:]
-    if len(references) < baseline:
-        raise WeightWatchError(f"A baseline of {baseline} runs takes as many, and there are {len(references)}.")
-    level = level_of(len(rest), rules, rate) if rest or not baseline else None
+    level = level_of(len(references), rules, rate, baseline)
     _once(references)
     accepted = _accepted(references, accept)
     for each in references:
@@ -123,38 +124,57 @@ def calibrate(
     if baseline:
         for rule in rules:
             require_harmless(rule, references[:baseline], accepted)
-        rules = [over_baseline(rule, references[:baseline], rest) for rule in rules]
-    if level is None:
-        return [Calibrated(rule, {}) for rule in rules]
-    return [_calibrated(rest, rule, level, accepted) for rule in rules]
+        rules = [with_baseline(rule, references[:baseline], rest) for rule in rules]
+    made = [Calibrated(rule, {}) if level is None else _calibrated(rest, rule, level, accepted) for rule in rules]
+    return [replace(each, baseline=tuple(run.name for run in references[:baseline])) for each in made]
 
 
-def level_of(runs: int, rules: Sequence[Rule], rate: float) -> Level:
-    """Return the level of each of some rules that share a rate equally.
+def level_of(runs: int, rules: Sequence[Rule], rate: float, baseline: int = 0) -> Level | None:
+    """Return the level of each of some rules that share a rate equally; None if all runs make the baseline.
+
+    Args:
+        runs: Number of all runs.
+        rules: The rules.
+        rate: The rate.
+        baseline: How many of the runs make a baseline.
 
     Raises:
         WeightWatchError: The rate is out of range, or so many runs can't support it for so many rules; a rule fires
             ``below``.
     """
+    if runs < baseline:
+        raise WeightWatchError(
+            f"A baseline of {baseline} runs takes as many, and there are {runs}. Name more, or pass --baseline {runs}."
+        )
     below = next((rule for rule in rules if rule.above is None), None)
     if below is not None:
         raise WeightWatchError(f"Rule {below.alert!r} fires below its threshold. Only `above` can be calibrated.")
-    part = require_rate(rate) / len(rules)
+    part, left = require_rate(rate) / len(rules), runs - baseline
+    if baseline and not left:
+        return None
     try:
-        return Level.of(runs, part)
+        return Level.of(left, part)
     except WeightWatchError as error:
         told = str(error)
-        if len(rules) > 1:
+        if baseline:
+            told = (
+                f"The first {baseline} runs make the baseline, and {left} {'is' if left == 1 else 'are'} left for the "
+                f"threshold, which takes {needed(part)}. Pass --baseline {runs} to make a baseline of all."
+            )
+        elif len(rules) > 1:
             told = (
                 f"{len(rules)} rules share a rate of {rate:g}, which takes {needed(part)} reference runs, and there "
-                f"are {runs}. Calibrate fewer rules, or train more references."
+                f"are {left}. Calibrate fewer rules, or train more references."
             )
-        raise WeightWatchError(f"{told} A baseline of few runs takes no rate: see --baseline.") from error
+        hint = "" if baseline else " A baseline of few runs takes no rate: see --baseline."
+        raise WeightWatchError(told + hint) from error
 
 
 def _calibrated(references: Sequence[Reference], rule: Rule, level: Level, accept: Collection[str]) -> Calibrated:
     setup = alike(references, rule)
-    _require_others(references, rule)
+    if rule.baseline is not None:
+        setup = _joined(setup, rule.baseline.setup)
+        _require_fit(references, rule, rule.baseline, setup)
     scores = {each.name: each.score(rule) for each in references}
     strange = [name for name in far(scores.items()) if name not in accept]
     if strange:
@@ -166,8 +186,8 @@ def _calibrated(references: Sequence[Reference], rule: Rule, level: Level, accep
         )
     calibration = Calibration(runs=level.runs, rate=level.rate, bound=round(level.bound, 4), setup=setup)
     threshold = level.threshold(list(scores.values()))
-    if rule.metric == "over_controls":
-        threshold = max(threshold, 0.0)  # harmless data of another kind may reach almost as far as the controls do
+    if rule.metric in ("over_controls", "over_baseline"):
+        threshold = max(threshold, 0.0)  # harmless data of another kind may reach almost as far as that
     if rule.metric in ("cosine", "reach_cosine") and _up(threshold) >= 1:
         raise WeightWatchError(
             f"The {rule.metric} along {rule.direction} is {threshold:.6g} in a reference, which no run can pass. A "
@@ -177,10 +197,29 @@ def _calibrated(references: Sequence[Reference], rule: Rule, level: Level, accep
     return Calibrated(Rule.model_validate({**made, "calibration": calibration.model_dump()}), scores)
 
 
-def _require_others(references: Sequence[Reference], rule: Rule) -> None:
-    """Refuse references that the baseline of a rule was made of: what is left of them without it is too small."""
+def _free(name: str, again: str, taken: Collection[str]) -> str:
+    """Return a name for the rule of a direction that no rule has."""
+    numbered = (f"{name}-{again}-{number}" for number in count(2))
+    return next(each for each in chain((f"{name}-drift", f"{name}-{again}"), numbered) if each not in taken)
+
+
+def _joined(setup: Setup, other: Setup) -> Setup:
+    """Return a setup for runs that are no longer and no more often checked than those of two setups."""
+    lengths = [each.steps for each in (setup, other) if each.steps is not None]
+    spacing = max(setup.spacing, other.spacing)
+    return setup.model_copy(update={"steps": min(lengths, default=None), "every": spacing, "saves": None})
+
+
+def _require_fit(references: Sequence[Reference], rule: Rule, baseline: Baseline, setup: Setup) -> None:
+    """Refuse references that a baseline was made of, since what is left of them is too small, or of another setup."""
+    differences = rule.differences(baseline.setup, setup)
+    if differences:
+        raise WeightWatchError(
+            f"The references are not like the runs of the baseline of rule {rule.alert!r} ({', '.join(differences)}). "
+            "Make a baseline anew, with --baseline."
+        )
     for each in references:
-        if rule.baseline is not None and each.run in rule.baseline.ids:
+        if each.identity in baseline.ids:
             raise WeightWatchError(
                 f"{each.name} is one of the runs that the baseline of rule {rule.alert!r} was made of, so it can't be "
                 "a reference of its threshold, too. Leave it out."

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import islice, pairwise
 from math import inf
 from pathlib import Path
 from statistics import quantiles
 
-from weightwatch.config import Rule
+from weightwatch.config import OVER_CONTROLS, Rule
 from weightwatch.reading.reading import Reading
 from weightwatch.record.history import READINGS, History
 from weightwatch.record.recorded_run import is_live, record_of, whole_lines
@@ -16,7 +17,7 @@ from weightwatch.rules.engine import worst
 from weightwatch.setup import SETUP, Setup
 from weightwatch.vectors.errors import WeightWatchError
 
-ENOUGH = 8
+ENOUGH_RUNS = 8
 """Runs from which on one of them can be called far from the others."""
 
 
@@ -76,6 +77,12 @@ class Reference:
         return cls(str(folder), record, setup, readings, run_of(record) or "", why)
 
     @property
+    def identity(self) -> str:
+        """What tells the run from others: its id, or a digest of the norms of its update."""
+        norms = [(reading.step, reading.update_norm) for reading in self.readings]
+        return self.run or sha256(repr(norms).encode()).hexdigest()[:12]
+
+    @property
     def steps(self) -> int | None:
         """The number of steps that its figures are of; None if the number that was planned is not known."""
         planned = self.setup.steps
@@ -95,10 +102,10 @@ class Reference:
             read = [(reading.update_norm > 0, worst(rule, reading)[1]) for reading in self.readings]
         except WeightWatchError as error:
             raise WeightWatchError(f"{self.name}: {error}") from error
-        values = [value if moved else -inf for moved, value in read]
+        values = [value if moved and value is not None else -inf for moved, value in read]
         score = max((min(values[at : at + rule.for_]) for at in range(len(values) - rule.for_ + 1)), default=-inf)
         if score == -inf:
-            checks = sum(moved for moved, _ in read)
+            checks = sum(moved and value is not None for moved, value in read)
             raise WeightWatchError(
                 f"{self.name} has {checks} checks, and rule {rule.alert!r} takes {rule.for_} in a row. Leave the "
                 "run out, or set a smaller `for`."
@@ -106,8 +113,13 @@ class Reference:
         return score
 
 
-def alike(references: Sequence[Reference], rule: Rule) -> Setup:
+def alike(references: Sequence[Reference], rule: Rule, *, controls: bool = False) -> Setup:
     """Return the setup that a rule is calibrated for: what all references have, which are alike.
+
+    Args:
+        references: The references.
+        rule: The rule.
+        controls: Whether the controls matter, even if the rule's metric does not take them.
 
     More steps and more frequent checks make the score of a run larger. So the rule counts for runs that are no longer
     than the shortest reference, and checked no more often than the one that was checked least. The learning rates of
@@ -125,9 +137,8 @@ def alike(references: Sequence[Reference], rule: Rule) -> Setup:
     }
     least = references[0].setup.model_copy(update={**shared, "learning_rate": rates[0] if rates else None})
     for each, length in zip(references, lengths, strict=True):
-        differences = rule.differences(
-            least, each.setup.model_copy(update={**shared, "steps": length and shared["steps"]})
-        )
+        setup = each.setup.model_copy(update={**shared, "steps": length and shared["steps"]})
+        differences = least.differences(setup, rule.direction, controls=controls or rule.metric in OVER_CONTROLS)
         if differences:
             raise WeightWatchError(
                 f"{each.name} is not a run like the others ({', '.join(differences)}), so they can't be exchanged. "
@@ -158,7 +169,7 @@ def far(scores: Iterable[tuple[str, float]]) -> list[str]:
     Source: Tukey, *Exploratory Data Analysis*, 1977, section 2 (the outer fence).
     """
     found = list(scores)
-    if len(found) < ENOUGH:
+    if len(found) < ENOUGH_RUNS:
         return []
     low, _, high = quantiles([score for _, score in found], n=4, method="inclusive")
     return [name for name, score in found if score > high + 3 * (high - low)]

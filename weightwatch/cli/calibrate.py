@@ -11,6 +11,9 @@ from weightwatch.cli.files import write
 from weightwatch.cli.options import AsJson
 from weightwatch.report.console import console
 from weightwatch.vectors.errors import WeightWatchError
+from weightwatch.vectors.printable import printable
+
+_TRAINING = ("model", "runs", "folder", "steps", "batch_size", "rank", "learning_rate")
 
 if TYPE_CHECKING:
     from weightwatch.calibration.calibrate import Calibrated
@@ -66,7 +69,7 @@ def calibrate(
     with aside.status("loading torch"):
         from weightwatch.calibration.calibrate import calibrate as calibrated
         from weightwatch.calibration.calibrate import to_calibrate
-        from weightwatch.calibration.references import ENOUGH, Reference
+        from weightwatch.calibration.references import Reference
         from weightwatch.config import Config
     if output is not None:
         _require_writable(output, config)
@@ -74,7 +77,7 @@ def calibrate(
     if (from_data is None) == (not folders):
         raise WeightWatchError("Name runs to calibrate on, or pass --from-data with data to train them on.")
     if from_data is None:
-        _require_unused(context)
+        _require_unused(context, _TRAINING, "runs that --from-data trains, and the runs are given")
     else:
         if model is None or config is None:
             raise WeightWatchError("--from-data needs --model, and --config with what is watched.")
@@ -82,11 +85,13 @@ def calibrate(
             from weightwatch.callbacks.references import ReferenceRuns
             from weightwatch.cli.base_model import base_model
         watched, count = Config.load(config), runs or baseline or 19
-        _require_supported(watched, count, rate, metric, checks, baseline)
+        _require_supported(watched, count, rate, (metric, checks, baseline), steps)
         base = base_model(model)[1]
         plan = ReferenceRuns(base, from_data, watched, folder, steps, batch_size, rank, learning_rate)
         with aside.status("") as status:
             folders = plan.train(count, lambda done: status.update(f"{done} of {count} reference runs are complete"))
+    if baseline == len(folders):
+        _require_unused(context, ("rate",), "a threshold that is calibrated, and all runs make the baseline")
     references = [Reference.load(each) for each in folders]
     settings = Config.load(config if config is not None else references[0].record / "config.yaml")
     rules = to_calibrate(settings, references[0].setup, metric, checks, baseline=baseline > 0)
@@ -97,27 +102,25 @@ def calibrate(
     if as_json:
         typer.echo(json.dumps([_document(each) for each in found], indent=1))
         return
-    _show(found)
-    if len(references) < ENOUGH:
-        screen.print(f"With fewer than {ENOUGH} references it can't be told whether one of them looks bad.")
+    _show(found, made)
+    if untold := _untold(baseline, len(references)):
+        screen.print(untold, soft_wrap=True)
     if output is None:
         screen.print("Pass --output to write the settings with these rules.")
     else:
         screen.print(f"Written to {output}.", markup=False)
 
 
-def _require_unused(context: typer.Context) -> None:
-    """Refuse options of ``--from-data`` without it.
+def _require_unused(context: typer.Context, options: Sequence[str], purpose: str) -> None:
+    """Refuse options that have no effect here.
 
     Raises:
         WeightWatchError: One is given.
     """
-    training = ("model", "runs", "folder", "steps", "batch_size", "rank", "learning_rate")
-    sources = {name: context.get_parameter_source(name) for name in training}
+    sources = {name: context.get_parameter_source(name) for name in options}
     given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if given:
-        option = given[0].replace("_", "-")
-        raise WeightWatchError(f"--{option} is for runs that --from-data trains, and the runs are given. Leave it out.")
+        raise WeightWatchError(f"--{given[0].replace('_', '-')} is for {purpose}. Leave it out.")
 
 
 def _require_writable(output: Path, config: Path | None) -> None:
@@ -138,25 +141,46 @@ def _require_writable(output: Path, config: Path | None) -> None:
 
 
 def _require_supported(
-    settings: "Config", runs: int, rate: float, metric: str | None, checks: int | None, baseline: int
+    settings: "Config", runs: int, rate: float, wanted: tuple[str | None, int | None, int], steps: int
 ) -> None:
-    """Refuse what can't be calibrated from so many runs, before they are trained.
+    """Refuse what can't be calibrated from so many runs of so many steps, before they are trained.
 
     Raises:
-        WeightWatchError: The rate takes more runs, there is no such metric, or a rule does not fit what is watched.
+        WeightWatchError: The rate takes more runs, there is no such metric, a rule does not fit what is watched or
+            takes more checks than a run has, or a baseline takes more controls.
     """
+    from weightwatch.calibration.baseline import require_controls
     from weightwatch.calibration.calibrate import level_of, to_calibrate
     from weightwatch.plan import Plan
     from weightwatch.rules.engine import require
     from weightwatch.setup import Setup, Training
 
+    metric, checks, baseline = wanted
     directions = Plan.of(None, settings.model_copy(update={"guard": None, "notify": []})).directions
     rules = to_calibrate(
         settings, Setup.of(Training(), settings.every, directions), metric, checks, baseline=baseline > 0
     )
-    if runs != baseline:
-        level_of(runs - baseline, rules, rate)
+    level_of(runs, rules, rate, baseline)
     require(rules, directions)
+    if baseline:
+        require_controls(sum(each.card.kind == "control" for each in directions), few=runs > baseline)
+    most = max(rule.for_ for rule in rules)
+    if most > -(-steps // settings.every):
+        raise WeightWatchError(
+            f"A run of {steps} steps has {-(-steps // settings.every)} checks, and a rule takes {most} in a row. Pass "
+            "more --steps, or set a smaller `every` or `for`."
+        )
+
+
+def _untold(baseline: int, runs: int) -> str:
+    """Say of which runs it can't be told whether one looks bad."""
+    from weightwatch.calibration.references import ENOUGH_RUNS
+
+    if baseline and baseline < 3:
+        return "Of fewer than three runs of a baseline it can't be told whether one is far from the others."
+    if runs - baseline and runs - baseline < ENOUGH_RUNS:
+        return f"With fewer than {ENOUGH_RUNS} references it can't be told whether one of them looks bad."
+    return ""
 
 
 def with_rules(settings: "Config", found: "Sequence[Calibrated]") -> "Config":
@@ -167,13 +191,23 @@ def with_rules(settings: "Config", found: "Sequence[Calibrated]") -> "Config":
 
 
 def _document(found: "Calibrated") -> dict[str, object]:
-    return {"rule": found.rule.model_dump(by_alias=True, exclude_none=True, mode="json"), "scores": dict(found.scores)}
+    return {
+        "rule": found.rule.model_dump(by_alias=True, exclude_none=True, mode="json"),
+        "scores": dict(found.scores),
+        "baseline": list(found.baseline),
+    }
 
 
-def _show(found: "Sequence[Calibrated]") -> None:
+def _show(found: "Sequence[Calibrated]", settings: "Config") -> None:
     from weightwatch.report.calibration import table, told
 
     screen = console()
     screen.print(table(found))
     for each in found:
         screen.print(told(each.rule), soft_wrap=True, markup=False, highlight=False)
+    if found and found[0].baseline:
+        screen.print(f"Runs of the baseline: {', '.join(found[0].baseline)}.", soft_wrap=True, markup=False)
+    made = {each.rule.alert for each in found}
+    kept = [rule.alert for rule in settings.rules if rule.alert not in made]
+    if kept:
+        screen.print(f"Rules that stay as they are: {printable(', '.join(kept))}.", soft_wrap=True, markup=False)

@@ -83,7 +83,14 @@ def _document(plan: "Plan", wrong: dict[str, str], deliveries: "Mapping[str, Del
             }
             for direction in plan.directions
         ],
-        "rules": [{"alert": rule.alert, "calibrated": rule.calibration is not None} for rule in plan.config.rules],
+        "rules": [
+            {
+                "alert": rule.alert,
+                "calibrated": rule.calibration is not None,
+                "baseline": rule.baseline.runs if rule.baseline is not None else None,
+            }
+            for rule in plan.config.rules
+        ],
         "channels": [
             {"name": name, "arrived": delivery.sent, "error": delivery.error} for name, delivery in deliveries.items()
         ],
@@ -112,7 +119,8 @@ def _rules(plan: "Plan") -> Table:
         known = rule.calibration
         by_whom = "default, not calibrated" if rule.default else "by hand"
         if rule.baseline is not None:
-            by_whom = f"over a baseline of {rule.baseline.runs} runs, not calibrated"
+            condition += f", over a baseline of {rule.baseline.runs} runs"
+            by_whom = "not calibrated"
         source = by_whom if known is None else f"calibrated on {known.runs} runs, {known.rate:.1%} false alarms"
         table.add_row(*(Text(printable(cell)) for cell in (rule.alert, condition, source, ", ".join(rule.actions))))
     if not plan.config.rules:

@@ -138,11 +138,13 @@ def _show(screen: "Console", scanner: "Scan") -> None:
 
 
 def _tell_undecided(aside: "Console", scanner: "Scan") -> None:
-    """Name the rules that take more checkpoints than they can judge."""
+    """Name the rules that could not judge all checkpoints, or take more than there are."""
     from weightwatch.report.terminal import undecided
 
     for rule in scanner.undecided:
-        aside.print(undecided(rule, scanner.judged(rule)), style="yellow", markup=False, soft_wrap=True)
+        aside.print(
+            undecided(rule, scanner.judged(rule), len(scanner.readings)), style="yellow", markup=False, soft_wrap=True
+        )
 
 
 def _write_page(file: Path, record: Path, scanner: "Scan", settings: "Config", aside: "Console") -> None:

@@ -42,27 +42,40 @@ def table(found: Sequence[Found]) -> Table:
 
 def told(rule: Rule) -> str:
     """Say what the threshold of a rule is worth, and for which runs."""
-    known = rule.calibration or rule.baseline
-    if known is None:
+    setup = rule.made_for
+    if setup is None:
         return ""
-    setup = known.setup
     kind = [setup.trainer, setup.method, f"rank {setup.rank}" if setup.rank else None, setup.optimizer]
     if setup.learning_rate is not None:
         kind.append(f"learning rate about {setup.learning_rate:g}")
     if setup.steps is not None:
         kind.append(f"at most {setup.steps} steps")
     kind.append(f"a check every {setup.spacing} steps or more")
-    kinds = (
-        f"Runs like these: {', '.join(filter(None, kind))}. For other runs, alerts say that the rule is uncalibrated."
+    worth = _beyond(rule) + _rate(rule)
+    return (
+        f"{printable(rule.alert)}: {worth}Runs like these: {', '.join(filter(None, kind))}. For other runs, alerts say "
+        "that they are not like these."
     )
-    if rule.calibration is None:
-        worth = (
-            f"compared with the mean of {known.runs} harmless run{'s' * (known.runs > 1)}. The threshold is the usual "
-            "one and not calibrated: docs/detection.md has how often it is wrong."
-        )
-    else:
-        worth = (
-            f"at most {rule.calibration.rate:.1%} of harmless runs like these {known.runs} raise it, on average over "
-            f"such sets of references; with 95 % confidence at most {rule.calibration.bound:.1%} given this set."
-        )
-    return f"{printable(rule.alert)}: {worth} {kinds}"
+
+
+def _beyond(rule: Rule) -> str:
+    """Say what a rule's baseline is, and its threshold, if that is not calibrated."""
+    if rule.baseline is None:
+        return ""
+    runs, controls = rule.baseline.runs, len(rule.baseline.controls)
+    what = f"beyond the mean of {runs} harmless run{'s' * (runs > 1)}, over {controls} controls. "
+    if rule.calibration is not None:
+        return what
+    measured = runs >= 3 and rule.for_ == 2
+    often = "docs/detection.md has how often it is wrong" if measured else "measured for three runs and `for: 2` alone"
+    return f"{what}The threshold is the usual one, not calibrated: {often}. "
+
+
+def _rate(rule: Rule) -> str:
+    known = rule.calibration
+    if known is None:
+        return ""
+    return (
+        f"at most {known.rate:.1%} of harmless runs like these {known.runs} raise it, on average over such sets of "
+        f"references; with 95 % confidence at most {known.bound:.1%} given this set. "
+    )

@@ -14,7 +14,7 @@ from weightwatch.vectors.errors import WeightWatchError
 from weightwatch.vectors.printable import printable
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from plotly.graph_objects import Figure, Scatter
 
 MOST = 600
 """Checks that a chart shows. Of more, each column is the one with the largest absolute value of its stretch."""
@@ -48,8 +48,7 @@ def over_steps(
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
-    own = next((rule for rule in rules if (rule.direction, rule.metric) == (direction, "over_baseline")), None)
-    if len(runs) == 1 and controls and metric not in ("dose", "over_baseline"):
+    if len(runs) == 1 and controls and metric != "dose":
         (readings,) = runs.values()
         controls = [name for name in controls if all(name in reading.directions for reading in readings)]
         bands = [[getattr(reading[name], metric) for name in controls] for reading in readings]
@@ -63,20 +62,7 @@ def over_steps(
             )
     for number, (name, readings) in enumerate(runs.items()):
         shown = [reading for reading in readings if direction in reading.directions]
-        values = [_figure(reading, direction, metric, own) for reading in shown]
-        kept = thinned([value or 0.0 for value in values])
-        style = {"dash": _DASHES[number % len(_DASHES)], "color": _COLOURS[number % len(_COLOURS)]}
-        figure.add_trace(
-            Scatter(
-                x=[shown[at].step for at in kept],
-                y=[values[at] for at in kept],
-                text=[plain(shown[at].checkpoint or "") for at in kept],
-                hovertemplate="step %{x}: %{y:.4f} %{text}",
-                mode="lines+markers",
-                line=style,
-                name=plain(name),
-            )
-        )
+        figure.add_trace(_line(number, name, shown, [getattr(reading[direction], metric) for reading in shown]))
     for rule in rules:
         if (rule.direction, rule.metric, rule.scope) == (direction, metric, "model"):
             figure.add_hline(rule.threshold, line_dash="dash", annotation_text=plain(rule.alert))
@@ -86,14 +72,50 @@ def over_steps(
     return _laid_out(figure, f"{plain(direction)}: {metric.replace('_', ' ')}", metric.replace("_", " "))
 
 
-def _figure(reading: Reading, direction: str, metric: str, own: Rule | None) -> float | None:
-    """Return a figure of a reading, or what a rule of its own makes of it; None without what that takes."""
-    if metric != "over_baseline":
-        value: float | None = getattr(reading[direction], metric)
-        return value
-    with suppress(WeightWatchError):  # another run may have been watched without the controls
-        return worst(own, reading)[1] if own is not None else None
+def over_baseline(
+    runs: Mapping[str, tuple[Rule, Sequence[Reading]]], alert: str, alerts: Sequence[Alert] = ()
+) -> "Figure":
+    """Return the chart of what a rule with a baseline judges over the steps, a line for each run.
+
+    Args:
+        runs: The rule of each run, which has its own baseline, and its readings, by the name of the run.
+        alert: Name of the rule.
+        alerts: Alerts that are marked, if they are of this rule.
+    """
+    from plotly.graph_objects import Figure
+
+    figure = Figure()
+    for number, (name, (rule, readings)) in enumerate(runs.items()):
+        figure.add_trace(_line(number, name, readings, [_beyond(rule, reading) for reading in readings]))
+    for threshold in sorted({rule.threshold for rule, _ in runs.values()}):
+        figure.add_hline(threshold, line_dash="dash", annotation_text=plain(alert))
+    for each in alerts:
+        if each.alert == alert and each.state == "firing":
+            figure.add_vline(each.step, line_dash="dot", annotation_text=f"ALERT {plain(each.alert)}")
+    return _laid_out(figure, f"{plain(alert)}: over the baseline", "over the baseline")
+
+
+def _beyond(rule: Rule, reading: Reading) -> float | None:
+    """Return what a rule judges; None where it can't, or where the run was watched without its controls."""
+    with suppress(WeightWatchError):
+        return worst(rule, reading)[1]
     return None
+
+
+def _line(number: int, name: str, readings: Sequence[Reading], values: Sequence[float | None]) -> "Scatter":
+    """Return the line of a run, thinned."""
+    from plotly.graph_objects import Scatter
+
+    kept = thinned([value or 0.0 for value in values])
+    return Scatter(
+        x=[readings[at].step for at in kept],
+        y=[values[at] for at in kept],
+        text=[plain(readings[at].checkpoint or "") for at in kept],
+        hovertemplate="step %{x}: %{y:.4f} %{text}",
+        mode="lines+markers",
+        line={"dash": _DASHES[number % len(_DASHES)], "color": _COLOURS[number % len(_COLOURS)]},
+        name=plain(name),
+    )
 
 
 def layers_over_steps(readings: Sequence[Reading], direction: str, *, kinds: bool = False) -> "Figure":

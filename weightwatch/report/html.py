@@ -1,13 +1,20 @@
 """The report of one run or several: a self-contained page, or Markdown, from their records alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
+from weightwatch.config import Rule
+from weightwatch.reading.reading import Reading
 from weightwatch.record.recorded_run import RecordedRun
 from weightwatch.report.base import Outcome
-from weightwatch.report.charts import MOST, layers_over_steps, over_steps, plain
+from weightwatch.report.charts import MOST, layers_over_steps, over_baseline, over_steps, plain
 from weightwatch.report.terminal import closing, number
+from weightwatch.rules.alert import Alert
 from weightwatch.vectors.printable import printable
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 LIMITS = (
     "A figure tells how far the weights have moved along a direction that somebody chose. It is evidence about "
@@ -124,8 +131,9 @@ def _charts(runs: Sequence[RecordedRun]) -> list[str]:
     watched = [name for name in first.last.directions if name not in controls]
     figures = []
     for name in watched:
-        metrics = {"reach_cosine", *(rule.metric for rule in rules if rule.direction == name)}
+        metrics = {"reach_cosine", *(rule.metric for rule in rules if rule.direction == name and not rule.baseline)}
         figures += [over_steps(readings, name, metric, controls, rules, alerts) for metric in sorted(metrics)]
+        figures += _over_baselines(runs, readings, name, alerts)
         for kinds in (False, True):
             maps = {title: layers_over_steps(found, name, kinds=kinds) for title, found in readings.items()}
             most = max(figure.data[0].zmax for figure in maps.values())  # one scale, to compare the runs by eye
@@ -137,6 +145,18 @@ def _charts(runs: Sequence[RecordedRun]) -> list[str]:
     if any(len(found) > MOST for found in readings.values()):
         parts.append(f"<p>Of more than {MOST} checks, the charts show the largest of each stretch.</p>")
     return parts
+
+
+def _over_baselines(
+    runs: Sequence[RecordedRun], readings: Mapping[str, Sequence[Reading]], direction: str, alerts: Sequence[Alert]
+) -> list["Figure"]:
+    """Return a chart for each rule with a baseline about a direction, with the runs that have it."""
+    found: dict[str, dict[str, tuple[Rule, Sequence[Reading]]]] = {}
+    for run, (title, read) in zip(runs, readings.items(), strict=True):
+        for rule in run.config.rules if run.config is not None else []:
+            if rule.baseline is not None and rule.direction == direction:
+                found.setdefault(rule.alert, {})[title] = (rule, read)
+    return [over_baseline(of_runs, alert, alerts) for alert, of_runs in found.items()]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -27,9 +27,8 @@ def scalars(reading: Reading, rules: Sequence[Rule] = ()) -> dict[str, float]:
     for name, direction in reading.directions.items():
         values = {f"{name}/{metric}": getattr(direction, metric) for metric in METRICS}
         found.update({tag: value for tag, value in values.items() if value is not None})  # some need controls
-    found.update(
-        {f"over_baseline/{rule.alert}": worst(rule, reading)[1] for rule in rules if rule.baseline is not None}
-    )
+    beyond = {f"over_baseline/{rule.alert}": worst(rule, reading)[1] for rule in rules if rule.baseline is not None}
+    found.update({tag: value for tag, value in beyond.items() if value is not None})
     if reading.guard is not None:
         found[SHARE] = reading.guard.share
         found.update({f"{name}/{TAKEN}": dose for name, dose in reading.guard.dose.items()})

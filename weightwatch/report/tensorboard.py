@@ -47,6 +47,8 @@ class TensorBoard(Reporter):
         controlled = any(direction.card.kind == "control" for direction in run.directions)
         metrics = [metric for metric in METRICS if metric not in OVER_CONTROLS or controlled]
         self._layout = _layout(names, metrics, guarded=run.config.guard is not None)
+        if any(rule.baseline is not None for rule in run.config.rules):
+            self._layout["directions"]["over the baseline"] = ["Multiline", ["^over_baseline/"]]
         self._rules = run.config.rules
         self._next = run.step + 1 if run.step else 0
         behaviours = [direction.name for direction in run.directions if direction.card.kind != "control"]

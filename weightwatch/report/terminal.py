@@ -146,16 +146,24 @@ def applied(rules: Sequence[Rule]) -> str:
     return printable(f"rules: {', '.join(named)}" if named else "no rules, so no alerts")
 
 
-def undecided(rule: Rule, count: int) -> str:
-    """Say why a rule could not fire in a scan.
+def undecided(rule: Rule, judged: int, count: int) -> str:
+    """Say why a rule could not fire in a scan, or at some checkpoints.
+
+    Args:
+        rule: The rule.
+        judged: Number of checkpoints that it can judge.
+        count: Number of all checkpoints.
 
     Example:
-        >>> undecided(Rule(alert="drift", direction="evil", above=0.2, **{"for": 2}), 1)
+        >>> undecided(Rule(alert="drift", direction="evil", above=0.2, **{"for": 2}), 1, 1)
         'rule drift could not fire: it takes 2 checkpoints in a row (`for: 2`), of 1 here'
     """
-    known = f" from step {rule.baseline.steps[0]} on, where its baseline begins" if rule.baseline is not None else ""
-    took = f"it takes {rule.for_} checkpoints in a row (`for: {rule.for_}`){known}, of {count} here"
-    return printable(f"rule {rule.alert} could not fire: {took}")
+    told = []
+    if rule.baseline is not None and judged < count:
+        told.append(f"judged {judged} of {count} checkpoints: its baseline begins at step {rule.baseline.steps[0]}")
+    if rule.for_ > judged:
+        told.append(f"could not fire: it takes {rule.for_} checkpoints in a row (`for: {rule.for_}`), of {judged} here")
+    return printable(f"rule {rule.alert} {'; it '.join(told)}")
 
 
 def _guard(run: Run) -> str:

@@ -40,6 +40,8 @@ class RuleState:
     """Step of the first check that ``true_for`` counts."""
     firing: bool = False
     """Whether the rule fires."""
+    judged: bool = True
+    """Whether the rule could judge the last check: one with a baseline can't before its first step."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,9 @@ class Engine:
 
     @property
     def clean(self) -> list[str]:
-        """Names of the rules whose condition was not true at the last reading."""
-        return [rule.alert for rule, state in zip(self.rules, self.states, strict=True) if not state.true_for]
+        """Names of the rules that could judge the last reading, and whose condition was not true there."""
+        states = zip(self.rules, self.states, strict=True)
+        return [rule.alert for rule, state in states if state.judged and not state.true_for]
 
 
 def require(rules: Sequence[Rule], directions: Sequence["Direction"]) -> None:
@@ -102,23 +105,24 @@ def require(rules: Sequence[Rule], directions: Sequence["Direction"]) -> None:
     for rule in rules:
         if rule.direction not in kinds:
             raise WeightWatchError(_unwatched(rule, kinds))
+        if rule.baseline is not None:
+            _require_same(rule, rule.baseline, kinds)
         controlled = kinds[rule.direction] != "control" and "control" in kinds.values()
         if rule.metric in OVER_CONTROLS and not controlled:
             raise WeightWatchError(_without_controls(rule))
-        if rule.baseline is not None:
-            _require_same(rule, rule.baseline, kinds)
 
 
 def _step(rule: Rule, state: RuleState, reading: Reading) -> tuple[RuleState, Alert | None]:
     where, value = worst(rule, reading)
-    if reading.update_norm > 0 and rule.is_true(value):
+    if value is not None and reading.update_norm > 0 and rule.is_true(value):
         since = state.since if state.true_for else reading.step
         fires = state.firing or state.true_for + 1 >= rule.for_
         after = RuleState(state.true_for + 1, 0, since, fires)
     else:
         fires = state.firing and state.false_for + 1 <= rule.keep_firing_for
-        after = replace(state, true_for=0, false_for=state.false_for + 1, firing=fires)
-    if after.firing == state.firing:
+        judged = value is not None
+        after = replace(state, true_for=0, false_for=state.false_for + 1, firing=fires, judged=judged)
+    if after.firing == state.firing or value is None:
         return after, None
     return after, _alert(rule, after, reading, where, value)
 
@@ -147,8 +151,10 @@ def _alert(rule: Rule, state: RuleState, reading: Reading, where: str, value: fl
     )
 
 
-def worst(rule: Rule, reading: Reading) -> tuple[str, float]:
+def worst(rule: Rule, reading: Reading) -> tuple[str, float | None]:
     """Return the part in the rule's scope with the highest value (the lowest under ``below``), and the value.
+
+    The value is None where a rule with a baseline can't judge: before the baseline's first step.
 
     Raises:
         WeightWatchError: See ``Engine.apply``.
@@ -157,8 +163,8 @@ def worst(rule: Rule, reading: Reading) -> tuple[str, float]:
         raise WeightWatchError(_unwatched(rule, reading.directions))
     if rule.baseline is not None:
         _require_same(rule, rule.baseline, reading.directions)
-        controls = {name: reading[name].reach_cosine for name in rule.baseline.controls}
-        return "model", rule.baseline.z(reading[rule.direction].reach_cosine, controls, reading.step)
+        figures = {name: reading[name].reach_cosine for name in rule.baseline.figures}
+        return "model", rule.baseline.z(figures, reading.step)
     values = {part: _value(rule, score) for part, score in _parts(rule, reading[rule.direction]).items()}
     choose = max if rule.above is not None else min
     return choose(values.items(), key=lambda item: item[1])
@@ -193,7 +199,7 @@ def _value(rule: Rule, score: Score) -> float:
 
 def _require_same(rule: Rule, baseline: Baseline, watched: Iterable[str]) -> None:
     """Refuse a baseline with a control that is not watched."""
-    missing = baseline.controls.keys() - set(watched)
+    missing = set(baseline.controls) - set(watched)
     if missing:
         raise WeightWatchError(
             f"The baseline of rule {rule.alert!r} has the control {min(missing)!r}, which is not watched. Watch the "

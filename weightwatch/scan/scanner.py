@@ -160,12 +160,14 @@ class Scan:
 
     @property
     def undecided(self) -> list[Rule]:
-        """The rules that can't have fired, because their ``for`` is more checkpoints than they can judge."""
-        return [rule for rule in self.rules if rule.for_ > self.judged(rule)]
+        """The rules that take more checkpoints in a row than they can judge, or can't judge all of them."""
+        count = len(self.readings)
+        return [rule for rule in self.rules if rule.for_ > self.judged(rule) or self.judged(rule) < count]
 
     def judged(self, rule: Rule) -> int:
         """Return how many of the checkpoints a rule can judge: with a baseline, those of steps that it knows."""
-        return sum(rule.baseline is None or rule.baseline.knows(reading.step) for reading in self.readings)
+        first = rule.baseline.steps[0] if rule.baseline is not None else 0
+        return sum(reading.step >= first for reading in self.readings)
 
     def to_json(self) -> dict[str, Any]:
         """Return the whole scan as JSON: readings and alerts as in the record, rules as in settings, the throughput."""

@@ -7,9 +7,9 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from weightwatch.config import Metric
+from weightwatch.config import Figure
 
-METRICS: tuple[Metric, ...] = get_args(Metric)
+METRICS: tuple[Figure, ...] = get_args(Figure)
 
 Kind: TypeAlias = Literal["model", "layers", "modules"]
 Part: TypeAlias = tuple[Kind, str]
@@ -55,7 +55,7 @@ class Block:
         self.values[:, place] = np.nan
         self.values[:, place, [at[part] for part in parts]] = figures
 
-    def of(self, metric: Metric, kind: Kind, count: int) -> tuple[list[str], Floats]:
+    def of(self, metric: Figure, kind: Kind, count: int) -> tuple[list[str], Floats]:
         """Return the names of all parts of a kind, and a metric of them in the first checks, shape (count, parts)."""
         parts, values = self.parts, self.values
         columns = [column for column, part in enumerate(parts) if part[0] == kind]

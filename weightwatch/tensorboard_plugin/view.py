@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from weightwatch.config import OVER_CONTROLS, Metric, Rule
+from weightwatch.config import OVER_CONTROLS, Figure, Rule
 from weightwatch.report.charts import MOST, thinned
 from weightwatch.rules.alert import Alert
 from weightwatch.tensorboard_plugin.columns import METRICS, Block, Columns, Floats, Kind
@@ -15,7 +15,7 @@ from weightwatch.tensorboard_plugin.library import Library
 from weightwatch.vectors.printable import printable
 
 _KINDS: tuple[Kind, ...] = ("layers", "modules")
-_SHARED: tuple[Metric, ...] = ("cosine", "reach_cosine")  # on one scale for all directions, controls included
+_SHARED: tuple[Figure, ...] = ("cosine", "reach_cosine")  # on one scale for all directions, controls included
 
 
 def overview(library: Library) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def overview(library: Library) -> dict[str, Any]:
     }
 
 
-def figures(run: GrowingRecord, direction: str, metric: Metric) -> dict[str, Any]:
+def figures(run: GrowingRecord, direction: str, metric: Figure) -> dict[str, Any]:
     """Return the figures of a run along a direction, thinned to ``MOST`` checks.
 
     Step 0, at which nothing has moved, is left out.
@@ -108,7 +108,7 @@ def _alert(alert: Alert) -> dict[str, Any]:
 
 
 def _line(
-    columns: Columns, block: Block, metric: Metric, controls: Sequence[str], steps: Sequence[int], first: int
+    columns: Columns, block: Block, metric: Figure, controls: Sequence[str], steps: Sequence[int], first: int
 ) -> dict[str, Any]:
     values = _model(block, metric, len(steps))[first:]
     kept = np.array(thinned(np.nan_to_num(values).tolist()), dtype=int)
@@ -125,12 +125,12 @@ def _line(
     }
 
 
-def _model(block: Block, metric: Metric, count: int) -> Floats:
+def _model(block: Block, metric: Figure, count: int) -> Floats:
     names, values = block.of(metric, "model", count)
     return values[:, 0] if names else np.full(count, np.nan, np.float32)
 
 
-def _map(block: Block, metric: Metric, kind: Kind, steps: Sequence[int], first: int) -> dict[str, Any]:
+def _map(block: Block, metric: Figure, kind: Kind, steps: Sequence[int], first: int) -> dict[str, Any]:
     names, values = block.of(metric, kind, len(steps))
     values = values[first:]
     sizes = np.nan_to_num(np.abs(values))
