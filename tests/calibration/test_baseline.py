@@ -90,11 +90,15 @@ def test_a_long_record_is_thinned(tmp_path: Path) -> None:
 def test_few_controls_are_refused_unless_a_threshold_is_calibrated(tmp_path: Path) -> None:
     few = [banked(tmp_path / f"{n}", FLAT, n, controls={"shuffled-1": "77b1"}) for n in range(2)]
     first, other = loaded(*few)
-    with pytest.raises(WeightWatchError, match="compares with 8 controls or more, and there is 1"):
+    with pytest.raises(
+        WeightWatchError, match="compares with 8 controls or more that have weights in what is trained, and there is 1"
+    ):
         with_baseline(rule(), [first])
     assert with_baseline(rule(), [first], [other]).baseline is not None
     bare = loaded(record(tmp_path / "bare", FLAT, controls={}))
-    with pytest.raises(WeightWatchError, match="compares with 1 control or more, and there are 0"):
+    with pytest.raises(
+        WeightWatchError, match="compares with 1 control or more that have weights in what is trained, and there are 0"
+    ):
         with_baseline(rule(), bare, bare)
 
 
@@ -135,6 +139,10 @@ def test_a_control_without_weights_in_what_is_trained_does_not_count(tmp_path: P
     for line in lines:
         line["directions"]["shuffled-3"] = reading(line["step"], 0.0).to_json()["directions"]["evil"]
     home.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    known = with_baseline(rule(), loaded(folder)).baseline
+    with pytest.raises(
+        WeightWatchError, match="8 controls or more that have weights in what is trained, and there are 7"
+    ):
+        with_baseline(rule(), loaded(folder))
+    known = with_baseline(rule(), loaded(folder), loaded(folder)).baseline
     assert known is not None
     assert known.controls == [name for name in BANK if name != "shuffled-3"]

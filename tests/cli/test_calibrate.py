@@ -184,4 +184,4 @@ def test_a_baseline_from_data_takes_as_many_runs(tmp_path: Path, monkeypatch: py
     refused("A baseline of 3 runs takes as many, and there are 2", *given, "--runs", 2)
     refused("A run of 200 steps has 20 checks, and a rule takes 21 in a row", *given, "--for", 21)
     mine.write_text("directions: [evil]\ncontrols: [style]\nevery: 10\n")
-    refused("A baseline compares with 8 controls or more, and there is 1", *given)
+    refused("A baseline compares with 8 controls or more that have weights in what is trained, and there is 1", *given)

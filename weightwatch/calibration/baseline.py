@@ -9,7 +9,6 @@ from weightwatch.baseline import Baseline
 from weightwatch.calibration.references import Reference, alike
 from weightwatch.config import Rule
 from weightwatch.reading.reading import Reading
-from weightwatch.setup import Setup
 from weightwatch.vectors.errors import WeightWatchError
 
 THRESHOLD = 3.0
@@ -34,12 +33,20 @@ def with_baseline(rule: Rule, runs: Sequence[Reference], others: Sequence[Refere
             trained and watched alike.
     """
     setup = alike([*runs, *others], rule, controls=True)
-    require_controls(len(setup.controls), few=bool(others))
     for run in runs:
         _require_whole(run, [rule.direction, *setup.controls])
     steps = _steps(runs)
-    figures = {name: _mean(runs, name, steps) for name in (rule.direction, *setup.controls)}
-    baseline = _made(rule.direction, runs, setup, steps, figures)
+    controls = {name: _mean(runs, name, steps) for name in setup.controls}
+    controls = {name: figures for name, figures in controls.items() if any(figures)}  # else it has no weights there
+    require_controls(len(controls), few=bool(others))
+    baseline = Baseline(
+        runs=len(runs),
+        ids=[run.identity for run in runs],
+        setup=setup,
+        direction=rule.direction,
+        steps=steps,
+        figures={rule.direction: _mean(runs, rule.direction, steps), **controls},
+    )
     bare = rule.model_dump(by_alias=True, exclude_none=True, exclude={"calibration", "baseline"})
     made = {"metric": "over_baseline", "above": THRESHOLD, "baseline": baseline.model_dump()}
     return Rule.model_validate({**bare, **made})
@@ -58,9 +65,9 @@ def require_controls(count: int, *, few: bool) -> None:
     least = 1 if few else ENOUGH_CONTROLS
     if count < least:
         raise WeightWatchError(
-            f"A baseline compares with {least} control{'s' * (least > 1)} or more, and there "
-            f"{'is' if count == 1 else 'are'} {count}. "
-            "Build a bank with `weightwatch build --num-controls 19`, and watch the runs with it."
+            f"A baseline compares with {least} control{'s' * (least > 1)} or more that have weights in what is "
+            f"trained, and there {'is' if count == 1 else 'are'} {count}. Build a bank with `weightwatch build --num-controls "
+            "19`, and watch the runs with it."
         )
 
 
@@ -107,16 +114,6 @@ def _bad(name: str, why: str) -> WeightWatchError:
         f"{name} {why}. What a baseline has learned is never seen in other runs, so look at its data, and leave the "
         f"run out if it is not harmless; to keep it as it is, pass --accept {name}."
     )
-
-
-def _made(
-    direction: str, runs: Sequence[Reference], setup: Setup, steps: list[int], figures: dict[str, list[float]]
-) -> Baseline:
-    moved = {name: values for name, values in figures.items() if name == direction or any(values)}
-    if len(moved) < 2:
-        raise WeightWatchError(f"No control of {runs[0].name} has weights in what it trains. Watch others.")
-    ids = [run.identity for run in runs]
-    return Baseline(runs=len(runs), ids=ids, setup=setup, direction=direction, steps=steps, figures=moved)
 
 
 def _z(known: Baseline | None, reading: Reading) -> float | None:
