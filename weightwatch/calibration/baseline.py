@@ -66,8 +66,8 @@ def require_controls(count: int, *, few: bool) -> None:
     if count < least:
         raise WeightWatchError(
             f"A baseline compares with {least} control{'s' * (least > 1)} or more that have weights in what is "
-            f"trained, and there {'is' if count == 1 else 'are'} {count}. Build a bank with `weightwatch build --num-controls "
-            "19`, and watch the runs with it."
+            f"trained, and there {'is' if count == 1 else 'are'} {count}. Build a bank with "
+            "`weightwatch build --num-controls 19`, and watch the runs with it."
         )
 
 
