@@ -55,7 +55,8 @@ class Way:
         named = len(set(CONTROLS) & set(self.controls))
         shuffled = f"{len(self.controls) - named} shuffled"
         threshold = f"{self.threshold:g}" if self.threshold is not None else f"{REFERENCES - self.runs} runs"
-        return [f"{self.runs} of {whose}", f"{shuffled}, {named} others" if named else shuffled, threshold]
+        others = {0: "", 1: ", careless", len(CONTROLS): ", 3 others"}[named]
+        return [f"{self.runs} of {whose}", shuffled + others, threshold]
 
 
 WAYS = (
@@ -67,6 +68,7 @@ WAYS = (
     Way(3, None),
     Way(3, controls=_SHUFFLED),
     Way(3, THRESHOLD + 1, _SHUFFLED),
+    Way(3, controls=["careless", *_SHUFFLED]),
     Way(3, controls=_SHUFFLED[:FEW]),
     Way(3, controls=[*CONTROLS, *_SHUFFLED[:FEW]]),
     Way(3, controls=[*CONTROLS, *_SHUFFLED[:5]]),

@@ -132,6 +132,21 @@ def test_a_run_that_is_far_from_the_others_is_named_and_none_of_the_others(tmp_p
         require_harmless(rule(), runs, (apart.name,))
 
 
+def test_an_accepted_run_does_not_hide_another_one(tmp_path: Path) -> None:
+    good = three(tmp_path)
+    apart = Reference.load(banked(tmp_path / "apart", [0.7] * 4, 5))
+    with pytest.raises(WeightWatchError, match="apart is far from the mean"):
+        require_harmless(rule(), [*good[:2], apart], (good[0].name,))
+
+
+def test_one_check_is_enough_where_the_rule_takes_one(tmp_path: Path) -> None:
+    good = three(tmp_path)
+    once = Reference.load(banked(tmp_path / "once", [0.1, 0.7, 0.1, 0.1], 5))
+    require_harmless(rule(**{"for": 2}), [*good, once], ())
+    with pytest.raises(WeightWatchError, match="once is far from the mean"):
+        require_harmless(rule(), [*good, once], ())
+
+
 def test_a_control_without_weights_in_what_is_trained_does_not_count(tmp_path: Path) -> None:
     folder = banked(tmp_path, FLAT)
     home = folder / "weightwatch" / "readings.jsonl"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.rules.test_engine import rule
-from tests.support.references import LIKE, banked, record, records
+from tests.support.references import BASELINE, LIKE, banked, record, records
 from weightwatch import Config, WeightWatchError
 from weightwatch.calibration.baseline import THRESHOLD
 from weightwatch.calibration.calibrate import calibrate, to_calibrate
@@ -262,3 +262,10 @@ def test_a_run_of_a_baseline_is_known_without_its_id(tmp_path: Path) -> None:
         WeightWatchError, match="run-0 is one of the runs that the baseline of rule 'drift' was made of"
     ):
         calibrate(loaded(folders), [found.rule])
+
+
+def test_a_direction_without_a_baseline_gets_one_beside_a_rule_that_has_one() -> None:
+    setup = Setup.model_validate({**LIKE, "directions": {"evil": "3f2a", "lazy": "77"}})
+    over = {"alert": "mine", "direction": "evil", "metric": "over_baseline", "above": 3.0, "baseline": BASELINE}
+    made = to_calibrate(Config.load({"rules": [over]}), setup, baseline=True)
+    assert [(rule.alert, rule.direction) for rule in made] == [("mine", "evil"), ("lazy-drift", "lazy")]

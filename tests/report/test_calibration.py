@@ -33,7 +33,7 @@ def test_a_baseline_without_other_runs_has_no_rates(tmp_path: Path) -> None:
     assert row.split() == ["evil-drift", "over_baseline", "+3.000", "–", "–", "–", "–"]
     assert told(found[0].rule).startswith(
         "evil-drift: beyond the mean of 2 harmless runs, over 8 controls. The threshold is the usual one, not "
-        "calibrated: measured for three runs and `for: 2` alone."
+        "calibrated: measured for 3 to 5 runs and `for: 2` alone."
     )
     measured = found[0].rule.model_copy(update={"for_": 2, "baseline": Baseline.model_validate(BASELINE)})
     assert "not calibrated: docs/detection.md has how often it is wrong" in told(measured)

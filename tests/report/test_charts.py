@@ -42,7 +42,7 @@ def test_what_is_left_without_a_baseline_is_a_curve_with_its_threshold(tmp_path:
     over = rule(metric="over_baseline", above=3.0, baseline=BASELINE)
     late = rule(metric="over_baseline", above=8.0, baseline={**BASELINE, "steps": [20, 40]})
     runs = {"run": (over, readings), "late": (late, readings), "without controls": (over, READINGS)}
-    figure = over_baseline(runs, "drift", [ALERT, replace(ALERT, alert="drift", step=20)])
+    figure = over_baseline(runs, "drift", [ALERT, replace(ALERT, alert="drift", metric="over_baseline", step=20)])
     assert list(figure.data[0].y) == pytest.approx([0.0, 3.0, 4.0])
     assert figure.data[1].y[0] is None
     assert list(figure.data[1].y[1:]) == pytest.approx([3.0, 4.0])

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.rules.test_engine import rule
-from tests.support.references import record
+from tests.support.references import BASELINE, banked, record
 from weightwatch.record.history import History
 from weightwatch.record.recorded_run import RecordedRun
 from weightwatch.report.html import LIMITS, figures, guarded, markdown, page, verdict
@@ -92,3 +92,21 @@ def test_the_guard_of_a_run_has_its_price_on_the_page(tmp_path: Path) -> None:
     told = guarded(RecordedRun.of(tmp_path / "run"))
     assert told is not None
     assert told.startswith("the guard (mode: update) took back")
+
+
+def test_a_run_that_is_named_twice_is_on_the_page_once(tmp_path: Path) -> None:
+    run = watched(tmp_path / "run", [0.1, 0.3])
+    assert page([run, run]).count("Plotly.newPlot") == page([run]).count("Plotly.newPlot")
+
+
+def test_a_rule_with_a_baseline_has_a_chart_of_the_runs_that_have_it(tmp_path: Path) -> None:
+    """The alert of a run with another rule of that name is not in it."""
+    over = {"alert": "drift", "direction": "evil", "metric": "over_baseline", "above": 3.0, "baseline": BASELINE}
+    runs = [
+        RecordedRun.of(banked(tmp_path / "over", [0.1, 0.13], 1, rules=[over])),
+        watched(tmp_path / "plain", [0.1, 0.3], 2),
+    ]
+    text = page(runs)
+    assert text.count("drift: over the baseline") == 1
+    chart = text[text.index("drift: over the baseline") - 4000 : text.index("drift: over the baseline")]
+    assert "ALERT drift" not in chart

@@ -1,7 +1,6 @@
 """The baseline of harmless runs, which a rule takes off the figures of a run."""
 
 from collections.abc import Collection, Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -9,6 +8,7 @@ from weightwatch.baseline import Baseline
 from weightwatch.calibration.references import Reference, alike
 from weightwatch.config import Rule
 from weightwatch.reading.reading import Reading
+from weightwatch.setup import Setup
 from weightwatch.vectors.errors import WeightWatchError
 
 THRESHOLD = 3.0
@@ -33,23 +33,12 @@ def with_baseline(rule: Rule, runs: Sequence[Reference], others: Sequence[Refere
             trained and watched alike.
     """
     setup = alike([*runs, *others], rule, controls=True)
-    for run in runs:
-        _require_whole(run, [rule.direction, *setup.controls])
-    steps = _steps(runs)
-    controls = {name: _mean(runs, name, steps) for name in setup.controls}
-    controls = {name: figures for name, figures in controls.items() if any(figures)}  # else it has no weights there
-    require_controls(len(controls), few=bool(others))
-    baseline = Baseline(
-        runs=len(runs),
-        ids=[run.identity for run in runs],
-        setup=setup,
-        direction=rule.direction,
-        steps=steps,
-        figures={rule.direction: _mean(runs, rule.direction, steps), **controls},
-    )
+    steps, figures = _means(rule.direction, runs, setup)
+    require_controls(len(figures) - 1, few=bool(others))
+    ids = [run.identity for run in runs]
+    made = Baseline(runs=len(runs), ids=ids, setup=setup, direction=rule.direction, steps=steps, figures=figures)
     bare = rule.model_dump(by_alias=True, exclude_none=True, exclude={"calibration", "baseline"})
-    made = {"metric": "over_baseline", "above": THRESHOLD, "baseline": baseline.model_dump()}
-    return Rule.model_validate({**bare, **made})
+    return Rule.model_validate({**bare, "metric": "over_baseline", "above": THRESHOLD, "baseline": made.model_dump()})
 
 
 def require_controls(count: int, *, few: bool) -> None:
@@ -74,17 +63,22 @@ def require_controls(count: int, *, few: bool) -> None:
 def furthest(rule: Rule, runs: Sequence[Reference]) -> tuple[str, float] | None:
     """Return the run that is furthest from the mean of the others, either way, and its z; None of fewer than three.
 
-    The one that is furthest is named, since it moves the mean that the others are compared with.
+    The one that is furthest is named, since it moves the mean that the others are compared with. As for the rule, it
+    must be so far in as many checks in a row as its ``for`` says.
     """
     if len(runs) < 3:
         return None
     found = []
     for at, run in enumerate(runs):
         rest = [*runs[:at], *runs[at + 1 :]]
-        known = with_baseline(rule, rest).baseline
-        values = [_z(known, reading) for reading in run.readings if reading.update_norm > 0]
-        kept = [min(abs(a), abs(b)) for a, b in pairwise(value for value in values if value is not None)]
-        found.append((run.name, max(kept, default=0.0)))
+        setup = alike(rest, rule, controls=True)
+        steps, figures = _means(rule.direction, rest, setup)
+        mean = Baseline(runs=len(rest), setup=setup, direction=rule.direction, steps=steps, figures=figures)
+        read = [(each.step, {name: each[name].reach_cosine for name in figures}) for each in _moved(run)]
+        values = [abs(value) for step, each in read if (value := mean.z(each, step)) is not None]
+        size = min(rule.for_, len(values))
+        windows = (values[start : start + size] for start in range(len(values) - size + 1))
+        found.append((run.name, max(map(min, windows)) if values else 0.0))
     return max(found, key=lambda each: each[1])
 
 
@@ -95,17 +89,18 @@ def require_harmless(rule: Rule, runs: Sequence[Reference], accept: Collection[s
     three runs or more, one that is far from the mean of the others, too.
 
     Raises:
-        WeightWatchError: A run looks bad, and is not accepted.
+        WeightWatchError: A run looks bad, and is not accepted; or was not watched along all directions all the time.
     """
-    if any(len(run.setup.controls) < ENOUGH_CONTROLS for run in runs):
+    _, figures = _means(rule.direction, runs, alike(runs, rule, controls=True))
+    if len(figures) - 1 < ENOUGH_CONTROLS:
         return
     beyond = rule.model_copy(update={"metric": "over_controls", "baseline": None})
     left = [run for run in runs if run.name not in accept]
     for run in left:
         if run.score(beyond) > 0:
             raise _bad(run.name, f"reaches further along {rule.direction} than along any control")
-    far = furthest(rule, left)
-    if far is not None and far[1] > 2 * THRESHOLD:
+    far = furthest(rule, left if len(left) > 2 else runs)
+    if far is not None and far[0] not in accept and far[1] > 2 * THRESHOLD:
         raise _bad(far[0], f"is far from the mean of the others along {rule.direction} (z of {far[1]:.3g})")
 
 
@@ -116,10 +111,18 @@ def _bad(name: str, why: str) -> WeightWatchError:
     )
 
 
-def _z(known: Baseline | None, reading: Reading) -> float | None:
-    if known is None:
-        return None
-    return known.z({name: reading[name].reach_cosine for name in known.figures}, reading.step)
+def _moved(run: Reference) -> list[Reading]:
+    """Return the readings of a run at which something has moved."""
+    return [reading for reading in run.readings if reading.update_norm > 0]
+
+
+def _means(direction: str, runs: Sequence[Reference], setup: Setup) -> tuple[list[int], dict[str, list[float]]]:
+    """Return steps, and the mean figures there along the direction and all controls with weights in what is trained."""
+    for run in runs:
+        _require_whole(run, [direction, *setup.controls])
+    steps = _steps(runs)
+    figures = {name: _mean(runs, name, steps) for name in (direction, *setup.controls)}
+    return steps, {name: values for name, values in figures.items() if name == direction or any(values)}
 
 
 def _require_whole(run: Reference, names: Sequence[str]) -> None:
@@ -135,7 +138,7 @@ def _require_whole(run: Reference, names: Sequence[str]) -> None:
 
 def _steps(runs: Sequence[Reference]) -> list[int]:
     """Return the steps of a baseline: the checks of the run with the fewest, as far as all runs have some."""
-    checks = {run.name: [reading.step for reading in run.readings if reading.update_norm > 0] for run in runs}
+    checks = {run.name: [reading.step for reading in _moved(run)] for run in runs}
     late, early = max(checks, key=lambda name: checks[name][0]), min(checks, key=lambda name: checks[name][-1])
     first, last = checks[late][0], checks[early][-1]
     shared = min(([step for step in steps if first <= step <= last] for steps in checks.values()), key=len)
@@ -151,7 +154,7 @@ def _mean(runs: Sequence[Reference], direction: str, steps: Sequence[int]) -> li
     """Return the mean reach cosine of runs along a direction at some steps, linear between their checks."""
     figures = []
     for run in runs:
-        moved = [reading for reading in run.readings if reading.update_norm > 0]
+        moved = _moved(run)
         values = [reading[direction].reach_cosine for reading in moved]
         figures.append(np.interp(steps, [reading.step for reading in moved], values))
     return [round(float(value), _DIGITS) for value in np.mean(figures, axis=0)]

@@ -46,7 +46,8 @@ def to_calibrate(
         setup: What the references were watched along.
         metric: Metric of rules that are made. Default: ``over_controls``; ``reach_cosine`` without controls.
         checks: ``for`` of rules that are made. Default: 2.
-        baseline: Whether the rules get a baseline. Then only those of the settings count that have one.
+        baseline: Whether the rules get a baseline. Then those of the settings count that have one, and the other
+            directions get one.
 
     Raises:
         WeightWatchError: There is no such metric; or one is given, or a number of checks, and the settings have rules.
@@ -62,15 +63,16 @@ def to_calibrate(
             f"The settings have rules ({', '.join(rule.alert for rule in given)}), and these are calibrated with their "
             "own metric and `for`. Leave out --metric and --for, or change the rules."
         )
-    if given:
+    if given and not baseline:
         return given
+    covered = {rule.direction for rule in given}
     taken = {rule.alert for rule in own}
     chosen = metric or ("over_controls" if setup.controls else "reach_cosine")
     if chosen not in get_args(Metric):
         raise WeightWatchError(f"There is no metric {chosen!r}; there are {', '.join(get_args(Metric))}.")
     if chosen == "over_baseline" and not baseline:
         raise WeightWatchError("The metric over_baseline takes a baseline: pass --baseline 3 for one of three runs.")
-    return [
+    made = [
         Rule.model_validate(
             {
                 "alert": _free(name, "over-baseline" if baseline else "calibrated", taken),
@@ -81,7 +83,9 @@ def to_calibrate(
             }
         )
         for name in setup.directions
+        if name not in covered
     ]
+    return [*given, *made]
 
 
 def calibrate(
@@ -144,7 +148,7 @@ def level_of(runs: int, rules: Sequence[Rule], rate: float, baseline: int = 0) -
     """
     if runs < baseline:
         raise WeightWatchError(
-            f"A baseline of {baseline} runs takes as many, and there are {runs}. Name more, or pass --baseline {runs}."
+            f"A baseline of {baseline} runs takes as many, and there are {runs}. Take more, or pass --baseline {runs}."
         )
     below = next((rule for rule in rules if rule.above is None), None)
     if below is not None:
@@ -159,7 +163,8 @@ def level_of(runs: int, rules: Sequence[Rule], rate: float, baseline: int = 0) -
         if baseline:
             told = (
                 f"The first {baseline} runs make the baseline, and {left} {'is' if left == 1 else 'are'} left for the "
-                f"threshold, which takes {needed(part)}. Pass --baseline {runs} to make a baseline of all."
+                f"threshold, which takes {needed(part)} at a rate of {part:.3g} a rule. Pass --baseline {runs} to make "
+                "a baseline of all."
             )
         elif len(rules) > 1:
             told = (

@@ -85,13 +85,13 @@ def calibrate(
             from weightwatch.callbacks.references import ReferenceRuns
             from weightwatch.cli.base_model import base_model
         watched, count = Config.load(config), runs or baseline or 19
+        _require_no_rate(context, baseline, count)
         _require_supported(watched, count, rate, (metric, checks, baseline), steps)
         base = base_model(model)[1]
         plan = ReferenceRuns(base, from_data, watched, folder, steps, batch_size, rank, learning_rate)
         with aside.status("") as status:
             folders = plan.train(count, lambda done: status.update(f"{done} of {count} reference runs are complete"))
-    if baseline == len(folders):
-        _require_unused(context, ("rate",), "a threshold that is calibrated, and all runs make the baseline")
+    _require_no_rate(context, baseline, len(folders))
     references = [Reference.load(each) for each in folders]
     settings = Config.load(config if config is not None else references[0].record / "config.yaml")
     rules = to_calibrate(settings, references[0].setup, metric, checks, baseline=baseline > 0)
@@ -103,7 +103,7 @@ def calibrate(
         typer.echo(json.dumps([_document(each) for each in found], indent=1))
         return
     _show(found, made)
-    if untold := _untold(baseline, len(references)):
+    if untold := _untold(baseline, len(references), len(references[0].setup.controls)):
         screen.print(untold, soft_wrap=True)
     if output is None:
         screen.print("Pass --output to write the settings with these rules.")
@@ -121,6 +121,12 @@ def _require_unused(context: typer.Context, options: Sequence[str], purpose: str
     given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if given:
         raise WeightWatchError(f"--{given[0].replace('_', '-')} is for {purpose}. Leave it out.")
+
+
+def _require_no_rate(context: typer.Context, baseline: int, runs: int) -> None:
+    """Refuse a rate where no threshold is calibrated."""
+    if baseline == runs:
+        _require_unused(context, ("rate",), "a threshold that is calibrated, and all runs make the baseline")
 
 
 def _require_writable(output: Path, config: Path | None) -> None:
@@ -172,10 +178,13 @@ def _require_supported(
         )
 
 
-def _untold(baseline: int, runs: int) -> str:
+def _untold(baseline: int, runs: int, controls: int) -> str:
     """Say of which runs it can't be told whether one looks bad."""
+    from weightwatch.calibration.baseline import ENOUGH_CONTROLS
     from weightwatch.calibration.references import ENOUGH_RUNS
 
+    if baseline and controls < ENOUGH_CONTROLS:
+        return f"With fewer than {ENOUGH_CONTROLS} controls it can't be told whether a run of the baseline looks bad."
     if baseline and baseline < 3:
         return "Of fewer than three runs of a baseline it can't be told whether one is far from the others."
     if runs - baseline and runs - baseline < ENOUGH_RUNS:

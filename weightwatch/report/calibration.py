@@ -63,12 +63,12 @@ def _beyond(rule: Rule) -> str:
     if rule.baseline is None:
         return ""
     runs, controls = rule.baseline.runs, len(rule.baseline.controls)
-    what = f"beyond the mean of {runs} harmless run{'s' * (runs > 1)}, over {controls} controls. "
+    what = f"beyond the mean of {runs} harmless run{'s' * (runs > 1)}, over {controls} control{'s' * (controls > 1)}"
     if rule.calibration is not None:
-        return what
-    measured = runs >= 3 and rule.for_ == 2
-    often = "docs/detection.md has how often it is wrong" if measured else "measured for three runs and `for: 2` alone"
-    return f"{what}The threshold is the usual one, not calibrated: {often}. "
+        return f"{what}; "
+    measured = 3 <= runs <= 5 and rule.for_ == 2
+    often = "docs/detection.md has how often it is wrong" if measured else "measured for 3 to 5 runs and `for: 2` alone"
+    return f"{what}. The threshold is the usual one, not calibrated: {often}. "
 
 
 def _rate(rule: Rule) -> str:

@@ -90,7 +90,7 @@ def over_baseline(
     for threshold in sorted({rule.threshold for rule, _ in runs.values()}):
         figure.add_hline(threshold, line_dash="dash", annotation_text=plain(alert))
     for each in alerts:
-        if each.alert == alert and each.state == "firing":
+        if (each.alert, each.metric, each.state) == (alert, "over_baseline", "firing"):
             figure.add_vline(each.step, line_dash="dot", annotation_text=f"ALERT {plain(each.alert)}")
     return _laid_out(figure, f"{plain(alert)}: over the baseline", "over the baseline")
 

@@ -10,7 +10,6 @@ from weightwatch.record.recorded_run import RecordedRun
 from weightwatch.report.base import Outcome
 from weightwatch.report.charts import MOST, layers_over_steps, over_baseline, over_steps, plain
 from weightwatch.report.terminal import closing, number
-from weightwatch.rules.alert import Alert
 from weightwatch.vectors.printable import printable
 
 if TYPE_CHECKING:
@@ -123,7 +122,8 @@ def guarded(run: RecordedRun) -> str | None:
 def _charts(runs: Sequence[RecordedRun]) -> list[str]:
     titles = [run.title for run in runs]
     alike = {title for title in titles if titles.count(title) > 1}
-    readings = {str(run.record) if run.title in alike else run.title: run.readings() for run in runs}
+    keys = [str(run.record) if run.title in alike else run.title for run in runs]
+    readings = {key: run.readings() for key, run in zip(keys, runs, strict=True)}
     first = runs[0]
     controls = sorted(first.setup.controls) if first.setup is not None else []
     rules = first.config.rules if first.config is not None else []
@@ -133,7 +133,7 @@ def _charts(runs: Sequence[RecordedRun]) -> list[str]:
     for name in watched:
         metrics = {"reach_cosine", *(rule.metric for rule in rules if rule.direction == name and not rule.baseline)}
         figures += [over_steps(readings, name, metric, controls, rules, alerts) for metric in sorted(metrics)]
-        figures += _over_baselines(runs, readings, name, alerts)
+        figures += _over_baselines(dict(zip(keys, runs, strict=True)), readings, name)
         for kinds in (False, True):
             maps = {title: layers_over_steps(found, name, kinds=kinds) for title, found in readings.items()}
             most = max(figure.data[0].zmax for figure in maps.values())  # one scale, to compare the runs by eye
@@ -148,15 +148,18 @@ def _charts(runs: Sequence[RecordedRun]) -> list[str]:
 
 
 def _over_baselines(
-    runs: Sequence[RecordedRun], readings: Mapping[str, Sequence[Reading]], direction: str, alerts: Sequence[Alert]
+    runs: Mapping[str, RecordedRun], readings: Mapping[str, Sequence[Reading]], direction: str
 ) -> list["Figure"]:
     """Return a chart for each rule with a baseline about a direction, with the runs that have it."""
     found: dict[str, dict[str, tuple[Rule, Sequence[Reading]]]] = {}
-    for run, (title, read) in zip(runs, readings.items(), strict=True):
+    for title, run in runs.items():
         for rule in run.config.rules if run.config is not None else []:
             if rule.baseline is not None and rule.direction == direction:
-                found.setdefault(rule.alert, {})[title] = (rule, read)
-    return [over_baseline(of_runs, alert, alerts) for alert, of_runs in found.items()]
+                found.setdefault(rule.alert, {})[title] = (rule, readings[title])
+    return [
+        over_baseline(of_runs, name, [alert for title in of_runs for alert in runs[title].alerts])
+        for name, of_runs in found.items()
+    ]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
