@@ -136,8 +136,8 @@ def _validate(settings: Settings) -> None:
 
 
 def _recorded(settings: Sampling | Training) -> dict[str, Any]:
-    """Return settings as they are recorded in cards and digests."""
-    return {_RECORDED.get(name, name): value for name, value in asdict(settings).items()}
+    """Return settings as they are recorded in cards and digests; lists that are empty are left out."""
+    return {_RECORDED.get(name, name): value for name, value in asdict(settings).items() if value != ()}
 
 
 def _piloted(
