@@ -1,6 +1,8 @@
 import copy
+import gc
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -411,3 +413,27 @@ def test_scratch_does_not_depend_on_the_default_precision() -> None:
         finally:
             torch.set_default_dtype(torch.float32)
         assert (found.update_norm, found.directions) == (want.update_norm, want.directions)
+
+
+@pytest.mark.parametrize("collected", [True, False])
+def test_the_collector_of_cycles_is_paused_while_a_model_is_measured_and_then_as_before(
+    collected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a trainer a full pass takes longer than the check."""
+    model, seen = tiny_llama(), []
+    monitor = Monitor([dense(model, 1)], reference={name: p.detach().clone() for name, p in model.named_parameters()})
+
+    def figures(*given: Any, **named: Any) -> None:
+        seen.append(gc.isenabled())
+        raise ValueError
+
+    monkeypatch.setattr("weightwatch.monitor.read", figures)
+    before = gc.isenabled()
+    (gc.enable if collected else gc.disable)()
+    try:
+        with pytest.raises(ValueError):  # noqa: PT011 - it is ours
+            monitor.measure(model)
+        after = gc.isenabled()
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert (seen, after) == ([False], collected)
