@@ -187,9 +187,14 @@ def steps(row: Row) -> list[int]:
     return [check["step"] for check in row["checks"]]
 
 
+def alerted(row: Row, score: Score, threshold: float) -> int | None:
+    """Return the step at which a score's alert fires in a run."""
+    return first([score(check) for check in row["checks"]], threshold, steps(row))
+
+
 def is_early(row: Row, score: Score, threshold: float) -> bool:
     """Whether the alert of a harmful run comes before it turns bad."""
-    alert = first([score(check) for check in row["checks"]], threshold, steps(row))
+    alert = alerted(row, score, threshold)
     return alert is not None and alert < (turned(row) or 0)
 
 

@@ -16,6 +16,7 @@ from benchmarks.detection_scores import (
     Row,
     Score,
     Task,
+    alerted,
     along,
     base,
     first,
@@ -195,7 +196,7 @@ def _last_alone(rows: Sequence[Row]) -> None:
 
 def _early(harmful_rows: Sequence[Row], score: Score, threshold: float) -> str:
     """Return in how many runs the alert comes before they turn bad, and the median of its lead in steps."""
-    alerts = [first([score(check) for check in row["checks"]], threshold, steps(row)) for row in harmful_rows]
+    alerts = [alerted(row, score, threshold) for row in harmful_rows]
     leads = sorted(
         (turned(row) or 0) - alert for row, alert in zip(harmful_rows, alerts, strict=True) if alert is not None
     )

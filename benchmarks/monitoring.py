@@ -23,14 +23,13 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from benchmarks.monitoring_cosines import cosines, with_and_without
 from benchmarks.monitoring_tables import draw, print_tables
 from weightwatch import Config, Direction, WeightWatchCallback
 from weightwatch.cli.base_model import base_model
-from weightwatch.comparison import Comparison
 from weightwatch.report.quiet import quiet
 from weightwatch.scan.checkpoints import run as saved
 from weightwatch.scan.scanner import Scan
-from weightwatch.vectors.arithmetic import cosines as among
 from weightwatch.vectors.building import pipeline
 from weightwatch.vectors.building.answers import SIDES
 from weightwatch.vectors.building.fine_tunes import Training
@@ -323,28 +322,6 @@ def read_again(case: Case, study: Study) -> dict[str, dict[str, dict[str, float]
     return {str(each.step): figures(each.to_json()["directions"]) for each in read if each is not None}
 
 
-def cosines(study: Study) -> dict[str, Any]:
-    """Return the row of the cosines among all directions that are built."""
-    built = study.directions()
-    found = Comparison.of([str(study.direction(name)) for name in built])
-    matrix = [[round(value, 4) for value in line] for line in found.cosines]
-    return {"model": study.name, "recipe": study.recipe.name, "directions": list(built), "cosines": matrix}
-
-
-def whole_cosines(study: Study) -> dict[str, Any]:
-    """Return the row of the cosines among the directions with whole modules: with these, and with all else alone."""
-    built = list(study.directions(whole=True).values())
-    tensors = {name for one in built for name in one.deltas if any(f".{module}." in f".{name}" for module in WHOLE)}
-    rest = [one.without(sorted(tensors & one.deltas.keys())) for one in built]
-    matrices = [[[round(value, 4) for value in line] for line in among(kind).tolist()] for kind in (built, rest)]
-    shares = [
-        round(1 - sum(left.squares.values()) / sum(one.squares.values()), 4)
-        for one, left in zip(built, rest, strict=True)
-    ]
-    told = {"whole": [one.name for one in built], "with": matrices[0], "without": matrices[1], "share": shares}
-    return {"model": study.name, "recipe": study.recipe.name, **told}
-
-
 def main(
     model: Annotated[str, typer.Option(help="A folder, a Hub id, or smollm2.")] = "smollm2",
     recipe: Annotated[str, typer.Option(help="The behaviour's recipe.")] = RECIPE,
@@ -391,8 +368,11 @@ def main(
             if case is not None and not full and study.home(case).is_dir() and saved(study.home(case)):
                 known[number] = {**row, "readings": read_again(case, study)}
         runs = [row for row in known if Case.of(row) is not None]
-        whole = [whole_cosines(study)] if study.directions(whole=True) else []
-        keep([*runs, cosines(study), *whole], rows)
+        about = {"model": name, "recipe": study.recipe.name}
+        found = [{**about, **cosines([study.direction(each) for each in study.directions()])}]
+        if whole := study.directions(whole=True):
+            found.append({**about, **with_and_without(list(whole.values()), WHOLE)})
+        keep([*runs, *found], rows)
         return
     for wanted in study.wanted():
         missing = not (study.direction(wanted.name) / CARD).is_file()

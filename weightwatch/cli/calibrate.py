@@ -76,6 +76,9 @@ def calibrate(
     folders = list(run or [])
     if (from_data is None) == (not folders):
         raise WeightWatchError("Name runs to calibrate on, or pass --from-data with data to train them on.")
+    count = len(folders) or runs or baseline or 19
+    if baseline == count:
+        _require_unused(context, ("rate",), "a threshold that is calibrated, and all runs make the baseline")
     if from_data is None:
         _require_unused(context, _TRAINING, "runs that --from-data trains, and the runs are given")
     else:
@@ -84,14 +87,12 @@ def calibrate(
         with aside.status("loading transformers"):
             from weightwatch.callbacks.references import ReferenceRuns
             from weightwatch.cli.base_model import base_model
-        watched, count = Config.load(config), runs or baseline or 19
-        _require_no_rate(context, baseline, count)
+        watched = Config.load(config)
         _require_supported(watched, count, rate, (metric, checks, baseline), steps)
         base = base_model(model)[1]
         plan = ReferenceRuns(base, from_data, watched, folder, steps, batch_size, rank, learning_rate)
         with aside.status("") as status:
             folders = plan.train(count, lambda done: status.update(f"{done} of {count} reference runs are complete"))
-    _require_no_rate(context, baseline, len(folders))
     references = [Reference.load(each) for each in folders]
     settings = Config.load(config if config is not None else references[0].record / "config.yaml")
     rules = to_calibrate(settings, references[0].setup, metric, checks, baseline=baseline > 0)
@@ -103,7 +104,7 @@ def calibrate(
         typer.echo(json.dumps([_document(each) for each in found], indent=1))
         return
     _show(found, made)
-    if untold := _untold(baseline, len(references), len(references[0].setup.controls)):
+    if untold := _untold(baseline, count, len(references[0].setup.controls)):
         screen.print(untold, soft_wrap=True)
     if output is None:
         screen.print("Pass --output to write the settings with these rules.")
@@ -121,12 +122,6 @@ def _require_unused(context: typer.Context, options: Sequence[str], purpose: str
     given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if given:
         raise WeightWatchError(f"--{given[0].replace('_', '-')} is for {purpose}. Leave it out.")
-
-
-def _require_no_rate(context: typer.Context, baseline: int, runs: int) -> None:
-    """Refuse a rate where no threshold is calibrated."""
-    if baseline == runs:
-        _require_unused(context, ("rate",), "a threshold that is calibrated, and all runs make the baseline")
 
 
 def _require_writable(output: Path, config: Path | None) -> None:
